@@ -1,0 +1,39 @@
+"""The commands that the workflow's rules call: python -m mup_moe COMMAND --help."""
+
+import argparse
+import importlib
+import sys
+
+from mup_moe.files import UserError
+
+# Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported,
+# so that training starts without pandas and plotting without torch.
+COMMANDS = {
+    "tokenize": "mup_moe.data.tokenize",
+    "train": "mup_moe.training.command",
+    "aggregate": "mup_moe.analysis.aggregate",
+    "optima": "mup_moe.analysis.optima",
+    "figure": "mup_moe.analysis.figure",
+    "table1": "mup_moe.analysis.table1",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit status. A UserError becomes one line on stderr."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m mup_moe", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        subparser = subparsers.add_parser(name)
+        if argv[:1] == [name]:
+            importlib.import_module(module).add_arguments(subparser)
+    arguments = parser.parse_args(argv)
+    try:
+        return importlib.import_module(COMMANDS[arguments.command]).run(arguments) or 0
+    except UserError as error:
+        print(f"mup-moe: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""A cell: one training run of the sweep, and its name."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mup_moe.config.learning_rate import LearningRate
+
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+ARCHITECTURES = ("moe", "dense")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One point of the sweep. Every field but `setup` is an axis that a figure may span.
+
+    `experts` counts the experts at granularity 1: `experts * granularity` are instantiated. A
+    dense cell has neither, and says so with experts = granularity = 1.
+    """
+
+    setup: str
+    architecture: str
+    parametrization: str
+    width: int
+    experts: int
+    granularity: int
+    learning_rate: LearningRate
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("setup", "parametrization"):
+            if not NAME.fullmatch(getattr(self, name)):
+                raise ValueError(f"{name} {getattr(self, name)!r} must be lower-case words joined by '-'")
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture {self.architecture!r} must be one of {', '.join(ARCHITECTURES)}")
+        for name in ("width", "experts", "granularity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed} must not be negative")
+        if self.architecture == "dense" and (self.experts, self.granularity) != (1, 1):
+            raise ValueError("a dense cell has no experts: set experts and granularity to [1]")
+
+    @property
+    def id(self) -> str:
+        """The cell's name, exact and safe as a file name: `Cell.parse(cell.id) == cell`.
+
+        A later axis is appended after the seed and left out at its default, so that adding one
+        renames nothing.
+        """
+        return (
+            f"{self.setup}_{self.architecture}_{self.parametrization}_w{self.width}"
+            f"_e{self.experts}_g{self.granularity}_lr{self.learning_rate}_s{self.seed}"
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Cell":
+        """The cell of an id. Raises ValueError for text that no cell has as its id."""
+        match = _ID.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not a cell's id")
+        setup, architecture, parametrization, width, experts, granularity, rate, seed = match.groups()
+        cell = cls(
+            setup=setup,
+            architecture=architecture,
+            parametrization=parametrization,
+            width=int(width),
+            experts=int(experts),
+            granularity=int(granularity),
+            learning_rate=LearningRate(rate),
+            seed=int(seed),
+        )
+        if cell.id != text:
+            raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
+        return cell
+
+
+_ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")
+
+AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
+
+
+def grid(setup: str, axes: Mapping[str, Sequence[Any]]) -> Iterator[Cell]:
+    """All cells of a set-up over the product of `axes` (axis name -> its values)."""
+    for values in itertools.product(*(axes[axis] for axis in AXES)):
+        yield Cell(setup, *values)

@@ -1,0 +1,1 @@
+"""The MoE transformer, its parametrization table, and what connects them: a role per tensor."""

@@ -1,0 +1,139 @@
+"""The parametrization table: role x (init variance, multiplier, Adam LR, weight decay).
+
+A parametrization is data (config.yaml, `parametrizations`); this module reads it. Paper, Table 1.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Self
+
+ROLES = (
+    "embedding",
+    "norm",
+    "attention",
+    "feed_forward",
+    "expert_up",
+    "expert_down",
+    "router",
+    "unembedding",
+)
+FACTORS = ("init_variance", "multiplier", "adam_lr", "weight_decay")
+ATTENTION_LOGITS = "attention_logits"
+VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "experts", "top_k", "granularity", "head_size")
+
+_TERM = re.compile(r"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/\d+)?))?|1")
+
+
+@dataclass(frozen=True)
+class Power:
+    """A product of powers of a tensor's sizes, such as 1/fan_in."""
+
+    exponents: tuple[tuple[str, Fraction], ...]
+
+    @classmethod
+    def parse(cls, text: str | float) -> Self:
+        """Reads "1", "1/fan_in", "sqrt(experts)/width", "fan_in^-0.5". Raises ValueError."""
+        exponents: dict[str, Fraction] = {}
+        # "a/b*c" is ((a/b)*c), as everywhere: each factor takes the sign of the operator before it.
+        tokens = re.split(r"\s*([*/])(?![\d.])\s*", f"{text}".strip())
+        for operator, term in zip(["*", *tokens[1::2]], tokens[0::2], strict=True):
+            match = _TERM.fullmatch(term)
+            name = match["name"] if match else None
+            if not match or (name and name not in VARIABLES):
+                raise ValueError(
+                    f"{text!r} is no factor: write a product of powers of {', '.join(VARIABLES)}, such as 1 or 1/fan_in"
+                )
+            if name:
+                power = Fraction(match["power"] or 1) / (2 if match["root"] else 1)
+                exponents[name] = exponents.get(name, Fraction(0)) + (power if operator == "*" else -power)
+        return cls(tuple(sorted((name, power) for name, power in exponents.items() if power)))
+
+    def __str__(self) -> str:
+        def term(name: str, power: Fraction) -> str:
+            if power == Fraction(1, 2):
+                return f"sqrt({name})"
+            return name if power == 1 else f"{name}^{power}"
+
+        above = "*".join(term(name, power) for name, power in self.exponents if power > 0)
+        below = "".join(f"/{term(name, -power)}" for name, power in self.exponents if power < 0)
+        return (above or "1") + below
+
+    def ratio(self, sizes: Mapping[str, int], base: Mapping[str, int]) -> float:
+        """The factor at `sizes`, relative to `base`; exactly 1 where they agree."""
+        return math.prod((sizes[name] / base[name]) ** float(power) for name, power in self.exponents)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one role follows the width: the four factors of Table 1."""
+
+    init_variance: Power
+    multiplier: Power
+    adam_lr: Power
+    weight_decay: Power
+
+    @classmethod
+    def parse(cls, factors: Any) -> Self:
+        """Reads [init variance, multiplier, Adam LR, weight decay]. Raises ValueError."""
+        if not isinstance(factors, (list, tuple)) or len(factors) != len(FACTORS):
+            raise ValueError(f"{factors!r} must list {len(FACTORS)} factors: {', '.join(FACTORS)}")
+        return cls(*(Power.parse(factor) for factor in factors))
+
+    def as_row(self) -> list[str]:
+        """The factors as text; `Rule.parse` reads them back."""
+        return [str(getattr(self, factor)) for factor in FACTORS]
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """One row of the table: a rule for every role, and the scale of the attention logits."""
+
+    name: str
+    rules: Mapping[str, Rule]
+    attention_logits: Power
+
+    @classmethod
+    def parse(cls, name: str, row: Mapping[str, Any]) -> Self:
+        """Reads a complete row. Raises ValueError naming the key of a role that is missing or wrong."""
+        known = (*ROLES, ATTENTION_LOGITS)
+        for role in row:
+            if role not in known:
+                raise ValueError(f"`parametrizations.{name}.{role}` is not a role: the roles are {', '.join(known)}")
+        for role in known:
+            if role not in row:
+                raise ValueError(f"`parametrizations.{name}.{role}` is missing: every role needs a rule, or `like` a row")
+        try:
+            role = ATTENTION_LOGITS
+            logits = Power.parse(row[role])
+            rules = {role: Rule.parse(row[role]) for role in ROLES}
+        except ValueError as error:
+            raise ValueError(f"`parametrizations.{name}`: {error}") from None
+        return cls(name, rules, logits)
+
+    def as_row(self) -> dict[str, Any]:
+        """The row as plain data; `Parametrization.parse` reads it back."""
+        return {role: rule.as_row() for role, rule in self.rules.items()} | {ATTENTION_LOGITS: str(self.attention_logits)}
+
+    def rule(self, role: str) -> Rule:
+        """The rule of a role. Raises ValueError for a role that the table does not have."""
+        if role not in self.rules:
+            raise ValueError(f"role {role!r} has no rule in parametrization {self.name!r}: add it to the table")
+        return self.rules[role]
+
+
+def parse_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Parametrization]:
+    """All rows of the table, `like` resolved. Raises ValueError naming the key."""
+    return {name: Parametrization.parse(name, _inherit(table, name, ())) for name in table}
+
+
+def _inherit(table: Mapping[str, Mapping[str, Any]], name: str, above: tuple[str, ...]) -> dict[str, Any]:
+    row = dict(table[name])
+    if "like" not in row:
+        return row
+    parent = row.pop("like")
+    if not isinstance(parent, str) or parent not in table or parent in (*above, name):
+        raise ValueError(f"`parametrizations.{name}.like` is {parent!r}, which must name another row, without a circle")
+    return _inherit(table, parent, (*above, name)) | row
