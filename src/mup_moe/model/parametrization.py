@@ -106,8 +106,9 @@ class Parametrization:
             if role not in row:
                 raise ValueError(f"`parametrizations.{name}.{role}` is missing: every role needs a rule, or `like` a row")
         try:
-            role = ATTENTION_LOGITS
-            logits = Power.parse(row[role])
+            logits = Power.parse(row[ATTENTION_LOGITS])
+            if {"fan_in", "fan_out"} & {variable for variable, _ in logits.exponents}:
+                raise ValueError(f"`{ATTENTION_LOGITS}` scales no tensor and so has no fan_in or fan_out: use head_size or width")
             rules = {role: Rule.parse(row[role]) for role in ROLES}
         except ValueError as error:
             raise ValueError(f"`parametrizations.{name}`: {error}") from None

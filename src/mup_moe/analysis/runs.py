@@ -1,0 +1,63 @@
+"""Reading runs.csv, and the losses of a figure as one array."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.request import FigureRequest
+from mup_moe.config.cell import AXES
+from mup_moe.files import UserError
+
+
+def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A CSV that must have `columns`; those in `text` stay text. Raises UserError."""
+    try:
+        table = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
+    absent = [column for column in columns if column not in table.columns]
+    if absent:
+        raise UserError(f"{path} lacks the column `{absent[0]}`: delete it and run the same command again")
+    return table
+
+
+def read_runs(path: Path) -> pd.DataFrame:
+    """runs.csv, indexed by cell id. Raises UserError."""
+    columns = ("cell", "status", "train_loss", "valid_loss")
+    return read_table(path, columns, text=("cell", "status")).drop_duplicates("cell").set_index("cell")
+
+
+def figure_curves(runs: pd.DataFrame, request: FigureRequest) -> dict[Any, dict[int, Curve]]:
+    """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
+
+    Raises UserError when `runs` lacks one of the figure's cells.
+    """
+    figure = request.figure
+    ids = [cell.id for cell in figure.cells()]
+    absent = next((name for name in ids if name not in runs.index), None)
+    if absent is not None:
+        raise UserError(f"the runs lack cell {absent}, which the figure draws: aggregate all of its cells")
+    chosen = runs.loc[ids]
+    losses = chosen[request.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
+    # The cells are the product of the axes, so the losses are an array with one dimension per axis;
+    # all but four have length one.
+    array = losses.reshape([len(getattr(figure.axes, axis)) for axis in AXES])
+    order = [AXES.index(axis) for axis in (figure.panel, figure.curve, "seed", "learning_rate")]
+    losses_PCSR = np.moveaxis(array, order, range(4)).reshape([array.shape[axis] for axis in order])
+
+    log2_lr: npt.NDArray[np.float64] = np.log2(np.array(figure.axes.learning_rate, dtype=float))
+    ascending = np.argsort(log2_lr)
+    values = getattr(figure.axes, figure.curve)
+    return {
+        panel: {
+            value: Curve(log2_lr[ascending], losses_PCSR[p, values.index(value)][:, ascending])
+            for value in request.values
+        }
+        for p, panel in enumerate(request.panels)
+    }

@@ -1,0 +1,143 @@
+"""The user's files as texts: plain text, JSON lines, Parquet; gzip where the name ends in .gz.
+
+`datasets` reads C4 from the hub but not these: it stops at bytes that are not UTF-8, at half
+surrogates and at empty files, drops names with brackets, and writes locks into the user's cache.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from mup_moe.files import UserError
+
+PASSAGE_CHARACTERS = 4096
+_MAGIC = set("*?[")
+_JSON = {".json", ".jsonl", ".ndjson"}
+_FOREIGN = {".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst"}
+
+
+def read(patterns: tuple[str, ...]) -> Iterator[str | None]:
+    """The texts of the files that `patterns` (paths or globs) name; None is a record without text.
+
+    Patterns are read in their order, the matches of one sorted by path, and no file twice. A plain
+    file is cut into passages, each of which is a document. Raises UserError.
+    """
+    for path in find(patterns):
+        compressed = path.suffix.lower() == ".gz"
+        suffix = Path(path.stem if compressed else path.name).suffix.lower()
+        if suffix in _FOREIGN:
+            raise UserError(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
+        if suffix == ".parquet":
+            yield from _parquet(path)
+        elif suffix in _JSON:
+            yield from _json_lines(path)
+        else:
+            with open_text(path) as file:
+                yield from passages(file)
+
+
+def find(patterns: tuple[str, ...]) -> list[Path]:
+    """The files that paths and globs name, each once. Raises UserError for one that names none."""
+    found: dict[Path, Path] = {}
+    for pattern in patterns:
+        for path in _matches(pattern):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def passages(file: TextIO) -> Iterator[str]:
+    """Cuts a text into passages, which joined together are the text again.
+
+    A passage ends with the first blank line after PASSAGE_CHARACTERS, or, where there is none, at
+    four times that.
+    """
+    passage: list[str] = []
+    length = 0
+    # The bound on a line holds memory where a file is one huge line.
+    while line := file.readline(PASSAGE_CHARACTERS):
+        passage.append(line)
+        length += len(line)
+        if length >= (4 * PASSAGE_CHARACTERS if line.strip() else PASSAGE_CHARACTERS):
+            yield "".join(passage)
+            passage, length = [], 0
+    if passage:
+        yield "".join(passage)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """Opens UTF-8 text, unpacked if its name ends in .gz; newlines become \\n.
+
+    Bytes that are not UTF-8 become lone surrogates, for `read_documents` to replace and count.
+    Raises UserError, also from within the block, when the file cannot be read to its end.
+    """
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield file  # type: ignore[misc]  # both openers return TextIO in mode "rt"
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or take it out of `files`")
+
+
+def _matches(pattern: str) -> list[Path]:
+    try:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise UserError(f"`files` lists the folder {pattern}: name its files by a glob such as {pattern.rstrip('/')}/**/*.txt")
+        if path.is_file():
+            return [path]
+        fixed = next((i for i, part in enumerate(path.parts) if _MAGIC.intersection(part)), None)
+        if fixed is None:
+            raise UserError(f"`files` lists {pattern}, which is no file: mend the path")
+        base, glob = Path(*path.parts[:fixed]), path.parts[fixed:]
+        # pathlib's `**`, unlike that of `glob`, does not follow links to folders, so loops end.
+        matches = [match for match in base.glob("/".join(glob)) if match.is_file()]
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"`files` lists {pattern!r}, which is neither a path nor a glob ({error}): mend it") from None
+    if not any(part.startswith(".") for part in glob):
+        # As in a shell: hidden files are matched only by a pattern with a dot.
+        matches = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(base).parts)]
+    if not matches:
+        raise UserError(f"`files` lists the glob {pattern}, which matches no file: mend it, or remove it")
+    return sorted(matches, key=Path.as_posix)
+
+
+def _json_lines(path: Path) -> Iterator[str | None]:
+    with open_text(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}, line {number}, is no JSON object: give one object with the field `text` per line")
+            text = record.get("text")
+            yield text if isinstance(text, str) else None
+
+
+def _parquet(path: Path) -> Iterator[str | None]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if "text" not in file.schema_arrow.names:
+                raise UserError(f"{path} has no column `text`: name the column of the documents so")
+            for batch in file.iter_batches(batch_size=256, columns=["text"]):
+                # As bytes, for Arrow's text may be no UTF-8.
+                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    yield None if value is None else value.decode("utf-8", "surrogateescape")
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error

@@ -1,0 +1,206 @@
+"""A mixture-of-experts layer with static shapes: routing, dispatch, experts, combination.
+
+Axes: R replicas, N tokens, D width, E experts, K top-k, C capacity (places per expert),
+M = E * C places, F expert size. Every shape follows from the settings alone, so that the layer
+compiles, can be captured in a CUDA graph, and carries replicas.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mup_moe.config.settings import DROPLESS, ModelSettings
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.weight import Weight
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@dataclass(frozen=True)
+class RouterStatistics:
+    """What a layer's router did with a batch, per replica.
+
+    balance_R: load-balancing loss, 1 at perfect balance (Switch Transformer, eq. 4; divided by
+        top-k so that granularity does not change its scale).
+    z_R: router z-loss, the mean squared log-sum-exp of the logits (ST-MoE, eq. 5).
+    dropped_R: the share of assignments that found their expert full.
+    max_load_R: the busiest expert's share of assignments, times the number of experts.
+    """
+
+    balance_R: Tensor
+    z_R: Tensor
+    dropped_R: Tensor
+    max_load_R: Tensor
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which token sits at which place. A choice is a (k, token) pair, numbered k * N + token.
+
+    gates_RKN: the router's probability of each choice; 0 where the choice was dropped.
+    place_RKN: the place (expert * C + position) of each choice; any place if dropped.
+    kept_RKN: whether the choice got a place.
+    choice_RM: the choice at each place; any choice if the place is empty.
+    filled_RM: whether a choice sits there.
+    """
+
+    gates_RKN: Tensor
+    place_RKN: Tensor
+    kept_RKN: Tensor
+    choice_RM: Tensor
+    filled_RM: Tensor
+
+
+def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
+    """Places per expert: factor times its expected assignments, rounded up; all tokens if dropless."""
+    if factor == DROPLESS:
+        return tokens
+    return min(tokens, math.ceil(float(factor) * tokens * shape.top_k / shape.experts))
+
+
+def route(
+    logits_RNE: Tensor, top_k: int, capacity: int, *, renormalize: bool = False
+) -> tuple[Routing, RouterStatistics]:
+    """Sends each token to its `top_k` most probable experts while places last.
+
+    Places go to first choices before second ones, and to earlier tokens before later ones. The gate
+    is the softmax over all experts, un-renormalised by default (Switch Transformer, eq. 2).
+    """
+    replicas, tokens, experts = logits_RNE.shape
+    probabilities_RNE = logits_RNE.softmax(-1)
+    gates_RNK, expert_RNK = probabilities_RNE.topk(top_k, dim=-1)
+    if renormalize:
+        gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
+
+    # A stable sort by expert puts choices in order of precedence within each expert.
+    choices = top_k * tokens
+    expert_RA = expert_RNK.transpose(1, 2).reshape(replicas, choices)
+    sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
+    device = logits_RNE.device
+    bounds_RE1 = torch.searchsorted(sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous())
+    starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
+
+    position_RA = torch.arange(choices, device=device) - starts_RE.gather(1, sorted_RA)
+    place_sorted_RA = sorted_RA * capacity + position_RA.clamp(max=capacity - 1)
+    place_RA = torch.empty_like(order_RA).scatter_(1, order_RA, place_sorted_RA)
+    kept_RA = torch.empty_like(order_RA, dtype=torch.bool).scatter_(1, order_RA, position_RA < capacity)
+
+    seat_C = torch.arange(capacity, device=device)
+    filled_REC = seat_C < counts_RE[:, :, None]
+    index_RM = (starts_RE[:, :, None] + seat_C).clamp(max=choices - 1).reshape(replicas, -1)
+    kept_RKN = kept_RA.view(replicas, top_k, tokens)
+    routing = Routing(
+        gates_RKN=gates_RNK.transpose(1, 2) * kept_RKN,
+        place_RKN=place_RA.view(replicas, top_k, tokens),
+        kept_RKN=kept_RKN,
+        choice_RM=order_RA.gather(1, index_RM),
+        filled_RM=filled_REC.reshape(replicas, -1),
+    )
+    load_RE = counts_RE / choices
+    statistics = RouterStatistics(
+        balance_R=experts * (load_RE * probabilities_RNE.mean(1)).sum(-1),
+        z_R=logits_RNE.logsumexp(-1).square().mean(-1),
+        dropped_R=1 - kept_RA.float().mean(-1),
+        max_load_R=experts * load_RE.amax(-1),
+    )
+    return routing, statistics
+
+
+class _GatherRows(torch.autograd.Function):
+    """y[j] = x[index[j]], for an index whose transpose is known.
+
+    Row i of x is read by the outputs `inverse[:, i]` where `keep[:, i]` holds, so that the gradient
+    is a gather too: faster than autograd's scatter-add, and deterministic on a GPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_RID: Tensor, index_RJ: Tensor, inverse_RKI: Tensor, keep_RKI: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse_RKI, keep_RKI)
+        return _rows(x_RID, index_RJ)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse_RKI, keep_RKI = ctx.saved_tensors
+        (dy_RJD,) = gradients
+        replicas, copies, rows = inverse_RKI.shape
+        dx_RKID = _rows(dy_RJD, inverse_RKI.view(replicas, -1)).view(replicas, copies, rows, -1)
+        dx_RKID = dx_RKID * keep_RKI[..., None]
+        return (dx_RKID[:, 0] if copies == 1 else dx_RKID.sum(1)), None, None, None
+
+
+def _rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
+    replicas, rows, width = x_RID.shape
+    if replicas > 1:
+        index_RJ = index_RJ + rows * torch.arange(replicas, device=x_RID.device)[:, None]
+    return x_RID.reshape(-1, width).index_select(0, index_RJ.reshape(-1)).view(replicas, -1, width)
+
+
+def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
+    """The rows of `x_RND` in places [R, M, D]. An empty place holds a row that nothing reads."""
+    token_RM = routing.choice_RM % x_RND.shape[1]
+    y: Tensor = _GatherRows.apply(x_RND, token_RM, routing.place_RKN, routing.kept_RKN)
+    return y
+
+
+def combine(y_RMD: Tensor, routing: Routing) -> Tensor:
+    """The gated sum of each token's experts, [R, N, D]; 0 for a token that was dropped."""
+    replicas, top_k, tokens = routing.place_RKN.shape
+    z_RAD: Tensor = _GatherRows.apply(
+        y_RMD, routing.place_RKN.view(replicas, -1), routing.choice_RM[:, None], routing.filled_RM[:, None]
+    )
+    gated_RKND = z_RAD.view(replicas, top_k, tokens, -1) * routing.gates_RKN[..., None].to(z_RAD.dtype)
+    return gated_RKND[:, 0] if top_k == 1 else gated_RKND.sum(1)
+
+
+class MoE(nn.Module):
+    """Router and experts: y = sum over the chosen experts of gate_k * E_k(x)."""
+
+    def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.settings = settings
+        width, size, experts = shape.width, shape.expert_size, shape.experts
+        active = shape.top_k / experts
+        # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
+        down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
+        self.router = Weight("router", (width, experts), fan_in=width, fan_out=experts, replicas=replicas)
+        self.up = Weight(
+            "expert_up", (experts, width, size), fan_in=width, fan_out=size, replicas=replicas, active=active
+        )
+        self.down = Weight(
+            "expert_down",
+            (experts, size, width),
+            fan_in=down_fan_in,
+            fan_out=width,
+            replicas=replicas,
+            active=active,
+            into_residual=True,
+        )
+
+    def router_logits(self, x_RND: Tensor) -> Tensor:
+        """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
+        with torch.autocast(x_RND.device.type, enabled=False):
+            return self.router.scale(x_RND.to(self.router.value.dtype) @ self.router.value)
+
+    def forward(self, x_RND: Tensor) -> tuple[Tensor, RouterStatistics]:
+        """Tokens [R, N, D] to tokens [R, N, D], and what the router did."""
+        replicas, tokens, width = x_RND.shape
+        places = capacity(tokens, self.shape, self.settings.capacity_factor)
+        routing, statistics = route(
+            self.router_logits(x_RND),
+            self.shape.top_k,
+            places,
+            renormalize=self.settings.renormalize_gates,
+        )
+        x_RMD = dispatch(x_RND, routing)
+        # Replicas and experts are one batch of matrix products: (R E) C D @ (R E) D F.
+        hidden = torch.bmm(x_RMD.view(-1, places, width), self.up.value.flatten(0, 1))
+        hidden = self.up.scale(hidden.view(replicas, -1, self.shape.expert_size))
+        hidden = ACTIVATIONS[self.settings.activation](hidden)
+        y = torch.bmm(hidden.view(-1, places, self.shape.expert_size), self.down.value.flatten(0, 1))
+        y_RMD = self.down.scale(y.view(replicas, -1, width))
+        return combine(y_RMD, routing), statistics

@@ -1,0 +1,54 @@
+"""What decides a cell's result, apart from tokens and code: a plain value that travels as JSON."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from mup_moe.config.cell import Cell
+from mup_moe.config.settings import ModelSettings, TrainingSettings
+from mup_moe.files import UserError
+from mup_moe.model.parametrization import Parametrization
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A cell with all that its set-up and its parametrization's row say."""
+
+    cell: Cell
+    model: ModelSettings
+    training: TrainingSettings
+    parametrization: Parametrization
+
+    def to_json(self) -> str:
+        """One line of JSON, equal for equal requests; `from_json` reads it back."""
+        return json.dumps(
+            {
+                "cell": self.cell.id,
+                "model": asdict(self.model),
+                "training": asdict(self.training),
+                "parametrization": self.parametrization.as_row(),
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads `to_json`. Raises UserError for anything else."""
+        try:
+            fields: Mapping[str, Any] = json.loads(text)
+            cell = Cell.parse(fields["cell"])
+            training = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()}
+            return cls(
+                cell=cell,
+                model=ModelSettings(**fields["model"]),
+                training=TrainingSettings(**training),
+                parametrization=Parametrization.parse(cell.parametrization, fields["parametrization"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"the training request is not one of this version's ({error}): make it anew") from None
+
+    def fingerprint(self, tokens_digest: str, code: str) -> str:
+        """A digest of everything that the cell's result depends on, the machine apart."""
+        return hashlib.sha256("\n".join([self.to_json(), tokens_digest, code]).encode()).hexdigest()[:16]
