@@ -87,3 +87,19 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold_folder(folder: Path) -> Any:
+    """Locks a folder against a second run, for as long as the returned lock lives.
+
+    The lock is the kernel's: it goes with the process, however it dies. Raises UserError if taken.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first") from None
+    return lock

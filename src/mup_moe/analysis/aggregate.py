@@ -74,7 +74,9 @@ def collect(ids: Iterable[str], results: Path) -> list[dict[str, Any]]:
             other, reference = first_of_setup.setdefault(cell.setup, (text, summary))
             differing = [noun for key, noun in _SHARED.items() if summary[key] != reference[key]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} is not this cell's summary ({error}): delete it and run the same command again") from None
+            raise UserError(
+                f"{path} is not this cell's summary ({error}): delete it and run the same command again"
+            ) from None
         if differing:
             raise UserError(
                 f"cells {other} and {text} were trained on different {' and '.join(differing)}: "
@@ -102,7 +104,7 @@ def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its status is {status!r}")
     rate = float(cell.learning_rate)
     return (
-        {axis: value for axis, value in vars(cell).items()}
+        vars(cell)
         | {"cell": cell.id, "learning_rate": rate, "log2_learning_rate": math.log2(rate), "status": status}
         | {name: _loss(summary, name) for name in LOSSES}
         | {name: summary[name] for name in _COPIED}

@@ -53,12 +53,13 @@ class Curve:
     @property
     def seeds(self) -> int:
         """S."""
-        return self.losses.shape[0]
+        return len(self.losses)
 
     @cached_property
     def mean(self) -> FloatArray:
         """(R,) mean over seeds; NaN where any seed diverged."""
-        return np.where(np.isfinite(self.losses), self.losses, np.nan).mean(axis=0)
+        mean: FloatArray = np.where(np.isfinite(self.losses), self.losses, np.nan).mean(axis=0)
+        return mean
 
     def resampled(self, seeds: npt.NDArray[np.int64]) -> "Curve":
         """The curve of the chosen seeds (indices, repeats allowed)."""
@@ -117,8 +118,8 @@ def window_interval(curve: Curve, best: Optimum) -> tuple[float, float]:
     for before, after in {(1, 1), (left, 1), (1, right), (left, right)}:
         found = _vertex(curve, lowest, before, after, "parabola")
         vertices += [found.log2_lr] if found else []
-    steps = np.diff(curve.log2_lr[lowest - 1 : lowest + 2]) * ONE_SEED_RESOLUTION
-    return min(*vertices, best.log2_lr - steps[0]), max(*vertices, best.log2_lr + steps[1])
+    below, above = (np.diff(curve.log2_lr[lowest - 1 : lowest + 2]) * ONE_SEED_RESOLUTION).tolist()
+    return min(*vertices, best.log2_lr - below), max(*vertices, best.log2_lr + above)
 
 
 def bracket(curve: Curve) -> tuple[float, float]:

@@ -3,38 +3,45 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.request import FigureRequest, parse_json
-from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.files import write_csv
+from mup_moe.files import UserError, write_csv
 
-COLUMNS = (
-    "figure",
-    "panel",
-    "parametrization",
-    "axis",
-    "value",
-    "log2_lr",
-    "log2_lr_low",
-    "log2_lr_high",
-    "interval",
-    "at_edge",
-    "fit",
-    "best_loss",
-    "regret",
-    "drift",
-    "drift_low",
-    "drift_high",
-    "drift_interval",
-    "seeds",
-    "points",
-    "diverged",
-)
+
+class Row(NamedTuple):
+    """One curve of one figure. Learning rates in log2, losses in nats; NaN is an empty field.
+
+    drift belongs to the panel, and is repeated on each of its rows. fit, interval and
+    drift_interval say how a number came about: see `curve` and `transfer`. points and diverged
+    count the curve's learning rates.
+    """
+
+    figure: str
+    panel: Any
+    parametrization: str
+    axis: str
+    value: int
+    log2_lr: float
+    log2_lr_low: float
+    log2_lr_high: float
+    interval: str
+    at_edge: bool
+    fit: str
+    best_loss: float
+    regret: float
+    drift: float
+    drift_low: float
+    drift_high: float
+    drift_interval: str
+    seeds: int
+    points: int
+    diverged: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,21 +55,53 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes optima.csv. Raises UserError when the runs lack a cell of a figure."""
     requests = parse_json(arguments.figures, "--figures")
     figures = {name: FigureRequest.of(request) for name, request in requests.items()}
-    write_csv(arguments.out, COLUMNS, rows(read_runs(arguments.runs), figures))
+    found = rows(read_runs(arguments.runs), figures)
+    write_csv(arguments.out, Row._fields, (["" if field != field else field for field in row] for row in found))
 
 
-def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[list[Any]]:
-    """A row (COLUMNS) per figure, panel in the config's order, and curve value ascending."""
+def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[Row]:
+    """A row per figure, panel in the config's order, and curve value ascending."""
     for name, request in figures.items():
         for panel, curves in figure_curves(runs, request).items():
             transfer = measure_transfer(curves, request.base, request.analysis)
-            drift = transfer.drift_interval
             for value, curve in curves.items():
                 best, interval = transfer.optima[value], transfer.intervals[value]
                 points = int(np.isfinite(curve.mean).sum())
-                row = [name, panel, request.parametrization(panel), request.figure.curve, value]
-                row += [best.log2_lr, interval.low, interval.high, interval.kind, best.at_edge, best.fit]
-                row += [best.loss, transfer.regrets[value], transfer.drift, drift.low, drift.high, drift.kind]
-                row += [curve.seeds, points, curve.mean.size - points]
-                # NaN is an empty field, as everywhere in our tables.
-                yield ["" if isinstance(field, float) and np.isnan(field) else field for field in row]
+                yield Row(
+                    figure=name,
+                    panel=panel,
+                    parametrization=request.parametrization(panel),
+                    axis=request.figure.curve,
+                    value=value,
+                    log2_lr=best.log2_lr,
+                    log2_lr_low=interval.low,
+                    log2_lr_high=interval.high,
+                    interval=interval.kind,
+                    at_edge=best.at_edge,
+                    fit=best.fit,
+                    best_loss=best.loss,
+                    regret=transfer.regrets[value],
+                    drift=transfer.drift,
+                    drift_low=transfer.drift_interval.low,
+                    drift_high=transfer.drift_interval.high,
+                    drift_interval=transfer.drift_interval.kind,
+                    seeds=curve.seeds,
+                    points=points,
+                    diverged=curve.mean.size - points,
+                )
+
+
+def read_optima(path: Path, name: str, request: FigureRequest) -> dict[Any, list[Row]]:
+    """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
+    text = ("figure", "panel", "parametrization", "axis", "interval", "fit", "drift_interval")
+    table = read_table(path, Row._fields, text)
+    table = table.fillna(dict.fromkeys(text, ""))
+    found: dict[str, list[Row]] = {}
+    for record in table[list(Row._fields)].itertuples(index=False, name=None):
+        row = Row(*record)
+        if row.figure == name:
+            found.setdefault(row.panel, []).append(row)
+    panels = {panel: sorted(found.get(str(panel), []), key=lambda row: row.value) for panel in request.panels}
+    if any(tuple(row.value for row in of_panel) != request.values for of_panel in panels.values()):
+        raise UserError(f"{path} does not hold the curves of {name}: make it anew from the same config")
+    return panels

@@ -85,7 +85,7 @@ def _markdown_text(text: str) -> str:
 
 def _markdown_factor(power: Power | None) -> str:
     if power is None:
-        return "–"
+        return "--"
     return _quotient(
         power,
         name=_markdown_text,

@@ -46,7 +46,7 @@ def validate(document: Mapping[str, Any]) -> Config:
         config = _ADAPTER.validate_json(text)
         parse_table(config.parametrizations)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(dict.fromkeys(_sentence(e) for e in error.errors()))) from None
+        raise ConfigError("\n".join(_sentences(error))) from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return config
@@ -65,24 +65,32 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _sentence(error: Any) -> str:
-    # pydantic puts type names into the location of unions: they are no keys.
-    location = [str(part) for part in error["loc"] if not _is_type_name(str(part))]
-    key = ".".join(location)
-    match error["type"]:
+def _sentences(error: pydantic.ValidationError) -> list[str]:
+    """One sentence per key; where a key may be of several types, what each of them asks for."""
+    by_key: dict[str, list[Any]] = {}
+    for problem in error.errors():
+        # pydantic puts type names into the location of unions: they are no keys.
+        key = ".".join(str(part) for part in problem["loc"] if not _is_type_name(str(part)))
+        by_key.setdefault(key, []).append(problem)
+    return [_sentence(key, problems) for key, problems in by_key.items()]
+
+
+def _sentence(key: str, problems: list[Any]) -> str:
+    problem = problems[0]
+    match problem["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            near = difflib.get_close_matches(location[-1], _known_keys(), n=1)
+            near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(), n=1)
             return f"`{key}` is not a known key" + (f": did you mean `{near[0]}`?" if near else "; remove it")
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"`{key}` is missing: give it a value"
         case "value_error":
-            reason = str(error["ctx"]["error"])
+            reason = str(problem["ctx"]["error"])
             return f"`{key}`: {reason}" if key else reason
         case _:
-            shown = repr(error["input"])
+            shown = repr(problem["input"])
             shown = shown if len(shown) < 60 else shown[:57] + "..."
-            message = error["msg"].removeprefix("Input ").rstrip(".")
-            return f"`{key}` is {shown} but {message}"
+            wanted = (p["msg"].removeprefix("Input ").removeprefix("should be ").rstrip(".") for p in problems)
+            return f"`{key}` is {shown} but should be {' or '.join(dict.fromkeys(wanted))}"
 
 
 def _is_type_name(part: str) -> bool:

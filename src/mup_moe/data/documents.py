@@ -25,7 +25,7 @@ class Tally:
 
 
 def read_documents(settings: CorpusSettings, tally: Tally) -> Iterator[str]:
-    """The texts of a corpus in its order, none empty and all encodable as UTF-8.
+    """The texts of a corpus in its order, none blank and all encodable as UTF-8.
 
     Ends with the document that reaches `max_bytes` of UTF-8. A document longer than
     MAX_CHARACTERS comes as several. `tally` counts up to the document last taken.
@@ -37,15 +37,15 @@ def read_documents(settings: CorpusSettings, tally: Tally) -> Iterator[str]:
         if raw is None:
             tally.without_text += 1
             continue
-        if not raw.strip():
-            tally.empty += 1
-            continue
-        text = _SURROGATES.sub("\ufffd", raw)
-        tally.repaired += text != raw
-        for start in range(0, len(text), MAX_CHARACTERS):
-            document = text[start : start + MAX_CHARACTERS]
-            total += len(document.encode())
-            yield document
+        for start in range(0, max(len(raw), 1), MAX_CHARACTERS):
+            piece = raw[start : start + MAX_CHARACTERS]
+            if not piece.strip():
+                tally.empty += 1
+                continue
+            text = _SURROGATES.sub("\ufffd", piece)
+            tally.repaired += text != piece
+            total += len(text.encode())
+            yield text
             if settings.max_bytes is not None and total >= settings.max_bytes:
                 return
 

@@ -46,7 +46,14 @@ def _files_of(package: str) -> list[Path]:
     except (metadata.PackageNotFoundError, ValueError):
         listed = None
     if not listed:
-        raise UserError(f"`packages` lists {package!r}, which is not installed with a list of its files: install it with pip, or remove it from the list")
+        raise UserError(
+            f"`packages` lists {package!r}, which is not installed together with a list of its files:"
+            " install it with pip, or remove it from the list"
+        )
     # Files outside site-packages are scripts, whose first line is the path of the interpreter.
-    sources = [file for file in listed if file.suffix == ".py" and file.parts[0] != ".." and not _TESTS.intersection(file.parts)]
+    sources = [
+        file
+        for file in listed
+        if file.suffix == ".py" and file.parts[0] != ".." and not _TESTS.intersection(file.parts)
+    ]
     return [Path(file.locate()) for file in sorted(sources, key=PurePath.as_posix)]

@@ -70,7 +70,7 @@ def passages(file: TextIO) -> Iterator[str]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Opens UTF-8 text, unpacked if its name ends in .gz; newlines become \\n.
+    """Opens UTF-8 text, unpacked if its name ends in .gz; all line ends become newlines.
 
     Bytes that are not UTF-8 become lone surrogates, for `read_documents` to replace and count.
     Raises UserError, also from within the block, when the file cannot be read to its end.
@@ -78,20 +78,22 @@ def open_text(path: Path) -> Iterator[TextIO]:
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield file  # type: ignore[misc]  # both openers return TextIO in mode "rt"
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or take it out of `files`")
+    return UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or leave it out")
 
 
 def _matches(pattern: str) -> list[Path]:
     try:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise UserError(f"`files` lists the folder {pattern}: name its files by a glob such as {pattern.rstrip('/')}/**/*.txt")
+            raise UserError(
+                f"`files` lists the folder {pattern}: name its files by a glob such as {pattern.rstrip('/')}/**/*.txt"
+            )
         if path.is_file():
             return [path]
         fixed = next((i for i, part in enumerate(path.parts) if _MAGIC.intersection(part)), None)
@@ -122,7 +124,9 @@ def _json_lines(path: Path) -> Iterator[str | None]:
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}, is no JSON object: give one object with the field `text` per line")
+                raise UserError(
+                    f"{path}, line {number}, is no JSON object: give one object with the field `text` per line"
+                )
             text = record.get("text")
             yield text if isinstance(text, str) else None
 

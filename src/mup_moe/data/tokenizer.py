@@ -1,0 +1,94 @@
+"""Byte-level BPE: trained on a corpus, or GPT-2's."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mup_moe.data.split import in_sample, text_digest
+from mup_moe.data.spool import Spool
+from mup_moe.data.tokens import END_OF_TEXT
+from mup_moe.files import UserError
+
+TRAINING_BYTES = 2**26
+"""About as much text as a tokenizer is trained on: more of it costs memory and changes little."""
+
+
+def train_bpe(spool: Spool, vocabulary: int) -> Tokenizer:
+    """A byte-level BPE of `vocabulary` tokens, or fewer where the text has no more pairs to merge.
+
+    Trained on the spool's documents, or on a sample of TRAINING_BYTES chosen by their digests.
+    Token 0 is END_OF_TEXT and tokens 1 to 256 are the bytes.
+    """
+    tokenizer = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        min_frequency=2,
+        special_tokens=[_end_of_text()],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(_sample(spool), trainer)
+    return tokenizer
+
+
+def gpt2(files: tuple[str, str] | None) -> Tokenizer:
+    """GPT-2's tokenizer, 50,257 tokens: from vocab.json and merges.txt, or from the hub.
+
+    Raises UserError when the files are no such tokenizer, or the hub is out of reach.
+    """
+    # `tokenizers` raises plain Exception, whatever the cause.
+    if files is None:
+        try:
+            tokenizer = Tokenizer.from_pretrained("gpt2")
+        except Exception as error:
+            raise UserError(
+                f"the GPT-2 tokenizer cannot be fetched from the Hugging Face hub ({' '.join(str(error).split())}):"
+                " give its vocab.json and merges.txt as the corpus's `tokenizer_files`"
+            ) from error
+    else:
+        vocabulary, merges = (str(Path(file).expanduser()) for file in files)
+        try:
+            tokenizer = _byte_level(models.BPE.from_file(vocabulary, merges))
+        except Exception as error:
+            raise UserError(
+                f"`tokenizer_files` {vocabulary} and {merges} cannot be read ({' '.join(str(error).split())}):"
+                " give GPT-2's vocab.json and merges.txt, in this order"
+            ) from error
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise UserError(
+            f"the tokenizer lacks {END_OF_TEXT}: give GPT-2's own vocab.json and merges.txt as `tokenizer_files`"
+        )
+    tokenizer.add_special_tokens([_end_of_text()])
+    return _literal(tokenizer)
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, as `train_bpe` and `gpt2` return it."""
+    try:
+        return _literal(Tokenizer.from_file(str(path)))
+    except Exception as error:
+        raise UserError(f"{path} cannot be read ({error}): make it with the rule that declares it") from error
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return _literal(tokenizer)
+
+
+def _literal(tokenizer: Tokenizer) -> Tokenizer:
+    # A document that spells out END_OF_TEXT has not ended; tokenizer.json does not keep this flag.
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _end_of_text() -> AddedToken:
+    return AddedToken(END_OF_TEXT, special=True, normalized=False)
+
+
+def _sample(spool: Spool) -> Iterator[str]:
+    fraction = TRAINING_BYTES / spool.bytes
+    return (text for text in spool if fraction >= 1 or in_sample(text_digest(text), fraction))

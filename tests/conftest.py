@@ -1,0 +1,44 @@
+"""Small models and tokens, made from config.yaml so that tests hold no second set of defaults."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mup_moe.config.cell import Cell
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.load import parametrizations, read_config
+from mup_moe.training.request import TrainingRequest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = read_config(ROOT / "config.yaml")
+TABLE = parametrizations(CONFIG)
+VOCABULARY = 97
+
+torch.set_num_threads(1)
+
+
+def make_request(**changes: Any) -> TrainingRequest:
+    """A tiny training request; keywords change the cell, the model or the training."""
+    setup = CONFIG.setups["small"]
+    cell = Cell("small", "moe", "mup", 8, 4, 1, LearningRate("2^-6"), 0)
+    model = replace(setup.model, base_width=8, base_experts=4, sequence=16, heads=2)
+    training = replace(setup.training, steps=12, batch_size=4, warmup_steps=3, final_loss_steps=4, validation_batches=2)
+    table = changes.pop("table", TABLE)
+    parts: dict[str, Any] = {"cell": cell, "model": model, "training": training}
+    for name, part in parts.items():
+        mine = {key: changes.pop(key) for key in list(changes) if hasattr(part, key)}
+        parts[name] = replace(part, **mine)
+    assert not changes, f"no part of a request has {changes}"
+    return TrainingRequest(**parts, parametrization=table[parts["cell"].parametrization])
+
+
+@pytest.fixture(scope="session")
+def tokens() -> np.ndarray:
+    """Tokens with some structure to learn: a noisy cycle over the vocabulary."""
+    generator = np.random.default_rng(0)
+    steps = generator.choice([1, 2, 5], p=[0.7, 0.2, 0.1], size=20_000)
+    return (np.cumsum(steps) % VOCABULARY).astype(np.uint16)

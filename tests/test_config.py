@@ -1,0 +1,193 @@
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, TABLE
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mup_moe.config.cell import ARCHITECTURES, Cell, grid
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.load import ConfigError, read_config, validate
+from mup_moe.model.parametrization import VARIABLES, Parametrization, Power
+
+DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
+
+names = st.from_regex(r"[a-z0-9]{1,6}(-[a-z0-9]{1,6}){0,2}", fullmatch=True)
+rates = st.floats(min_value=1e-12, max_value=1e3, exclude_min=True).map(LearningRate)
+sizes = st.integers(1, 10**6)
+
+
+@st.composite
+def cells(draw: st.DrawFn) -> Cell:
+    architecture = draw(st.sampled_from(ARCHITECTURES))
+    experts, granularity = (draw(sizes), draw(sizes)) if architecture == "moe" else (1, 1)
+    return Cell(
+        draw(names), architecture, draw(names), draw(sizes), experts, granularity, draw(rates), draw(st.integers(0, 10**9))
+    )
+
+
+@given(cells())
+def test_a_cell_is_its_id(cell):
+    assert Cell.parse(cell.id) == cell
+    assert "/" not in cell.id
+
+
+@given(cells(), cells())
+def test_different_cells_have_different_ids(one, other):
+    assert (one.id == other.id) == (one == other)
+
+
+@pytest.mark.parametrize("text", ["", "small", "small_moe_mup_w08_e4_g1_lr2^-6_s0", "small_moe_mup_w8_e4_g1_lr0.25_s0"])
+def test_only_the_canonical_id_is_one(text):
+    with pytest.raises(ValueError, match="id"):
+        Cell.parse(text)
+
+
+@given(rates)
+def test_a_learning_rate_is_exact_through_its_text(rate):
+    assert float(LearningRate(str(rate))) == float(rate)
+
+
+@given(st.integers(-80, 20))
+def test_quarter_octaves_are_spelled_as_powers(quarters):
+    assert str(LearningRate(2.0 ** (quarters / 4))).startswith("2^")
+    assert LearningRate(str(LearningRate(2.0 ** (quarters / 4)))) == 2.0 ** (quarters / 4)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0", "-1", "nan", "inf", "2^", "2^99999"])
+def test_what_is_no_learning_rate_is_refused(text):
+    with pytest.raises(ValueError, match="learning rate"):
+        LearningRate(text)
+
+
+@given(st.dictionaries(st.sampled_from(VARIABLES), st.fractions(-3, 3, max_denominator=4)))
+def test_a_power_is_its_text(exponents):
+    power = Power(tuple(sorted((k, v) for k, v in exponents.items() if v)))
+    assert Power.parse(str(power)) == power
+
+
+def test_powers_read_as_arithmetic():
+    sizes, base = {"fan_in": 64, "experts": 8}, {"fan_in": 16, "experts": 2}
+    for text, expected in {
+        "1": 1,
+        1: 1,
+        "1/fan_in": 1 / 4,
+        "1/sqrt(fan_in)": 1 / 2,
+        "fan_in^-0.5": 1 / 2,
+        "experts/fan_in*experts": 4.0,
+        "fan_in^1/2": 2,
+    }.items():
+        assert Power.parse(text).ratio(sizes, base) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["", "2", "0", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"])
+def test_what_is_no_factor_is_refused(text):
+    with pytest.raises(ValueError, match="factor"):
+        Power.parse(text)
+
+
+def test_a_row_is_its_plain_data():
+    for name, row in TABLE.items():
+        assert Parametrization.parse(name, row.as_row()) == row
+
+
+def test_simplep_and_mup_differ_in_the_router_alone():
+    different = {role for role, rule in TABLE["mup"].rules.items() if rule != TABLE["simplep"].rules[role]}
+    assert different == {"router"}
+
+
+def _set(document, path, value):
+    *parents, last = path.split(".")
+    for key in parents:
+        document = document[key]
+    if value is ...:
+        del document[last]
+    else:
+        document[last] = value
+
+
+AXES = "figures.figure1.axes"
+MODEL = "setups.small.model"
+BAD = [
+    (f"{MODEL}.blcks", 2, "did you mean `blocks`"),
+    ("figure", {}, "`figure` is not a known key"),
+    (f"{MODEL}.blocks", "2", f"{MODEL}.blocks"),
+    (f"{MODEL}.blocks", 2.5, f"{MODEL}.blocks"),
+    (f"{MODEL}.blocks", True, f"{MODEL}.blocks"),
+    (f"{MODEL}.blocks", None, f"{MODEL}.blocks"),
+    (f"{MODEL}.blocks", 0, "`blocks` is 0"),
+    (f"{MODEL}.blocks", ..., f"`{MODEL}.blocks` is missing"),
+    (f"{MODEL}.heads", 5, "`width` 32 is not divisible by `heads` 5"),
+    (f"{MODEL}.heads", None, "either `heads` or `head_size`"),
+    (f"{MODEL}.capacity_factor", "none", "capacity_factor"),
+    (f"{MODEL}.capacity_factor", float("nan"), "capacity_factor"),
+    (f"{MODEL}.top_k", 9, "`top_k` 9 is more than `experts` 8"),
+    (f"{AXES}.width", [], "`width` is empty"),
+    (f"{AXES}.width", 32, f"{AXES}.width"),
+    (f"{AXES}.width", [64, 128], "lacks the base width 32"),
+    (f"{AXES}.width", [32, 30], "`width` 30 is not divisible"),
+    (f"{AXES}.granularity", [5], "`granularity` 5 does not divide"),
+    (f"{AXES}.learning_rate", [], "`learning_rate` is empty"),
+    (f"{AXES}.learning_rate", ["2^-3", 0.125], "2^-3 more than once"),
+    (f"{AXES}.learning_rate", ["fast"], "'fast' is not a learning rate"),
+    (f"{AXES}.learning_rate", [True], f"{AXES}.learning_rate"),
+    (f"{AXES}.parametrization", ["ntk"], "names 'ntk'"),
+    (f"{AXES}.architecture", ["dense"], "a dense cell has no experts"),
+    (f"{AXES}.seed", [-1], "seed -1"),
+    (f"{AXES}.experts", [8, 16], "neither panel nor curve"),
+    ("figures.figure1.setup", "big", "which `setups` does not list"),
+    ("figures.figure1.curve", "parametrization", "figures.figure1.curve"),
+    ("figures.a b", DOCUMENT["figures"]["figure1"], "figures.a b"),
+    ("setups.small.corpus", "pile", "which `corpora` does not list"),
+    ("setups.small.training.warmup_steps", 301, "`warmup_steps` 301"),
+    ("setups.small.training.adam_betas", [0.9], "adam_betas"),
+    ("setups.small.training.adam_betas", [0.9, 1.0], "adam_betas"),
+    ("corpora.python.source", "pile", "corpora.python.source"),
+    ("corpora.python.vocabulary", None, "`vocabulary` is needed"),
+    ("corpora.python.validation_fraction", 0.0, "validation_fraction"),
+    ("parametrizations.mup.rooter", [1, 1, 1, 1], "parametrizations.mup.rooter"),
+    ("parametrizations.mup.router", [1, 1], "init_variance"),
+    ("parametrizations.mup.router", [1, "1/fanin", 1, 1], "'1/fanin' is no factor"),
+    ("parametrizations.mup.like", "mup", "parametrizations.mup.like"),
+    ("parametrizations.sp.router", ..., "`parametrizations.sp.router` is missing"),
+    ("parametrizations.sp.attention_logits", "1/fan_in", "scales no tensor"),
+    ("analysis.fit_points", 2, "fit_points"),
+    ("execution.threads", 0, "threads"),
+    ("figures", None, "`figures`"),
+    ("figures", [], "`figures`"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), BAD, ids=[f"{key}={value}"[:60] for key, value, _ in BAD])
+def test_a_mistake_ends_in_one_sentence_naming_the_key(key, value, expected):
+    document = copy.deepcopy(DOCUMENT)
+    _set(document, key, value)
+    with pytest.raises(ConfigError) as error:
+        validate(document)
+    sentence = str(error.value)
+    assert expected in sentence
+    assert "\n" not in sentence
+
+
+def test_files_lie_over_each_other_key_by_key(tmp_path: Path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("setups: {small: {training: {steps: 40}}}")
+    config = read_config(ROOT / "config.yaml", overlay)
+    assert config.setups["small"].training.steps == 40
+    assert config.setups["small"].model == validate(DOCUMENT).setups["small"].model
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "- x", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        read_config(path)
+
+
+def test_a_grid_is_the_product_of_its_axes():
+    axes = DOCUMENT["figures"]["figure1"]["axes"] | {"learning_rate": [LearningRate("2^-9"), LearningRate(0.1)]}
+    ids = [cell.id for cell in grid("small", axes)]
+    assert len(ids) == len(set(ids)) == 3 * 3 * 2

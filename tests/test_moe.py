@@ -1,0 +1,188 @@
+"""The MoE layer against a per-token loop, transformers' losses, and its own invariants."""
+
+import math
+
+import pytest
+import torch
+from conftest import VOCABULARY, make_request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
+
+from mup_moe.config.settings import DROPLESS
+from mup_moe.model.moe import MoE, capacity, combine, dispatch, route
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import model_size
+from mup_moe.model.weight import weights_of
+
+
+def make_layer(replicas: int = 1, seed: int = 0, **changes) -> MoE:
+    request = make_request(**changes)
+    layer = MoE(ModelShape.of(request.cell, request.model, VOCABULARY), request.model, replicas).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in weights_of(layer).values():
+            weight.value.copy_(torch.randn(weight.value.shape, generator=generator, dtype=torch.float64) / 2)
+    return layer
+
+
+def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
+    """One token after the other, as the paper says it; [N, D] to [N, D]."""
+    router, up, down = (w.value[replica] for w in (layer.router, layer.up, layer.down))
+    places = capacity(len(x_ND), layer.shape, layer.settings.capacity_factor)
+    activation = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
+    probabilities = [torch.softmax(x @ router, -1) for x in x_ND]
+    ranked = [torch.argsort(p, descending=True)[: layer.shape.top_k].tolist() for p in probabilities]
+    taken = [0] * layer.shape.experts
+    outputs = [torch.zeros_like(x) for x in x_ND]
+    for k in range(layer.shape.top_k):
+        for n, x in enumerate(x_ND):
+            expert = ranked[n][k]
+            if taken[expert] == places:
+                continue
+            taken[expert] += 1
+            gate = probabilities[n][expert]
+            if layer.settings.renormalize_gates:
+                gate = gate / sum(probabilities[n][e] for e in ranked[n])
+            outputs[n] = outputs[n] + gate * (activation[layer.settings.activation](x @ up[expert]) @ down[expert])
+    return torch.stack(outputs)
+
+
+VARIANTS = [
+    {},
+    {"capacity_factor": 0.5},
+    {"capacity_factor": DROPLESS},
+    {"top_k": 2, "capacity_factor": 1.25},
+    {"top_k": 2, "granularity": 2, "renormalize_gates": True},
+    {"granularity": 4, "activation": "gelu", "experts": 2},
+    {"experts": 1, "activation": "silu"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_layer_equals_a_loop_over_tokens_forward_and_backward(changes, replicas):
+    layer = make_layer(replicas, **changes)
+    x_RND = torch.randn(replicas, 24, 8, dtype=torch.float64, requires_grad=True)
+    upstream_RND = torch.randn_like(x_RND)
+
+    def gradients(y_RND):
+        return torch.autograd.grad((y_RND * upstream_RND).sum(), [x_RND, *layer.parameters()])
+
+    y_RND, _ = layer(x_RND)
+    expected_RND = torch.stack([naive(layer, x_RND[r], r) for r in range(replicas)])
+    torch.testing.assert_close(y_RND, expected_RND, rtol=1e-10, atol=1e-12)
+    for ours, theirs in zip(gradients(y_RND), gradients(expected_RND), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@given(
+    tokens=st.integers(1, 40),
+    experts=st.integers(1, 9),
+    top_k=st.integers(1, 4),
+    factor=st.one_of(st.just(DROPLESS), st.floats(0.1, 3)),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=200, deadline=None)
+def test_places_are_filled_in_order_and_never_twice(tokens, experts, top_k, factor, seed):
+    top_k = min(top_k, experts)
+    request = make_request(experts=experts, top_k=top_k, capacity_factor=factor, granularity=1)
+    places = capacity(tokens, ModelShape.of(request.cell, request.model, VOCABULARY), factor)
+    logits = torch.randn(2, tokens, experts, generator=torch.Generator().manual_seed(seed)) * 3
+    routing, statistics = route(logits, top_k, places)
+    chosen = logits.softmax(-1).topk(top_k).indices
+    for r in range(2):
+        expected = []
+        for expert in range(experts):
+            queue = [k * tokens + n for k in range(top_k) for n in range(tokens) if chosen[r, n, k] == expert]
+            expected.append(queue[:places])
+        seated = [
+            [int(c) for c, f in zip(*row, strict=True) if f]
+            for row in zip(
+                routing.choice_RM[r].view(experts, places), routing.filled_RM[r].view(experts, places), strict=True
+            )
+        ]
+        assert seated == expected
+        kept = sorted(choice for queue in expected for choice in queue)
+        assert routing.kept_RKN[r].flatten().nonzero().flatten().tolist() == kept
+        for expert, queue in enumerate(expected):
+            for position, choice in enumerate(queue):
+                assert routing.place_RKN[r].flatten()[choice] == expert * places + position
+        assert statistics.dropped_R[r] == pytest.approx(1 - len(kept) / (top_k * tokens), abs=1e-6)
+    if factor == DROPLESS:
+        assert routing.kept_RKN.all()
+
+
+def test_dispatch_then_combine_is_the_gated_identity():
+    x_RND = torch.randn(2, 30, 4)
+    routing, _ = route(torch.randn(2, 30, 5), 2, 30)
+    expected = x_RND * routing.gates_RKN.sum(1)[..., None]
+    torch.testing.assert_close(combine(dispatch(x_RND, routing), routing), expected)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_losses_are_those_of_transformers(top_k):
+    logits_NE = torch.randn(50, 6) * 2
+    _, statistics = route(logits_NE[None], top_k, 50)
+    # Mixtral's balance loss sums over the top-k choices, ours averages.
+    theirs = load_balancing_loss_func((logits_NE,), num_experts=6, top_k=top_k) / top_k
+    torch.testing.assert_close(statistics.balance_R[0], theirs)
+    torch.testing.assert_close(statistics.z_R[0], router_z_loss_func(logits_NE[None]))
+
+
+def test_balance_is_one_when_balanced_and_experts_when_collapsed():
+    balanced = torch.eye(4).repeat(5, 1)[None] * 1e-3
+    collapsed = torch.tensor([100.0, 0, 0, 0]).expand(1, 20, 4)
+    assert route(balanced, 1, 20)[1].balance_R.item() == pytest.approx(1, abs=1e-4)
+    assert route(collapsed, 1, 20)[1].balance_R.item() == pytest.approx(4)
+    assert route(collapsed, 1, 20)[1].max_load_R.item() == pytest.approx(4)
+
+
+def test_capacity_is_the_expected_load_times_the_factor():
+    request = make_request(experts=8)
+    shape = ModelShape.of(request.cell, request.model, VOCABULARY)
+    assert capacity(1024, shape, 1.0) == 128
+    assert capacity(1024, shape, 1.25) == 160
+    assert capacity(10, shape, 1.0) == math.ceil(10 / 8)
+    assert capacity(10, shape, 100.0) == capacity(10, shape, DROPLESS) == 10
+
+
+def test_a_dropped_token_gets_nothing_and_gives_no_gradient():
+    layer = make_layer(capacity_factor=0.25, experts=2)
+    x = torch.randn(1, 16, 8, dtype=torch.float64, requires_grad=True)
+    y, statistics = layer(x)
+    dropped = (y == 0).all(-1)
+    assert statistics.dropped_R[0] == pytest.approx(dropped.double().mean().item())
+    assert dropped.any()
+    y.sum().backward()
+    assert (x.grad[dropped] == 0).all()
+
+
+def test_router_stays_in_float32_under_autocast():
+    layer = make_layer().float()
+    x = torch.randn(1, 64, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = layer.router_logits(x)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, x @ layer.router.value)
+
+
+@pytest.mark.parametrize("granularity", [1, 2, 4, 8])
+def test_granularity_keeps_parameters_and_flops_up_to_the_router(granularity):
+    def expert_entries(g):
+        request = make_request(granularity=g)
+        shape = ModelShape.of(request.cell, request.model, VOCABULARY)
+        size = model_size(shape, request.model)
+        router = request.model.blocks * shape.width * shape.experts
+        return size.parameters - router, size.active_parameters - router, size.flops_per_token - 6 * router
+
+    assert expert_entries(granularity) == expert_entries(1)
+
+
+def test_replicas_do_not_see_each_other():
+    layer = make_layer(2)
+    x = torch.randn(2, 24, 8, dtype=torch.float64)
+    y, _ = layer(x)
+    x2 = torch.stack([x[0], torch.full_like(x[1], float("nan"))])
+    assert torch.equal(layer(x2)[0][0], y[0])

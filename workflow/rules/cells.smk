@@ -1,0 +1,35 @@
+# One cell, one training run.
+
+
+rule train:
+    input:
+        # The manifest holds the tokens' digest: tokens made anew to the same bytes retrain nothing.
+        manifest=lambda wildcards: f"{corpus_of(wildcards.cell)}/manifest.json",
+        tokens=lambda wildcards: ancient(
+            [f"{corpus_of(wildcards.cell)}/{split}.bin" for split in ("train", "valid")]
+        ),
+        # All that can change a result. What the files say enters below, as CODE: an edit that means
+        # something retrains, a touch or a comment does not.
+        sources=ancient([os.path.relpath(path) for path in SOURCES]),
+    output:
+        history="results/cells/{cell}/history.csv",
+        summary="results/cells/{cell}/summary.json",
+    params:
+        request=lambda wildcards: request_of(wildcards.cell).to_json(),
+        code=CODE,
+    log:
+        "results/logs/train/{cell}.log",
+    benchmark:
+        "results/benchmarks/train/{cell}.tsv"
+    threads: CONFIG.execution.threads
+    resources:
+        gpu=1 if CONFIG.execution.device == "cuda" else 0,
+        mem_mb=1500,
+        runtime=720,
+    conda:
+        "../../environment.yml"
+    shell:
+        "{PYTHON} -m mup_moe train --request {params.request:q}"
+        " --tokens $(dirname {input.manifest}) --out results/cells/{wildcards.cell}"
+        " --device {CONFIG.execution.device} --threads {threads}"
+        " --checkpoint-seconds {CONFIG.execution.checkpoint_seconds} 2>> {log}"

@@ -1,0 +1,90 @@
+# From config.yaml to typed settings and cells; nothing here knows of tensors.
+import os
+import shlex
+import sys
+from functools import cache
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+# The checkout's own source serves every job, installed or not.
+SOURCE = Path(workflow.basedir) / "src"
+sys.path.insert(0, str(SOURCE))
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])
+)
+
+from mup_moe.analysis.collect import collect_tables
+from mup_moe.analysis.request import figure_request
+from mup_moe.config.cell import Cell
+from mup_moe.config.load import ConfigError, parametrizations, validate
+from mup_moe.files import hold_folder
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.code import SOURCES, code_digest
+
+try:
+    CONFIG = validate(config)
+except ConfigError as error:
+    raise WorkflowError(f"config.yaml: {error}") from None
+
+PARAMETRIZATIONS = parametrizations(CONFIG)
+CODE = code_digest()
+DATA_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/data/*.py"))))
+# The interpreter that runs Snakemake runs the jobs, whatever PATH says.
+PYTHON = shlex.quote(sys.executable)
+
+
+wildcard_constraints:
+    # A loose pattern and a check of each name scale to 10,000 cells; an alternation of ids does not.
+    cell=r"[a-z0-9-]+_(moe|dense)_[^/]+",
+    corpus="|".join(CONFIG.corpora),
+    figure="|".join(CONFIG.figures),
+
+
+@cache
+def request_of(cell_id):
+    """The training request of a cell, in a figure or not, as long as the config can build it."""
+    try:
+        cell = Cell.parse(cell_id)
+        setup = CONFIG.setups[cell.setup]
+        setup.model.check(cell)
+        rules = PARAMETRIZATIONS[cell.parametrization]
+    except KeyError as error:
+        raise WorkflowError(f"cell {cell_id}: config.yaml lists no {error}") from None
+    except ValueError as error:
+        raise WorkflowError(f"cell {cell_id}: {error}") from None
+    return TrainingRequest(cell, setup.model, setup.training, rules)
+
+
+def corpus_of(cell_id):
+    """The folder of the tokens that a cell is trained on."""
+    return f"results/data/{CONFIG.setups[request_of(cell_id).cell.setup].corpus}"
+
+
+@cache
+def cells_of(figure):
+    """The ids of a figure's cells."""
+    return [cell.id for cell in CONFIG.figures[figure].cells()]
+
+
+@cache
+def request_of_figure(figure):
+    """What the analysis of a figure needs of the config, as JSON."""
+    return figure_request(CONFIG, figure)
+
+
+FOLDER_LOCK = None
+
+
+onstart:
+    # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
+    FOLDER_LOCK = hold_folder(Path("results"))
+
+
+onsuccess:
+    # runs.csv and optima.csv at the top hold every figure that is finished so far.
+    for table in ("runs", "optima"):
+        collect_tables(
+            [Path(f"results/{figure}/{table}.csv") for figure in CONFIG.figures],
+            Path(f"results/{table}.csv"),
+        )
