@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TABLE
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, read_config, validate
@@ -24,7 +24,14 @@ def cells(draw: st.DrawFn) -> Cell:
     architecture = draw(st.sampled_from(ARCHITECTURES))
     experts, granularity = (draw(sizes), draw(sizes)) if architecture == "moe" else (1, 1)
     return Cell(
-        draw(names), architecture, draw(names), draw(sizes), experts, granularity, draw(rates), draw(st.integers(0, 10**9))
+        draw(names),
+        architecture,
+        draw(names),
+        draw(sizes),
+        experts,
+        granularity,
+        draw(rates),
+        draw(st.integers(0, 10**9)),
     )
 
 
@@ -147,6 +154,7 @@ BAD = [
     ("corpora.python.source", "pile", "corpora.python.source"),
     ("corpora.python.vocabulary", None, "`vocabulary` is needed"),
     ("corpora.python.validation_fraction", 0.0, "validation_fraction"),
+    ("corpora.python", {"source": "c4", "tokenizer": "gpt2", "validation_fraction": 0.1}, "`max_bytes` is needed"),
     ("parametrizations.mup.rooter", [1, 1, 1, 1], "parametrizations.mup.rooter"),
     ("parametrizations.mup.router", [1, 1], "init_variance"),
     ("parametrizations.mup.router", [1, "1/fanin", 1, 1], "'1/fanin' is no factor"),

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
+from conftest import VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
 from mup_moe.model.moe import MoE, capacity, combine, dispatch, route
 from mup_moe.model.shape import ModelShape

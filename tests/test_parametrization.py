@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TABLE, VOCABULARY, make_request
 from torch import nn
 
+from conftest import TABLE, VOCABULARY, make_request
 from mup_moe.model.parametrization import ROLES, Parametrization, Rule
 from mup_moe.model.scaling import attention_logit_scale, factors, initialize
 from mup_moe.model.shape import ModelShape

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "mup_moe.training.command",
     "aggregate": "mup_moe.analysis.aggregate",
     "optima": "mup_moe.analysis.optima",
+    "collect": "mup_moe.analysis.collect",
     "figure": "mup_moe.analysis.figure",
     "table1": "mup_moe.analysis.table1",
 }

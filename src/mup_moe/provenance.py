@@ -21,7 +21,12 @@ def versions(*packages: str) -> dict[str, str]:
 
 def machine() -> dict[str, str | int]:
     """The machine in words; nothing that names its owner."""
-    return {"system": platform.system(), "architecture": platform.machine(), "cpu": _cpu(), "cores": os.cpu_count() or 1}
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count() or 1,
+    }
 
 
 def _cpu() -> str:

@@ -6,7 +6,10 @@ rule train:
         # The manifest holds the tokens' digest: tokens made anew to the same bytes retrain nothing.
         manifest=lambda wildcards: f"{corpus_of(wildcards.cell)}/manifest.json",
         tokens=lambda wildcards: ancient(
-            [f"{corpus_of(wildcards.cell)}/{split}.bin" for split in ("train", "valid")]
+            [
+                f"{corpus_of(wildcards.cell)}/{split}.bin"
+                for split in ("train", "valid")
+            ]
         ),
         # All that can change a result. What the files say enters below, as CODE: an edit that means
         # something retrains, a touch or a comment does not.
@@ -14,22 +17,25 @@ rule train:
     output:
         history="results/cells/{cell}/history.csv",
         summary="results/cells/{cell}/summary.json",
-    params:
-        request=lambda wildcards: request_of(wildcards.cell).to_json(),
-        code=CODE,
     log:
         "results/logs/train/{cell}.log",
     benchmark:
         "results/benchmarks/train/{cell}.tsv"
+    conda:
+        "../../environment.yml"
     threads: CONFIG.execution.threads
     resources:
         gpu=1 if CONFIG.execution.device == "cuda" else 0,
         mem_mb=1500,
         runtime=720,
-    conda:
-        "../../environment.yml"
+        # Not params: how a cell is run must not make it run again.
+        device=CONFIG.execution.device,
+        checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
+    params:
+        request=lambda wildcards: request_of(wildcards.cell).to_json(),
+        code=CODE,
     shell:
-        "{PYTHON} -m mup_moe train --request {params.request:q}"
+        "python -m mup_moe train --request {params.request:q}"
         " --tokens $(dirname {input.manifest}) --out results/cells/{wildcards.cell}"
-        " --device {CONFIG.execution.device} --threads {threads}"
-        " --checkpoint-seconds {CONFIG.execution.checkpoint_seconds} 2>> {log}"
+        " --device {resources.device} --threads {threads}"
+        " --checkpoint-seconds {resources.checkpoint_seconds} 2>> {log}"

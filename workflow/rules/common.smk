@@ -1,8 +1,10 @@
 # From config.yaml to typed settings and cells; nothing here knows of tensors.
+import json
 import os
 import shlex
 import sys
 from functools import cache
+from glob import glob
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -10,8 +12,10 @@ from snakemake.exceptions import WorkflowError
 # The checkout's own source serves every job, installed or not.
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")])
+# The interpreter that runs Snakemake runs its jobs, activated or not.
+shell.prefix(
+    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+    f" PYTHONPATH={shlex.quote(str(SOURCE))}; "
 )
 
 from mup_moe.analysis.collect import collect_tables
@@ -30,8 +34,7 @@ except ConfigError as error:
 PARAMETRIZATIONS = parametrizations(CONFIG)
 CODE = code_digest()
 DATA_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/data/*.py"))))
-# The interpreter that runs Snakemake runs the jobs, whatever PATH says.
-PYTHON = shlex.quote(sys.executable)
+ANALYSIS_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/analysis/*.py"))))
 
 
 wildcard_constraints:
@@ -61,6 +64,13 @@ def corpus_of(cell_id):
     return f"results/data/{CONFIG.setups[request_of(cell_id).cell.setup].corpus}"
 
 
+def text_of(wildcards):
+    """A corpus's own files; what a source installs or streams by itself is no file of ours."""
+    patterns = map(os.path.expanduser, CONFIG.corpora[wildcards.corpus].files)
+    found = (glob(pattern, recursive=True) for pattern in patterns)
+    return sorted({file for files in found for file in files if os.path.isfile(file)})
+
+
 @cache
 def cells_of(figure):
     """The ids of a figure's cells."""
@@ -70,7 +80,7 @@ def cells_of(figure):
 @cache
 def request_of_figure(figure):
     """What the analysis of a figure needs of the config, as JSON."""
-    return figure_request(CONFIG, figure)
+    return json.dumps(figure_request(CONFIG, figure))
 
 
 FOLDER_LOCK = None

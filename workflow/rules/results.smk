@@ -8,16 +8,17 @@ rule aggregate:
         ),
     output:
         "results/{figure}/runs.csv",
-    params:
-        cells=lambda wildcards: "\n".join(cells_of(wildcards.figure)),
     log:
         "results/logs/aggregate/{figure}.log",
     benchmark:
         "results/benchmarks/aggregate/{figure}.tsv"
     conda:
         "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        cells=lambda wildcards: "\n".join(cells_of(wildcards.figure)),
     shell:
-        "printf '%s' {params.cells:q} | {PYTHON} -m mup_moe aggregate"
+        "printf '%s' {params.cells:q} | python -m mup_moe aggregate"
         " --cells - --results results/cells --out {output} 2> {log}"
 
 
@@ -26,16 +27,17 @@ rule optima:
         "results/{figure}/runs.csv",
     output:
         "results/{figure}/optima.csv",
-    params:
-        request=lambda wildcards: request_of_figure(wildcards.figure),
     log:
         "results/logs/optima/{figure}.log",
     benchmark:
         "results/benchmarks/optima/{figure}.tsv"
     conda:
         "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        requests=lambda wildcards: f'{{"{wildcards.figure}": {request_of_figure(wildcards.figure)}}}',
     shell:
-        "{PYTHON} -m mup_moe optima --runs {input} --figure {params.request:q}"
+        "python -m mup_moe optima --runs {input} --figures {params.requests:q}"
         " --out {output} 2> {log}"
 
 
@@ -50,8 +52,10 @@ rule collect:
         "results/benchmarks/collect/{table}.tsv"
     conda:
         "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
     shell:
-        "{PYTHON} -m mup_moe collect {input} --out {output} 2> {log}"
+        "python -m mup_moe collect {input} --out {output} 2> {log}"
 
 
 rule figure:
@@ -73,17 +77,18 @@ rule figure:
             category="Figures",
             labels={"result": "{figure}", "format": "PNG"},
         ),
-    params:
-        request=lambda wildcards: request_of_figure(wildcards.figure),
     log:
         "results/logs/figure/{figure}.log",
     benchmark:
         "results/benchmarks/figure/{figure}.tsv"
     conda:
         "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        request=lambda wildcards: request_of_figure(wildcards.figure),
     shell:
-        "{PYTHON} -m mup_moe figure --runs {input.runs} --optima {input.optima}"
-        " --figure {params.request:q} --out {output.pdf} --png {output.png} 2> {log}"
+        "python -m mup_moe figure --runs {input.runs} --optima {input.optima}"
+        " --name {wildcards.figure} --figure {params.request:q} --out {output.pdf} --png {output.png} 2> {log}"
 
 
 rule table1:
@@ -96,16 +101,15 @@ rule table1:
         ),
         md="results/table1.md",
         tex="results/table1.tex",
-    params:
-        table=json.dumps(
-            {name: row.as_row() for name, row in PARAMETRIZATIONS.items()}
-        ),
     log:
         "results/logs/table1.log",
     benchmark:
         "results/benchmarks/table1.tsv"
     conda:
         "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        table=json.dumps({name: row.as_row() for name, row in PARAMETRIZATIONS.items()}),
     shell:
-        "{PYTHON} -m mup_moe table1 --parametrizations {params.table:q}"
+        "python -m mup_moe table1 --parametrizations {params.table:q}"
         " --out results/table1 2> {log}"

@@ -36,7 +36,16 @@ COLUMNS = (
 )
 STATUSES = ("finished", "diverged")
 LOSSES = ("train_loss", "valid_loss")
-_COPIED = ("steps", "tokens", "wall_seconds", "flops", "parameters", "active_parameters")
+_COPIED = (
+    "steps",
+    "tokens",
+    "wall_seconds",
+    "flops",
+    "parameters",
+    "active_parameters",
+    "device",
+    "fingerprint",
+)
 # What cells of one set-up must share for their losses to be compared.
 _SHARED = {"code": "code", "tokens_digest": "tokens"}
 
@@ -108,7 +117,6 @@ def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
         | {"cell": cell.id, "learning_rate": rate, "log2_learning_rate": math.log2(rate), "status": status}
         | {name: _loss(summary, name) for name in LOSSES}
         | {name: summary[name] for name in _COPIED}
-        | {"device": summary["machine"].get("device"), "fingerprint": summary["fingerprint"]}
     )
 
 

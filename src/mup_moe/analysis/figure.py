@@ -38,10 +38,10 @@ from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.files import atomic_write
 
 COLUMNS = 4  # panels in a row, at most
-WIDTHS = {1: 4.2, 2: 5.6}  # inches, by panels in a row
-WIDTH = 7.0  # otherwise: the text width of a paper
+WIDTH = 7.0  # inches: the text width of a paper
+NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
-LANE = 0.075  # inches, of a curve's lane in the strip
+LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
 INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
 LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
 LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
@@ -100,7 +100,7 @@ def draw(curves: Curves, rows: Rows, request: FigureRequest) -> Figure:
     """The figure of `curves` (panel -> value -> curve) and `rows` (panel -> rows of the optima)."""
     lines = math.ceil(len(curves) / COLUMNS)
     columns = math.ceil(len(curves) / lines)
-    width = WIDTHS.get(columns, WIDTH)
+    width = WIDTH if columns > 1 else NARROW
     scale = shared_scale(curves, rows)
     # Light to dark with the value; crest is perceptually uniform and told apart by lightness alone.
     shades = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(request.values)))
@@ -135,7 +135,8 @@ def shared_scale(curves: Curves, rows: Rows) -> Scale:
         bottom, top = bottom - margin, top + margin
     marked = not np.all(means <= top)  # written so that NaN is marked
     lanes = max(len(of_panel) for of_panel in curves.values()) if marked else 0
-    strip = (top - bottom) * lanes * LANE / (PANEL_HEIGHT - lanes * LANE)
+    inches = min(lanes * LANE, STRIP)
+    strip = (top - bottom) * inches / (PANEL_HEIGHT - inches)
     lr = np.concatenate([curve.log2_lr for curve in every])
     return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - 0.4, lr.max() + 0.4))
 
@@ -167,6 +168,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest,
         # The lowest panel of a column, which need not be in the last row.
         axes = grid.flat[: len(curves)][column :: grid.shape[1]][-1]
         axes.set_xlabel("learning rate")
+        axes.xaxis.label.set_visible(True)
         axes.tick_params(labelbottom=True)
 
 
@@ -182,7 +184,7 @@ def _draw_legends(
         [request.figure.curve, *names],
         loc="outside upper center",
         ncols=min(len(lines) + 1, int(inches / 0.8)),
-        handlelength=2.2,
+        handlelength=1.8,
         **LEGEND,
     )
     marks = dict(_marks(curves, rows, scale, style))

@@ -17,7 +17,7 @@ INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"
 DOTTED = (0, (1, 2))
 OPTIMUM: dict[str, Any] = {"marker": "D", "ms": 4.2, "mec": INK, "mew": 0.8}
 DIVERGED: dict[str, Any] = {"marker": "x", "ms": 3.4, "mew": 0.9, "ls": ""}
-OFF_SCALE: dict[str, Any] = {"marker": "^", "ms": 3.0, "mew": 0.0, "ls": ""}
+OFF_SCALE: dict[str, Any] = {"marker": "^", "ms": 3.4, "mew": 0.0, "ls": ""}
 SUMMARY_POINTS = 7.0  # font size of the two lines between a panel and its title
 SUMMARY_HEIGHT = 2 * 1.35 * SUMMARY_POINTS + 4  # points
 

@@ -66,26 +66,25 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
     whole estimate, so that the drift's interval has in it what the curves share. With few seeds its
     coverage is below its level; it never covers less than its own estimate.
     """
+    if len({curve.seeds for curve in curves.values()}) != 1:
+        raise ValueError("the curves of a panel must have the same seeds")
     curves = dict(sorted(curves.items()))
     optima = {value: find_optimum(curve, analysis.fit_points) for value, curve in curves.items()}
     found = [value for value, best in optima.items() if np.isfinite(best.log2_lr)]
     drift, drift_interval = _regression({value: optima[value].log2_lr for value in found}, analysis.confidence)
 
     intervals = dict.fromkeys(curves, NO_INTERVAL)
-    if len({curve.seeds for curve in curves.values()}) != 1:
-        raise ValueError("the curves of a panel must have the same seeds")
     if found and curves[found[0]].seeds > 1:
-        *of_curves, of_drift = _bootstrap({value: curves[value] for value in found}, analysis)
-        for value, interval in zip(found, of_curves, strict=True):
+        of_curves, of_drift = _bootstrap({value: curves[value] for value in found}, analysis)
+        for value, interval in of_curves.items():
             intervals[value] = interval.hull(optima[value].log2_lr, optima[value].log2_lr)
-        if np.isfinite(drift):
+        if of_drift:
             drift_interval = of_drift.hull(drift, drift)
     for value in found:
         curve, best = curves[value], optima[value]
         if best.fit in ("edge", "grid"):  # no vertex to move about, though seeds may agree on the point
-            low, high = bracket(curve)
-            known = intervals[value] if curve.seeds > 1 else Interval(low, high, "bracket")
-            intervals[value] = Interval(min(low, known.low), max(high, known.high), "bracket")
+            between, known = Interval(*bracket(curve), "bracket"), intervals[value]
+            intervals[value] = between.hull(known.low, known.high) if known.kind else between
         elif curve.seeds == 1:
             intervals[value] = Interval(*window_interval(curve, best), "window")
 
@@ -95,25 +94,27 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
 
 
 def _regression(log2_lr: Mapping[int, float], confidence: float) -> tuple[float, Interval]:
-    """The slope of log2_lr on log2 of the curve axis, with Student's interval from three values on."""
+    """The slope of log2_lr on log2 of the curve axis, with Student's interval where residuals allow one."""
     if len(log2_lr) < 2:
         return np.nan, NO_INTERVAL
     line = stats.linregress(np.log2(list(log2_lr)), list(log2_lr.values()))
     slope = float(line.slope)
-    if len(log2_lr) == 2:
+    # Two optima leave no residual to judge by, nor do equal ones, such as all at one edge.
+    if len(log2_lr) == 2 or not np.isfinite(line.stderr):
         return slope, NO_INTERVAL
     margin = float(line.stderr * stats.t.ppf((1 + confidence) / 2, len(log2_lr) - 2))
     return slope, Interval(slope - margin, slope + margin, "t")
 
 
-def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> list[Interval]:
-    """Percentile intervals of each curve's optimum and, last, of the drift."""
+def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> tuple[dict[int, Interval], Interval | None]:
+    """Percentile intervals of each curve's optimum, and of the drift if there are two curves or more."""
 
     def estimate(seeds: npt.NDArray[np.int64]) -> list[float]:
         optima = {
             value: find_optimum(curve.resampled(seeds), analysis.fit_points).log2_lr for value, curve in curves.items()
         }
-        return [*optima.values(), _regression(optima, analysis.confidence)[0]]
+        drift = [_regression(optima, analysis.confidence)[0]] if len(optima) > 1 else []
+        return [*optima.values(), *drift]
 
     def statistic(seeds: npt.NDArray[np.int64], axis: Any) -> FloatArray:
         seeds = np.moveaxis(seeds, axis, -1)
@@ -134,4 +135,5 @@ def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> list[
         random_state=np.random.default_rng(BOOTSTRAP_SEED),
     )
     bounds = zip(result.confidence_interval.low, result.confidence_interval.high, strict=True)
-    return [Interval(float(low), float(high), "bootstrap") for low, high in bounds]
+    intervals = [Interval(float(low), float(high), "bootstrap") for low, high in bounds]
+    return dict(zip(curves, intervals, strict=False)), intervals[-1] if len(curves) > 1 else None

@@ -35,6 +35,7 @@ class LearningRate(float):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic validates a field of this type."""
         # Imported here: the trainer builds learning rates on machines without pydantic.
         from pydantic_core import core_schema
 

@@ -62,9 +62,15 @@ class CorpusSettings(_Section):
             _at_least(self, 257, "vocabulary")  # 256 bytes and the end of text
         else:
             _require(self.vocabulary is None, "`vocabulary` is fixed by tokenizer gpt2: remove it")
-        _require(self.tokenizer == "gpt2" or self.tokenizer_files is None, "`tokenizer_files` belongs to tokenizer gpt2")
+        _require(
+            self.tokenizer == "gpt2" or self.tokenizer_files is None, "`tokenizer_files` belongs to tokenizer gpt2"
+        )
         _require(self.source != "text" or bool(self.files), "`files` is needed by source text")
         _require(self.source != "python" or not self.files, "`files` has no meaning for source python")
+        _require(
+            self.source != "c4" or bool(self.files) or self.max_bytes is not None,
+            "`max_bytes` is needed by source c4 without local shards in `files`: the whole corpus is 800 GB",
+        )
         _require(self.source == "python" or not self.packages, "`packages` has a meaning for source python only")
 
 
@@ -95,7 +101,10 @@ class ModelSettings(_Section):
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "base_width", "base_experts", "blocks", "sequence", "ffn_ratio", "top_k")
-        _require((self.heads is None) != (self.head_size is None), "give either `heads` or `head_size`, and null for the other")
+        _require(
+            (self.heads is None) != (self.head_size is None),
+            "give either `heads` or `head_size`, and null for the other",
+        )
         _at_least(self, 1, "heads" if self.heads is not None else "head_size")
         if self.capacity_factor != DROPLESS:
             _positive(self, "capacity_factor")
@@ -110,7 +119,8 @@ class ModelSettings(_Section):
             _require(width % divisor == 0, f"`width` {width} is not divisible by `{name}` {divisor}")
             _require(
                 self.ffn_ratio * width % cell.granularity == 0,
-                f"`granularity` {cell.granularity} does not divide the expert size {self.ffn_ratio * width} at width {width}",
+                f"`granularity` {cell.granularity} does not divide the expert size {self.ffn_ratio * width}"
+                f" at width {width}",
             )
         if cell.architecture == "moe":
             _require(self.top_k <= cell.experts, f"`top_k` {self.top_k} is more than `experts` {cell.experts}")
@@ -136,7 +146,9 @@ class TrainingSettings(_Section):
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "batch_size", "final_loss_steps", "validation_batches")
         _at_least(self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
-        _require(self.warmup_steps <= self.steps, f"`warmup_steps` {self.warmup_steps} is more than `steps` {self.steps}")
+        _require(
+            self.warmup_steps <= self.steps, f"`warmup_steps` {self.warmup_steps} is more than `steps` {self.steps}"
+        )
         _require(
             self.final_loss_steps <= self.steps,
             f"`final_loss_steps` {self.final_loss_steps} is more than `steps` {self.steps}",

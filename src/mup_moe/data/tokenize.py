@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pydantic
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import mup_moe
 from mup_moe.config.settings import CorpusSettings
@@ -164,7 +164,7 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     room = _BATCH_CHARACTERS
     for text in texts:
         batch.append(text)
-        room -= len(text)
+        room -= len(text) + 100  # an encoding has a weight of its own, and documents may be tiny
         if room <= 0:
             yield batch
             batch, room = [], _BATCH_CHARACTERS

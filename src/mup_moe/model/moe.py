@@ -6,6 +6,7 @@ compiles, can be captured in a CUDA graph, and carries replicas.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from mup_moe.config.settings import DROPLESS, ModelSettings
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.weight import Weight
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def route(
     expert_RA = expert_RNK.transpose(1, 2).reshape(replicas, choices)
     sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
     device = logits_RNE.device
-    bounds_RE1 = torch.searchsorted(sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous())
+    bounds_RE1 = torch.searchsorted(
+        sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous()
+    )
     starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
 
     position_RA = torch.arange(choices, device=device) - starts_RE.gather(1, sorted_RA)
@@ -142,14 +145,14 @@ def _rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
 def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
     """The rows of `x_RND` in places [R, M, D]. An empty place holds a row that nothing reads."""
     token_RM = routing.choice_RM % x_RND.shape[1]
-    y: Tensor = _GatherRows.apply(x_RND, token_RM, routing.place_RKN, routing.kept_RKN)
+    y: Tensor = _GatherRows.apply(x_RND, token_RM, routing.place_RKN, routing.kept_RKN)  # type: ignore[no-untyped-call]
     return y
 
 
 def combine(y_RMD: Tensor, routing: Routing) -> Tensor:
     """The gated sum of each token's experts, [R, N, D]; 0 for a token that was dropped."""
     replicas, top_k, tokens = routing.place_RKN.shape
-    z_RAD: Tensor = _GatherRows.apply(
+    z_RAD: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
         y_RMD, routing.place_RKN.view(replicas, -1), routing.choice_RM[:, None], routing.filled_RM[:, None]
     )
     gated_RKND = z_RAD.view(replicas, top_k, tokens, -1) * routing.gates_RKN[..., None].to(z_RAD.dtype)

@@ -63,7 +63,7 @@ class Power:
 
     def ratio(self, sizes: Mapping[str, int], base: Mapping[str, int]) -> float:
         """The factor at `sizes`, relative to `base`; exactly 1 where they agree."""
-        return math.prod((sizes[name] / base[name]) ** float(power) for name, power in self.exponents)
+        return float(math.prod((sizes[name] / base[name]) ** float(power) for name, power in self.exponents))
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,15 @@ class Parametrization:
                 raise ValueError(f"`parametrizations.{name}.{role}` is not a role: the roles are {', '.join(known)}")
         for role in known:
             if role not in row:
-                raise ValueError(f"`parametrizations.{name}.{role}` is missing: every role needs a rule, or `like` a row")
+                raise ValueError(
+                    f"`parametrizations.{name}.{role}` is missing: every role needs a rule, or `like` a row"
+                )
         try:
             logits = Power.parse(row[ATTENTION_LOGITS])
             if {"fan_in", "fan_out"} & {variable for variable, _ in logits.exponents}:
-                raise ValueError(f"`{ATTENTION_LOGITS}` scales no tensor and so has no fan_in or fan_out: use head_size or width")
+                raise ValueError(
+                    f"`{ATTENTION_LOGITS}` scales no tensor and so has no fan_in or fan_out: use head_size or width"
+                )
             rules = {role: Rule.parse(row[role]) for role in ROLES}
         except ValueError as error:
             raise ValueError(f"`parametrizations.{name}`: {error}") from None
@@ -116,7 +120,9 @@ class Parametrization:
 
     def as_row(self) -> dict[str, Any]:
         """The row as plain data; `Parametrization.parse` reads it back."""
-        return {role: rule.as_row() for role, rule in self.rules.items()} | {ATTENTION_LOGITS: str(self.attention_logits)}
+        return {role: rule.as_row() for role, rule in self.rules.items()} | {
+            ATTENTION_LOGITS: str(self.attention_logits)
+        }
 
     def rule(self, role: str) -> Rule:
         """The rule of a role. Raises ValueError for a role that the table does not have."""

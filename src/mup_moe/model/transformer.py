@@ -160,9 +160,7 @@ class Transformer(nn.Module):
     def objective(self, losses: Losses) -> Tensor:
         """What is minimised: summed over replicas, which share no parameter."""
         settings = self.settings
-        return (
-            losses.cross_entropy_R + settings.balance_loss * losses.balance_R + settings.z_loss * losses.z_R
-        ).sum()
+        return (losses.cross_entropy_R + settings.balance_loss * losses.balance_R + settings.z_loss * losses.z_R).sum()
 
 
 @dataclass(frozen=True)

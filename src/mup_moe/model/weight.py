@@ -21,6 +21,7 @@ class Weight(nn.Module):
         into_residual: the output is added to the residual stream.
         active: the share of the tensor that one token is multiplied by (top_k / experts).
         fill: a constant to start from in place of random numbers (norms).
+
     """
 
     def __init__(

@@ -18,12 +18,14 @@ class Batches:
         batch_size: B. sequence: S.
 
     Raises UserError where the split is shorter than one window of S + 1 tokens.
+
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, sequence: int) -> None:
         if len(tokens) < sequence + 1:
             raise UserError(
-                f"the split has {len(tokens)} tokens, fewer than one window of {sequence + 1}: give the corpus more text or lower `sequence`"
+                f"the split has {len(tokens)} tokens, fewer than one window of {sequence + 1}:"
+                " give the corpus more text or lower `sequence`"
             )
         self._tokens = tokens
         self._batch_size = batch_size

@@ -1,18 +1,21 @@
 """Trains one cell: python -m mup_moe train."""
 
 import argparse
+import contextlib
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mup_moe import provenance
-from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, write_csv, write_json
+from mup_moe.data.tokens import SPLITS, Tokens
+from mup_moe.files import UserError, make_folder, write_csv, write_json
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
@@ -37,11 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains to the end, from the folder's checkpoint if it belongs to this very run."""
     torch.set_num_threads(arguments.threads)
     request = TrainingRequest.from_json(arguments.request)
-    tokens = Tokens.open(arguments.tokens)
+    tokens = Tokens.open(arguments.tokens, verify=True)
+    tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
     code = code_digest()
-    fingerprint = request.fingerprint(tokens.digest, code)
+    make_folder(arguments.out)
+    fingerprint = request.fingerprint(tokens_digest, code)
     try:
-        with claim_device(arguments.device) as device:
+        with _claim_folder(arguments.out), claim_device(arguments.device) as device:
             trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
             path = arguments.out / CHECKPOINT
             # Rounding differs between precisions: a checkpoint serves the one that wrote it.
@@ -54,13 +59,35 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{request.cell.id} does not fit in the GPU's memory: lower `batch_size` ({error})") from None
     except ValueError as error:
         raise UserError(str(error)) from error
-    _write(arguments.out, request, trainer, outcome, seconds, {
-        "fingerprint": fingerprint,
-        "code": code,
-        "tokens_digest": tokens.digest,
-    })
+    _write(
+        arguments.out,
+        request,
+        trainer,
+        outcome,
+        seconds,
+        {
+            "fingerprint": fingerprint,
+            "code": code,
+            "tokens_digest": tokens_digest,
+        },
+    )
     path.unlink(missing_ok=True)
     return 0
+
+
+@contextlib.contextmanager
+def _claim_folder(folder: Path) -> Iterator[None]:
+    """Waits for a trainer that outlived a killed workflow: two would write the same files."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder} is being trained by another process; waiting for it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _resume(trainer: Trainer, path: Path, owner: str) -> Stopwatch:
@@ -101,7 +128,10 @@ class _Interruptible:
                 if (due or self._signal) and trainer.step < trainer.settings.steps:
                     self._save(trainer)
                 if self._signal:
-                    print(f"stopped by {signal.Signals(self._signal).name} at step {trainer.step}: run it again to go on", file=sys.stderr)
+                    print(
+                        f"stopped by {signal.Signals(self._signal).name} at step {trainer.step}: run it again to go on",
+                        file=sys.stderr,
+                    )
                     sys.exit(128 + self._signal)
 
             trainer.run(after_step=after_step)

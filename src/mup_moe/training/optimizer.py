@@ -31,6 +31,7 @@ class ReplicaAdamW:
 
     Decoupled weight decay as in torch: a tensor shrinks by (its learning rate * its weight decay) a
     step, so that the table's weight_decay factor alone decides whether decay follows the width.
+
     """
 
     def __init__(

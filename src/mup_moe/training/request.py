@@ -39,7 +39,9 @@ class TrainingRequest:
         try:
             fields: Mapping[str, Any] = json.loads(text)
             cell = Cell.parse(fields["cell"])
-            training = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()}
+            training: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()
+            }
             return cls(
                 cell=cell,
                 model=ModelSettings(**fields["model"]),

@@ -49,6 +49,7 @@ class Trainer:
         train, valid: flat token files. vocabulary: their number of ids.
         device: where tensors live. The same request, tokens, device and thread count give the same
             bits, however often the run is interrupted.
+
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Trainer:
         for request in requests:
             same = (request.model, request.training, ModelShape.of(request.cell, request.model, vocabulary))
             if same != (first.model, first.training, shape):
-                raise ValueError(f"{request.cell.id} and {first.cell.id} cannot be trained in lockstep: their shapes differ")
+                raise ValueError(
+                    f"{request.cell.id} and {first.cell.id} cannot be trained in lockstep: their shapes differ"
+                )
         self.requests = tuple(requests)
         self.settings = first.training
         self.device = device
@@ -103,7 +106,8 @@ class Trainer:
                 after_step(self)
 
     def _train_step(self) -> None:
-        losses = self._losses(*self._batch(lambda request: self._train.training(request.cell.seed, self.step)))
+        batches = [self._train.training(request.cell.seed, self.step) for request in self.requests]
+        losses = self._losses(*self._batch(batches))
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self.step)
         metrics_MR = torch.stack(
@@ -122,8 +126,8 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return self.model.losses(inputs_RBS, targets_RBS)
 
-    def _batch(self, draw: Callable[[TrainingRequest], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        inputs, targets = zip(*(draw(request) for request in self.requests), strict=True)
+    def _batch(self, per_replica: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        inputs, targets = zip(*per_replica, strict=True)
         return torch.stack(inputs).to(self.device), torch.stack(targets).to(self.device)
 
     def _diverged_steps(self) -> list[int | None]:
@@ -140,7 +144,8 @@ class Trainer:
         count = self.settings.validation_batches
         total_R = torch.zeros(len(self.requests), dtype=torch.float64, device=self.device)
         for index in range(count):
-            losses = self._losses(*self._batch(lambda _: self._valid.fixed(index, count)))
+            batch = self._valid.fixed(index, count)
+            losses = self._losses(*self._batch([batch] * len(self.requests)))
             total_R += losses.cross_entropy_R.double()
         return [total / count for total in total_R.tolist()]
 

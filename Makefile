@@ -1,0 +1,53 @@
+# make figure1   set everything up and make results/figure1.pdf
+# make test      set everything up and pass all tests
+PYTHON ?= python3
+CORES ?= all
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Snakemake's jobs find the same tools as Snakemake itself.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: figure1 test lint lock benchmark clean
+
+figure1: $(VENV)/run.stamp
+	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+benchmark: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/step.py
+
+# A stamp is newer than the lock that it installed.
+$(VENV)/run.stamp: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --progress-bar off -r requirements.lock
+	@touch $@
+
+# --no-deps: the lock is complete, and mup asks for a torchvision that it never imports.
+$(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
+	$(PIP) install --quiet --progress-bar off --no-deps -r requirements-dev.lock
+	@touch $@
+
+# Resolves pyproject.toml anew: the only way in which the locks change. TORCH comes first, so that
+# nothing else chooses a build of it.
+TORCH := torch==2.13.0
+FREEZE = .venv-lock/bin/python -m pip freeze --exclude mup-moe | sed 's/+cpu$$//' | LC_ALL=C sort -f
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet $(TORCH)
+	.venv-lock/bin/python -m pip install --quiet .
+	$(FREEZE) > requirements.lock
+	.venv-lock/bin/python -m pip install --quiet '.[dev]'
+	{ $(FREEZE) | grep -vxFf requirements.lock; echo mup==1.0.0; } | LC_ALL=C sort -f > requirements-dev.lock
+	rm -rf .venv-lock

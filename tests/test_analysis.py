@@ -1,0 +1,549 @@
+import csv
+import io
+import json
+import math
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mup_moe.__main__ import main
+from mup_moe.analysis import aggregate, table1
+from mup_moe.analysis.curve import Curve, bracket, find_optimum, loss_at, regret, window_interval
+from mup_moe.analysis.optima import Row, read_optima
+from mup_moe.analysis.request import FigureRequest, figure_request
+from mup_moe.analysis.runs import figure_curves
+from mup_moe.analysis.transfer import measure_transfer
+from mup_moe.config.cell import Cell
+from mup_moe.config.load import parametrizations, read_config
+from mup_moe.config.settings import AnalysisSettings
+from mup_moe.files import UserError
+from mup_moe.model.parametrization import FACTORS, ROLES, Parametrization
+
+CONFIG = Path(__file__).parent.parent / "config.yaml"
+ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500)
+GRID = np.arange(-10.0, -3.0)
+
+
+def quadratic(vertex, curvature=0.05, level=3.0, log2_lr=GRID, noise=0.0, seeds=1):
+    losses = level + curvature * (log2_lr - vertex) ** 2
+    return Curve(log2_lr, losses + noise * np.random.default_rng(0).normal(size=(seeds, log2_lr.size)))
+
+
+def curve(*losses):
+    return Curve(np.arange(float(len(losses))), np.array([losses], dtype=float))
+
+
+inside = st.floats(-8.9, -5.1)
+curvatures = st.floats(0.005, 0.4)
+loss_lists = st.lists(st.one_of(st.just(math.nan), st.floats(1, 10)), min_size=1, max_size=9)
+
+
+# ---------------------------------------------------------------- one curve
+
+
+@given(inside, curvatures, st.sampled_from([3, 4, 5, 7]))
+def test_exact_parabola_is_recovered(vertex, curvature, fit_points):
+    best = find_optimum(quadratic(vertex, curvature), fit_points)
+    assert best.log2_lr == pytest.approx(vertex, abs=1e-8)
+    assert best.loss == pytest.approx(3.0, abs=1e-8)
+    assert best.fit == "parabola"
+    assert not best.at_edge
+
+
+@given(inside)
+def test_exact_parabola_is_recovered_on_an_uneven_grid(vertex):
+    uneven = np.log2([1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2])
+    assume(uneven[1] < vertex < uneven[-2])
+    assert find_optimum(quadratic(vertex, log2_lr=uneven), 5).log2_lr == pytest.approx(vertex, abs=1e-8)
+
+
+@given(loss_lists, st.floats(-5, 5), st.integers(-20, 20))
+def test_level_and_place_of_a_curve_do_not_matter(losses, level, octaves):
+    # Losses on a grid of 1/16, so that adding a level neither breaks nor makes a tie.
+    losses, level = np.round(np.array(losses) * 16) / 16, round(level * 16) / 16
+    here = find_optimum(curve(*losses), 5)
+    there = find_optimum(Curve(np.arange(float(losses.size)) + octaves, losses[None] + level), 5)
+    assert there.fit == here.fit
+    assert there.log2_lr == pytest.approx(here.log2_lr + octaves, abs=1e-6, nan_ok=True)
+    assert there.loss == pytest.approx(here.loss + level, abs=1e-6, nan_ok=True)
+
+
+@given(loss_lists)
+def test_optimum_stays_by_the_lowest_converged_loss(losses):
+    measured = curve(*losses)
+    best = find_optimum(measured, 5)
+    if np.isnan(losses).all():
+        assert best.fit == "none"
+        assert np.isnan(best.log2_lr)
+        return
+    lowest = int(np.nanargmin(losses))
+    assert abs(best.log2_lr - lowest) <= 2
+    steps = np.arange(min(lowest, int(best.log2_lr)), max(lowest, math.ceil(best.log2_lr)) + 1)
+    assert np.isfinite(np.array(losses)[steps]).all()
+
+
+@pytest.mark.parametrize(
+    ("losses", "at", "bounds"),
+    [
+        ((1, 2, 3, 4), 0, (-np.inf, 1)),
+        ((4, 3, 2, 1), 3, (2, np.inf)),
+        ((3, 2, 1, np.nan, np.nan), 2, (1, 3)),
+        ((np.nan, 1, np.nan), 1, (0, 2)),
+        ((1,), 0, (-np.inf, np.inf)),
+    ],
+)
+def test_unbracketed_minimum_is_flagged(losses, at, bounds):
+    best = find_optimum(curve(*losses), 5)
+    assert best.at_edge
+    assert best.log2_lr == at
+    assert bracket(curve(*losses)) == bounds
+
+
+def test_where_the_centre_is_flat_the_grid_point_is_reported():
+    tiny = 1e-12
+    best = find_optimum(curve(1 + tiny, 1, 1 + tiny), 5)
+    assert (best.fit, best.log2_lr, best.loss) == ("grid", 1, 1)
+    assert not best.at_edge
+    assert measure_transfer({32: curve(1 + tiny, 1, 1 + tiny)}, 32, ANALYSIS).intervals[32].kind == "bracket"
+
+
+def test_a_window_that_is_not_convex_falls_back_to_three_points():
+    best = find_optimum(curve(1.0, 1.2, 0.99, 1.2, 1.0), 5)
+    assert best.fit == "three-point"
+    assert best.log2_lr == pytest.approx(2)
+
+
+def test_a_cliff_at_the_window_end_does_not_move_the_optimum():
+    calm = find_optimum(curve(3.4, 3.1, 3.0, 3.1, 3.4), 5).log2_lr
+    assert find_optimum(curve(3.4, 3.1, 3.0, 3.1, 9.0), 5).log2_lr == pytest.approx(calm, abs=0.02)
+
+
+def test_authors_narrowest_curve():
+    # reference/authors_sp.csv, width 64: the loss at 2e-2 is a spike beside the minimum's window.
+    rates = np.log2([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2])
+    losses = [6.21, 5.8465625, 5.385, 5.1390625, 5.00625, 4.9878125, 5.08125, 6.145625, 5.3371875]
+    best = find_optimum(Curve(rates, np.array([losses])), 5)
+    assert 2e-3 < 2**best.log2_lr < 5e-3
+    assert best.high == pytest.approx(np.log2(1e-2))
+
+
+def test_one_diverged_seed_makes_the_learning_rate_diverged():
+    losses = np.array([[3.0, 2.0, 1.0, 2.0], [3.0, 2.0, np.nan, 2.0]])
+    measured = Curve(np.arange(4.0), losses)
+    assert np.isnan(measured.mean[2])
+    assert find_optimum(measured, 5).log2_lr == 1
+
+
+def test_loss_at_any_learning_rate():
+    measured = curve(4.0, 3.2, 3.0, 3.2, 4.0, 4.4, np.nan, 5.0)
+    best = find_optimum(measured, 5)
+    assert loss_at(measured, best, best.log2_lr) == best.loss
+    assert loss_at(measured, best, 5.0) == pytest.approx(4.4)
+    assert 4.0 < loss_at(measured, best, 4.5) < 4.4
+    assert loss_at(measured, best, 7.0) == 5.0
+    for beyond in (-0.1, 5.1, 6.0, 6.9, 7.1):
+        assert loss_at(measured, best, beyond) == np.inf
+    assert np.isnan(loss_at(measured, best, np.nan))
+
+
+@given(loss_lists, st.floats(-1, 9))
+def test_regret_is_never_negative(losses, log2_lr):
+    measured = curve(*losses)
+    best = find_optimum(measured, 5)
+    cost = regret(measured, best, log2_lr)
+    assert cost >= 0 or np.isnan(best.log2_lr)
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.floats(1, 10)), min_size=1, max_size=4), st.floats(0.01, 0.99))
+def test_one_seeds_interval_holds_the_optimum(losses, lowest):
+    measured = curve(*losses, 1.0, lowest, 1.0, *reversed(losses))
+    best = find_optimum(measured, 5)
+    low, high = window_interval(measured, best)
+    assert low <= best.log2_lr - 0.25
+    assert high >= best.log2_lr + 0.25
+
+
+def test_one_seeds_interval_is_how_far_windows_disagree():
+    lopsided = curve(3.45, 3.2, 3.0, 3.1, 3.45)
+    best = find_optimum(lopsided, 5)
+    three = find_optimum(lopsided, 3)
+    low, high = window_interval(lopsided, best)
+    assert low <= min(best.log2_lr, three.log2_lr)
+    assert high >= max(best.log2_lr, three.log2_lr)
+
+
+def test_curves_refuse_wrong_shapes():
+    with pytest.raises(ValueError, match="losses"):
+        Curve(np.arange(3.0), np.zeros((1, 4)))
+    with pytest.raises(ValueError, match="ascend"):
+        Curve(np.array([1.0, 0.0]), np.zeros((1, 2)))
+
+
+# ---------------------------------------------------------------- a panel of curves
+
+
+@settings(max_examples=30)
+@given(st.floats(-0.9, 0.9), curvatures)
+def test_drift_and_regret_of_exact_curves(slope, curvature):
+    curves = {32 * 2**k: quadratic(-7 + slope * k, curvature) for k in range(3)}
+    transfer = measure_transfer(curves, 32, ANALYSIS)
+    assert transfer.drift == pytest.approx(slope, abs=1e-8)
+    if transfer.drift_interval.kind == "t":
+        assert transfer.drift_interval.low == pytest.approx(slope, abs=1e-6)
+    assert transfer.regrets[32] == 0
+    shift = abs(slope)
+    if transfer.optima[64].low <= -7 <= transfer.optima[64].high:
+        assert transfer.regrets[64] == pytest.approx(curvature * shift**2, abs=1e-8)
+
+
+def test_two_curves_have_a_drift_without_interval_and_one_has_none():
+    two = measure_transfer({32: quadratic(-7), 64: quadratic(-8)}, 32, ANALYSIS)
+    assert two.drift == pytest.approx(-1)
+    assert two.drift_interval.kind == ""
+    one = measure_transfer({32: quadratic(-7)}, 32, ANALYSIS)
+    assert np.isnan(one.drift)
+
+
+def test_optima_at_one_edge_have_no_interval_of_drift():
+    falling = curve(4, 3, 2)
+    transfer = measure_transfer({32: falling, 64: falling, 128: falling}, 32, ANALYSIS)
+    assert transfer.drift == 0
+    assert transfer.drift_interval.kind == ""
+
+
+def test_without_the_base_value_there_is_no_regret():
+    transfer = measure_transfer({64: quadratic(-7), 128: quadratic(-7)}, 32, ANALYSIS)
+    assert np.isnan(list(transfer.regrets.values())).all()
+
+
+def test_a_base_optimum_where_a_curve_diverges_costs_everything():
+    losses = quadratic(-9).losses.copy()
+    losses[:, -4:] = np.nan
+    transfer = measure_transfer({32: quadratic(-6), 64: Curve(GRID, losses)}, 32, ANALYSIS)
+    assert transfer.regrets[64] == np.inf
+
+
+def test_bootstrap_holds_its_estimate_and_narrows_as_seeds_agree():
+    def panel(noise):
+        return measure_transfer(
+            {32 * 2**k: quadratic(-7 - 0.3 * k, noise=noise, seeds=4) for k in range(3)}, 32, ANALYSIS
+        )
+
+    widths = []
+    for noise in (0.05, 0.005, 0.0):
+        transfer = panel(noise)
+        assert transfer.drift_interval.kind == "bootstrap"
+        assert transfer.drift_interval.low <= transfer.drift <= transfer.drift_interval.high
+        for value, interval in transfer.intervals.items():
+            assert interval.kind == "bootstrap"
+            assert interval.low <= transfer.optima[value].log2_lr <= interval.high
+        widths.append(max(interval.high - interval.low for interval in transfer.intervals.values()))
+    assert widths[0] > widths[1] > widths[2]
+    assert widths[2] == pytest.approx(0, abs=1e-9)
+    assert panel(0.05) == panel(0.05)
+
+
+def test_curves_that_share_their_seeds_noise_have_a_certain_drift():
+    # Every curve of a seed is shifted by the same octaves: the drift does not depend on the seed.
+    seeds = np.array([-0.5, 0.0, 0.4])
+    curves = {
+        32 * 2**k: Curve(GRID, np.stack([quadratic(-7 - 0.2 * k + shift).losses[0] for shift in seeds]))
+        for k in range(3)
+    }
+    transfer = measure_transfer(curves, 32, ANALYSIS)
+    assert transfer.intervals[32].high - transfer.intervals[32].low > 0.5
+    assert transfer.drift_interval.high - transfer.drift_interval.low < 1e-6
+
+
+def test_an_edge_is_bracketed_however_well_seeds_agree():
+    falling = np.tile(np.linspace(5, 3, GRID.size), (3, 1))
+    interval = measure_transfer({32: Curve(GRID, falling)}, 32, ANALYSIS).intervals[32]
+    assert (interval.low, interval.high, interval.kind) == (-5, np.inf, "bracket")
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def summary_of(cell, loss, **changes):
+    finished = loss is not None
+    return {
+        "cell": asdict(cell),
+        "id": cell.id,
+        "status": "finished" if finished else "diverged",
+        "train_loss": loss,
+        "valid_loss": loss + 0.1 if finished else math.nan,
+        "steps": 300,
+        "tokens": 307200,
+        "wall_seconds": 1.5,
+        "flops": 1e12,
+        "parameters": 1000,
+        "active_parameters": 500,
+        "fingerprint": "f" * 8,
+        "code": "c",
+        "tokens_digest": "t",
+        "device": "cpu",
+        "machine": {},
+        "versions": {},
+        "settings": {},
+    } | changes
+
+
+def write_summaries(results, cells, loss, **changes):
+    for cell in cells:
+        folder = results / cell.id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary_of(cell, loss(cell), **changes)))
+
+
+def transferring(cell):
+    """SP's optimum falls by an octave per doubling; others stay. Far above it, cells diverge."""
+    doublings = math.log2(cell.width / 32)
+    distance = math.log2(cell.learning_rate) + 6.8 + (doublings if cell.parametrization == "sp" else 0)
+    return None if distance > 3 else 4 - 0.2 * doublings + 0.05 * distance**2
+
+
+@pytest.fixture
+def figure1(tmp_path):
+    config = read_config(CONFIG)
+    cells = config.figures["figure1"].cells()
+    write_summaries(tmp_path / "cells", cells, transferring)
+    (tmp_path / "cells.txt").write_text("\n".join([*(cell.id for cell in cells), cells[0].id, ""]))
+    return tmp_path, config, cells
+
+
+def run_aggregate(folder):
+    arguments = ["--cells", folder / "cells.txt", "--results", folder / "cells", "--out", folder / "runs.csv"]
+    return main(["aggregate", *map(str, arguments)])
+
+
+def run_optima(folder, config):
+    requests = json.dumps({"figure1": figure_request(config, "figure1")})
+    arguments = ["--runs", folder / "runs.csv", "--figures", requests, "--out", folder / "optima.csv"]
+    return main(["optima", *map(str, arguments)])
+
+
+def test_runs_have_a_row_per_cell_in_order(figure1):
+    folder, _, cells = figure1
+    assert run_aggregate(folder) == 0
+    runs = pd.read_csv(folder / "runs.csv")
+    assert list(runs.columns) == list(aggregate.COLUMNS)
+    assert runs["cell"].tolist() == [cell.id for cell in cells]
+    assert runs["log2_learning_rate"].tolist() == [math.log2(cell.learning_rate) for cell in cells]
+    diverged = runs["status"] == "diverged"
+    assert diverged.any()
+    assert runs.loc[diverged, ["train_loss", "valid_loss"]].isna().all(axis=None)
+    assert runs.loc[~diverged, "train_loss"].tolist() == [transferring(c) for c in cells if transferring(c) is not None]
+    assert set(runs["device"]) == {"cpu"}
+
+
+def test_ids_may_come_from_standard_input(figure1, monkeypatch):
+    folder, _, cells = figure1
+    monkeypatch.setattr("sys.stdin", io.StringIO(cells[3].id + "\n"))
+    assert (
+        main(["aggregate", "--cells", "-", "--results", str(folder / "cells"), "--out", str(folder / "one.csv")]) == 0
+    )
+    assert pd.read_csv(folder / "one.csv")["cell"].tolist() == [cells[3].id]
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"cell": {}}', None])
+def test_a_missing_or_damaged_summary_is_named(figure1, capsys, damage):
+    folder, _, cells = figure1
+    path = folder / "cells" / cells[5].id / "summary.json"
+    path.unlink() if damage is None else path.write_text(damage)
+    assert run_aggregate(folder) == 1
+    assert str(path) in capsys.readouterr().err
+    assert not (folder / "runs.csv").exists()
+
+
+@pytest.mark.parametrize("changes", [{"status": "finished", "train_loss": None}, {"status": "running"}, {"id": "x"}])
+def test_a_summary_that_contradicts_itself_is_refused(figure1, changes):
+    folder, _, cells = figure1
+    write_summaries(folder / "cells", cells[:1], transferring, **changes)
+    with pytest.raises(UserError, match="not this cell's summary"):
+        aggregate.collect([cells[0].id], folder / "cells")
+
+
+def test_another_cells_summary_is_refused(figure1):
+    folder, _, cells = figure1
+    first, second = (folder / "cells" / cell.id / "summary.json" for cell in cells[:2])
+    first.write_text(second.read_text())
+    with pytest.raises(UserError, match="it holds cell"):
+        aggregate.collect([cells[0].id], folder / "cells")
+
+
+@pytest.mark.parametrize(("key", "noun"), [("code", "code"), ("tokens_digest", "tokens")])
+def test_what_cannot_be_compared_is_not_mixed(figure1, key, noun):
+    folder, _, cells = figure1
+    write_summaries(folder / "cells", cells[7:8], transferring, **{key: "other"})
+    with pytest.raises(UserError, match=f"{noun}.*delete") as caught:
+        aggregate.collect([cell.id for cell in cells], folder / "cells")
+    assert cells[0].id in str(caught.value)
+    assert cells[7].id in str(caught.value)
+
+
+def test_text_that_is_no_cell_is_refused(tmp_path):
+    with pytest.raises(UserError, match="not a cell's id"):
+        aggregate.collect(["nonsense"], tmp_path)
+
+
+def test_optima_of_a_figure(figure1):
+    folder, config, _ = figure1
+    assert run_aggregate(folder) == 0
+    assert run_optima(folder, config) == 0
+    table = pd.read_csv(folder / "optima.csv")
+    assert list(table.columns) == list(Row._fields)
+    assert table["panel"].tolist() == ["sp"] * 3 + ["simplep"] * 3 + ["mup"] * 3
+    assert table["value"].tolist() == [32, 64, 128] * 3
+    drift = table.groupby("panel")["drift"].first()
+    assert drift["sp"] == pytest.approx(-1)
+    assert drift["mup"] == pytest.approx(0, abs=1e-8)
+    base = table[table["value"] == 32]
+    assert (base["regret"] == 0).all()
+    assert table["regret"][2] == pytest.approx(0.05 * 4, abs=0.02)
+    assert table["regret"][5] == pytest.approx(0, abs=1e-8)
+    assert (table["points"] + table["diverged"] == 7).all()
+    assert table["interval"].tolist() == ["window"] * 9
+    assert not table["at_edge"].any()
+
+
+def test_optima_read_back(figure1):
+    folder, config, _ = figure1
+    run_aggregate(folder)
+    run_optima(folder, config)
+    request = FigureRequest.of(figure_request(config, "figure1"))
+    rows = read_optima(folder / "optima.csv", "figure1", request)
+    assert [row.value for row in rows["mup"]] == [32, 64, 128]
+    with pytest.raises(UserError, match="figure2"):
+        read_optima(folder / "optima.csv", "figure2", request)
+
+
+def test_runs_that_lack_a_cell_are_named(figure1, capsys):
+    folder, config, cells = figure1
+    run_aggregate(folder)
+    lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
+    (folder / "runs.csv").write_text("".join(line for line in lines if not line.startswith(cells[4].id)))
+    assert run_optima(folder, config) == 1
+    assert cells[4].id in capsys.readouterr().err
+
+
+def test_a_panel_need_not_be_a_parametrization(tmp_path):
+    request = figure_request(read_config(CONFIG), "figure1")
+    request |= {"panel": "granularity", "axes": request["axes"] | {"parametrization": ["sp"], "granularity": [4, 1]}}
+    cells = FigureRequest.of(request).figure.cells()
+    write_summaries(tmp_path / "cells", cells, transferring)
+    (tmp_path / "cells.txt").write_text("\n".join(cell.id for cell in cells))
+    assert run_aggregate(tmp_path) == 0
+    arguments = ["--runs", tmp_path / "runs.csv", "--figures", json.dumps({"g": request}), "--out", tmp_path / "o.csv"]
+    assert main(["optima", *map(str, arguments)]) == 0
+    table = pd.read_csv(tmp_path / "o.csv")
+    assert table["panel"].tolist() == [4] * 3 + [1] * 3
+    assert set(table["parametrization"]) == {"sp"}
+
+
+def test_every_loss_lands_on_its_own_curve():
+    # Each cell's loss is unique to it, over all four axes of a figure and with unsorted values.
+    request = figure_request(read_config(CONFIG), "figure1")
+    request["axes"] |= {"width": [128, 32, 64], "seed": [3, 1], "learning_rate": ["2^-6", "2^-9", "2^-7"]}
+    parsed = FigureRequest.of(request)
+    cells = parsed.figure.cells()
+    runs = pd.DataFrame(
+        {"cell": [c.id for c in cells], "status": "finished", "train_loss": np.arange(len(cells), dtype=float)}
+    ).set_index("cell")
+    runs = runs.sample(frac=1, random_state=0)
+    curves = figure_curves(runs, parsed)
+    for cell in cells:
+        found = curves[cell.parametrization][cell.width]
+        rate = np.flatnonzero(found.log2_lr == math.log2(cell.learning_rate))[0]
+        assert found.losses[[3, 1].index(cell.seed), rate] == runs.loc[cell.id, "train_loss"]
+
+
+def test_requests_survive_json_and_need_no_heavy_imports():
+    config = read_config(CONFIG)
+    request = figure_request(config, "figure1")
+    assert FigureRequest.of(json.loads(json.dumps(request))).figure == config.figures["figure1"]
+    heavy = ["pandas", "numpy", "scipy", "matplotlib", "seaborn", "torch", "pydantic"]
+    code = f"import sys, mup_moe.analysis.request; sys.exit(any(name in sys.modules for name in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(CONFIG.parent / "src")}).returncode == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"figure1": {"panel": "width"}}', '{"figure1": 3}'])
+def test_a_wrong_request_is_one_sentence(figure1, capsys, text):
+    folder, _, _ = figure1
+    run_aggregate(folder)
+    runs, out = str(folder / "runs.csv"), str(folder / "o.csv")
+    assert main(["optima", "--runs", runs, "--figures", text, "--out", out]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# ---------------------------------------------------------------- table 1
+
+
+@pytest.fixture
+def tables(tmp_path):
+    parsed = parametrizations(read_config(CONFIG))
+    strange = {role: ["sqrt(experts)/fan_in/width", 1, "fan_in^-1/3", 1] for role in ROLES}
+    parsed["mine"] = Parametrization.parse("mine", strange | {"attention_logits": "1/sqrt(head_size)"})
+    rows = json.dumps({name: row.as_row() for name, row in parsed.items()})
+    assert main(["table1", "--parametrizations", rows, "--out", str(tmp_path / "table1")]) == 0
+    return tmp_path / "table1", parsed
+
+
+def test_table1_csv_reads_back(tables):
+    path, parsed = tables
+    read = {}
+    with Path(f"{path}.csv").open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            factors = [row[factor] for factor in FACTORS]
+            is_logits = row["role"] == "attention_logits"
+            read.setdefault(row["parametrization"], {})[row["role"]] = row["multiplier"] if is_logits else factors
+    assert {name: Parametrization.parse(name, row) for name, row in read.items()} == parsed
+
+
+def test_table1_tex_is_a_booktabs_tabular(tables):
+    path, parsed = tables
+    lines = Path(f"{path}.tex").read_text().splitlines()
+    assert lines[0] == r"\begin{tabular}{llllll}"
+    assert lines[-1] == r"\end{tabular}"
+    body = [line for line in lines if line.endswith(r"\\")]
+    assert len(body) == 1 + len(parsed) * (len(ROLES) + 1)
+    assert all(line.count(" & ") == 5 for line in body)
+    assert lines.count(r"\midrule") == len(parsed)
+    text = "\n".join(lines)
+    assert r"$1/\mathrm{fan\_in}$" in text
+    assert r"$\mu$P & embedding" in text
+    assert r"$\sqrt{\mathrm{experts}}/(\mathrm{fan\_in}\,\mathrm{width})$" in text
+    assert r"$1/\mathrm{fan\_in}^{1/3}$" in text
+    assert text.isascii()
+    for line in body:
+        assert line.replace(r"\$", "").count("$") % 2 == 0
+        assert line.count("{") == line.count("}")
+
+
+def test_table1_markdown_has_equal_columns(tables):
+    lines = Path(f"{tables[0]}.md").read_text().splitlines()
+    assert len({line.count(" | ") for line in lines}) == 1
+    assert any(r"| router | 1 | 1/fan\_in | 1 | 1 |" in line for line in lines)
+    assert any(r"√head\_size" in line for line in lines)
+
+
+def test_tex_escapes_what_tex_reads_as_commands():
+    assert table1._latex_text(r"a_b & 5% #1 \x~^{}$") == (
+        r"a\_b \& 5\% \#1 \textbackslash{}x\textasciitilde{}\textasciicircum{}\{\}\$"
+    )
+
+
+def test_table1_refuses_what_is_no_parametrization(tmp_path, capsys):
+    assert main(["table1", "--parametrizations", '{"sp": {"router": [1]}}', "--out", str(tmp_path / "t")]) == 1
+    assert "sp" in capsys.readouterr().err
+
+
+def test_cell_axes_agree_with_the_summary():
+    cell = Cell.parse("small_moe_mup_w64_e8_g1_lr2^-8_s0")
+    assert aggregate._row(cell, json.loads(json.dumps(summary_of(cell, 3.0))))["learning_rate"] == 2**-8

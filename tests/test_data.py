@@ -1,0 +1,631 @@
+"""Documents, split, tokenizer and token files, on their own and through the command."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mup_moe.config.settings import CorpusSettings
+from mup_moe.data import documents, python_source, text_files, tokenizer
+from mup_moe.data.documents import Tally, read_documents
+from mup_moe.data.split import in_sample, in_validation, text_digest
+from mup_moe.data.spool import Spool
+from mup_moe.data.tokenize import parse_corpus, tokenize
+from mup_moe.data.tokens import Tokens, dtype_for
+from mup_moe.files import UserError
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+OUTPUTS = ["manifest.json", "tokenizer.json", "train.bin", "valid.bin"]
+
+needs_gpt2 = pytest.mark.skipif(not (SHARED / "gpt2").is_dir(), reason="GPT-2's vocabulary is not in shared/data/gpt2")
+needs_shakespeare = pytest.mark.skipif(
+    not (SHARED / "tinyshakespeare.txt").is_file(), reason="shared/data/tinyshakespeare.txt is absent"
+)
+
+# Everything that str can hold but lone surrogates, which are no Unicode text.
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+odd_texts = st.one_of(
+    texts,
+    st.text("\x00\r\n\t \u00a0\u200d\u2028\ufeff\ufffde\u0301🏳️‍🌈👩🏽‍🚀\U0010ffff'sd0"),
+    st.lists(st.sampled_from(["<|endoftext|>", "<|", "|>", " ", "\n\n", "end", "Ġ", "Ċ"])).map("".join),
+)
+
+
+def corpus(**changes: Any) -> CorpusSettings:
+    fields = {"source": "text", "tokenizer": "bpe", "vocabulary": 300, "validation_fraction": 0.3, "files": ("*",)}
+    return CorpusSettings(**{**fields, **changes})
+
+
+def text_corpus(*files: Path | str, **changes: Any) -> CorpusSettings:
+    return corpus(files=tuple(map(str, files)), **changes)
+
+
+def read(config: CorpusSettings) -> tuple[list[str], Tally]:
+    tally = Tally()
+    return list(read_documents(config, tally)), tally
+
+
+def write_jsonl(path: Path, count: int = 60) -> Path:
+    words = ["router", "sends", "each", "token", "of", "the", "text", "to", "some", "expert", "by", "its", "gates"]
+    lines = (" ".join(words[(i * k) % len(words)] for k in range(40)) + f" {i} é ✓" for i in range(count))
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    return path
+
+
+# ---------------------------------------------------------------- plain text
+
+
+def test_a_plain_file_is_cut_at_blank_lines_into_passages_that_add_up_to_it(tmp_path: Path) -> None:
+    text = "".join(f"paragraph {i} " + "word " * 50 + "\n\n" for i in range(100))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    found, tally = read(text_corpus(path))
+    assert "".join(found) == text
+    assert len(found) > 5
+    assert all(document.startswith("paragraph") and document.endswith("\n\n") for document in found)
+    assert tally == Tally()
+
+
+@given(st.text("ab \n\u2028\x00", max_size=200), st.integers(1, 20))
+def test_passages_joined_are_the_text_and_bounded(text: str, size: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "PASSAGE_CHARACTERS", size)
+        found = list(text_files.passages(io.StringIO(text, newline="")))
+    assert "".join(found) == text
+    assert all(0 < len(passage) < 5 * size for passage in found)
+
+
+def test_one_huge_line_comes_in_bounded_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(map(str, range(100_000))))
+    found, _ = read(text_corpus(path))
+    assert "".join(found) == path.read_text()
+    assert max(map(len, found)) < 5 * text_files.PASSAGE_CHARACTERS
+
+
+def test_a_huge_record_comes_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_CHARACTERS", 10)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "abcdefghijklmnopqrstuvwxyz"}))
+    assert read(text_corpus(path))[0] == ["abcdefghij", "klmnopqrst", "uvwxyz"]
+
+
+def test_bytes_that_are_not_unicode_are_replaced_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 \x00 ok")
+    (tmp_path / "b.txt").write_bytes("plain \ufffd".encode())
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "x\xff"}\n{"text": "half \\ud800"}\n{"text": "whole \\ud83d\\ude00"}')
+    found, tally = read(text_corpus(tmp_path / "*"))
+    assert found == ["caf\ufffd \x00 ok", "plain \ufffd", "x\ufffd", "half \ufffd", "whole 😀"]
+    assert tally == Tally(repaired=3)
+
+
+def test_blank_files_and_records_are_skipped_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_text(" \n\t\n")
+    (tmp_path / "c.jsonl").write_text('{"text": ""}\n\n{"url": "u"}\n{"text": null}\n{"text": 5}\n{"text": "x"}\n')
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(b""))
+    found, tally = read(text_corpus(tmp_path / "*"))
+    assert found == ["x"]
+    assert tally == Tally(empty=2, without_text=3)
+
+
+def test_line_ends_and_the_byte_order_mark_are_normalized(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes("\ufeffone\r\ntwo\rthree\n".encode())
+    assert read(text_corpus(tmp_path / "a.md"))[0] == ["one\ntwo\nthree\n"]
+
+
+def test_all_formats_are_read_through_gzip_or_not(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("plain")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "c.jsonl").write_text('{"text": "lines", "url": "u"}\n')
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(b'{"text": "like c4", "timestamp": "t", "url": "u"}\n'))
+    table = {"id": [1, 2], "text": pa.array([b"column \xff", None], pa.binary())}
+    pq.write_table(pa.table(table), tmp_path / "e [1].parquet")
+    pq.write_table(pa.table({"text": pa.array(["a", "b"], pa.large_string())}), tmp_path / "f.parquet")
+    found, tally = read(text_corpus(tmp_path / "*"))
+    assert found == ["plain", "packed", "lines", "like c4", "column \ufffd", "a", "b"]
+    assert tally == Tally(without_text=1, repaired=1)
+
+
+def test_c4_shards_given_as_files_are_read_like_text(tmp_path: Path) -> None:
+    path = tmp_path / "c4-train.00000-of-01024.json.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a", "timestamp": "t", "url": "u"}\n'))
+    assert read(text_corpus(path, source="c4"))[0] == ["a"]
+
+
+def test_max_bytes_ends_with_the_document_that_reaches_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "éé"}\n' * 9)
+    assert len(read(text_corpus(path, max_bytes=8))[0]) == 2
+    assert len(read(text_corpus(path, max_bytes=9))[0]) == 3
+
+
+# ---------------------------------------------------------------- globs
+
+
+def test_matches_are_sorted_and_none_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ["b/x.txt", "a/y.txt", "B.txt", "a/.hidden.txt", ".git/z.txt"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "again.txt").symlink_to("b/x.txt")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.txt").symlink_to("self.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "a"))
+    assert read(text_corpus("**/*.txt"))[0] == ["B.txt", "a/y.txt", "b/x.txt"]
+    assert read(text_corpus("b/x.txt", "**/*.txt"))[0] == ["b/x.txt", "B.txt", "a/y.txt"]
+    assert read(text_corpus("~/y.txt", "a/.h*"))[0] == ["a/y.txt", "a/.hidden.txt"]
+    assert read(text_corpus("b/../a/*.txt"))[0] == ["a/y.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("nothing/*.txt", None, "the glob .*nothing/.*matches no file"),
+        ("missing.txt", None, r"missing\.txt, which is no file"),
+        ("", None, "the folder"),
+        ("x**y/*.txt", None, r"x\*\*y"),
+        ("a.json.gz", gzip.compress(os.urandom(10_000).hex().encode())[:-1000], r"a\.json\.gz cannot be read"),
+        ("a.json.gz", b"no gzip at all", r"a\.json\.gz cannot be read"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "cut', r"a\.jsonl, line 2, is no JSON object"),
+        ("a.json", b'[{"text": "a"}]', r"a\.json, line 1, is no JSON object"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, is no JSON object"),
+        ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read"),
+        ("a.zip", b"PK", r"a\.zip is compressed"),
+    ],
+)
+def test_what_cannot_be_read_ends_in_a_sentence_that_names_it(
+    tmp_path: Path, name: str, content: bytes | None, sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        read(text_corpus(f"{tmp_path}/{name}"))
+
+
+@pytest.mark.parametrize("table", [{"txt": ["a"]}, {"text": [1]}])
+def test_a_parquet_file_without_a_text_column_is_refused(tmp_path: Path, table: dict[str, Any]) -> None:
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet"):
+        read(text_corpus(tmp_path / "a.parquet"))
+
+
+# ---------------------------------------------------------------- python source
+
+
+def test_the_standard_library_is_read_without_tests_or_its_own_path() -> None:
+    paths = [path.as_posix() for path in python_source._standard_library()]
+    assert any(path.endswith("/json/decoder.py") for path in paths)
+    assert not any("/test/" in path or "_sysconfigdata" in path or "site-packages" in path for path in paths)
+    assert paths == sorted(paths)
+
+
+def test_packages_follow_the_standard_library() -> None:
+    config = corpus(source="python", files=(), packages=("tqdm",))
+    found, _ = read(config)
+    own = [Path(file.locate()).read_text() for file in metadata.files("tqdm") or [] if file.name == "std.py"]
+    assert own[0] in found
+    assert found.index(own[0]) > len(python_source._standard_library()) * 0.9
+    assert read(config)[0] == found
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(UserError, match="`packages` lists 'no-such-package'"):
+        read(corpus(source="python", files=(), packages=("no-such-package",)))
+
+
+# ---------------------------------------------------------------- C4 from the hub
+
+
+def flaky_stream(records: list[str], breaks: dict[int, int]) -> Any:
+    """A real stream of `datasets` whose connection breaks before some records, as often as told."""
+    from datasets import IterableDataset
+
+    def generate(positions: list[int]) -> Iterator[dict[str, str]]:
+        for position in positions:
+            if breaks.get(position, 0) > 0:
+                breaks[position] -= 1
+                raise ConnectionError("connection reset")
+            yield {"text": records[position], "url": "u"}
+
+    return IterableDataset.from_generator(generate, gen_kwargs={"positions": list(range(len(records)))})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], None]:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+    def install(answer: Any) -> None:
+        def load_dataset(*_: Any, **__: Any) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return install
+
+
+def test_c4_goes_on_where_the_connection_broke(hub: Callable[[Any], None]) -> None:
+    hub(flaky_stream(["a", "b", "c"], {0: 2, 2: 4}))
+    assert read(corpus(source="c4", files=(), max_bytes=100))[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("answer", [lambda: flaky_stream(["a", "b"], {1: 99}), lambda: ConnectionError("no network")])
+def test_c4_out_of_reach_tells_of_local_shards(hub: Callable[[Any], None], answer: Callable[[], Any]) -> None:
+    hub(answer())
+    with pytest.raises(UserError, match="try again later, or list local shards"):
+        read(corpus(source="c4", files=(), max_bytes=100))
+
+
+def test_c4_from_the_hub_needs_a_bound() -> None:
+    with pytest.raises(UserError, match="`max_bytes` is needed"):
+        read(corpus(source="c4", files=()))
+
+
+# ---------------------------------------------------------------- split
+
+
+@given(texts, st.floats(0.001, 0.999))
+def test_the_split_depends_on_the_text_alone(text: str, fraction: float) -> None:
+    first = in_validation(text_digest(text), fraction)
+    assert in_validation(text_digest(str(text.encode(), "utf-8")), fraction) == first
+    assert text_digest(text) == hashlib.sha256(text.encode()).digest()
+
+
+def test_fractions_are_met_and_the_sample_is_independent_of_the_split() -> None:
+    digests = [text_digest(str(i)) for i in range(20_000)]
+    held = [digest for digest in digests if in_validation(digest, 0.1)]
+    assert len(held) == pytest.approx(2000, rel=0.1)
+    assert sum(in_sample(digest, 0.5) for digest in held) == pytest.approx(1000, rel=0.1)
+
+
+def test_order_and_repetition_move_no_document_across_the_split(tmp_path: Path) -> None:
+    lines = write_jsonl(tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "b.jsonl").write_text("\n".join([*reversed(lines), *lines]))
+    splits = []
+    for name in ("a", "b"):
+        tokenize(text_corpus(tmp_path / f"{name}.jsonl", tokenizer="bpe"), tmp_path / name, 1)
+        tokens, bpe = Tokens.open(tmp_path / name), tokenizer.load(tmp_path / name / "tokenizer.json")
+        splits.append(
+            [
+                set(bpe.decode(list(part), skip_special_tokens=False).split("<|endoftext|>"))
+                for part in (tokens.train, tokens.valid)
+            ]
+        )
+    assert splits[0] == splits[1]
+    assert splits[0][0] & splits[0][1] == {""}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('{"text": "a"}\n', "split is empty, for of 1 documents"),
+        ('{"text": "a"}\n' * 50, "split is empty, for of 50 documents"),
+        ('{"text": " "}\n{"url": ""}\n', r"has no text \(1 documents were empty, 1 records had no `text`\)"),
+    ],
+)
+def test_an_empty_split_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        tokenize(text_corpus(tmp_path / "a.jsonl"), tmp_path / "out", 1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("bpe")
+    with Spool(folder) as spool:
+        for path in sorted((ROOT / "src").rglob("*.py")):
+            text = path.read_text()
+            spool.add(text, text_digest(text))
+        trained = tokenizer.train_bpe(spool, 512)
+    (folder / "tokenizer.json").write_text(trained.to_str())
+    return tokenizer.load(folder / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Any:
+    return tokenizer.gpt2((str(SHARED / "gpt2" / "vocab.json"), str(SHARED / "gpt2" / "merges.txt")))
+
+
+@settings(deadline=None)
+@given(odd_texts)
+def test_bpe_round_trip(bpe: Any, text: str) -> None:
+    ids = bpe.encode(text).ids
+    assert bpe.decode(ids, skip_special_tokens=False) == text
+    assert bpe.token_to_id("<|endoftext|>") not in ids
+
+
+@needs_gpt2
+@settings(deadline=None)
+@given(odd_texts)
+def test_gpt2_round_trip(gpt2: Any, text: str) -> None:
+    ids = gpt2.encode(text).ids
+    assert gpt2.decode(ids, skip_special_tokens=False) == text
+    assert 50256 not in ids
+
+
+@needs_gpt2
+def test_gpt2_is_the_published_one(gpt2: Any) -> None:
+    assert gpt2.get_vocab_size() == 50257
+    assert gpt2.encode("Hello world, it's <|endoftext|>").ids[:6] == [15496, 995, 11, 340, 338, 1279]
+
+
+def test_bpe_has_the_bytes_after_the_end_of_text(bpe: Any) -> None:
+    assert bpe.get_vocab_size() == 512
+    assert bpe.token_to_id("<|endoftext|>") == 0
+    assert sorted(bpe.encode("\x00").ids + bpe.encode("é").ids)[0] >= 1
+
+
+def test_bpe_of_a_long_unbroken_run_is_trained_in_time(tmp_path: Path) -> None:
+    text = "".join(chr(97 + digit % 26) for digit in np.random.default_rng(0).integers(0, 26, 300_000))
+    assert "".join(tokenizer._without_long_words(text + " " * 5000)) == text + " " * 5000
+    with Spool(tmp_path) as spool:
+        spool.add(text, text_digest(text))
+        assert tokenizer.train_bpe(spool, 400).get_vocab_size() == 400
+
+
+def test_bpe_is_trained_on_a_sample_of_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "TRAINING_BYTES", 1000)
+    with Spool(tmp_path) as spool:
+        for i in range(200):
+            spool.add(f"document {i:09}", text_digest(f"document {i:09}"))
+        sample = list(tokenizer._sample(spool))
+        assert 500 < sum(map(len, sample)) < 2000
+        assert sample == list(tokenizer._sample(spool))
+
+
+def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError, match=r"`tokenizer_files` .*vocab\.json and .*absent\.txt cannot be read"):
+        tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "absent.txt")))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(UserError, match=r"lacks <\|endoftext\|>"):
+        tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")))
+
+
+def test_gpt2_out_of_reach_tells_of_tokenizer_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unreachable:
+        @staticmethod
+        def from_pretrained(name: str) -> None:
+            raise Exception(f"{name}: no network")
+
+    monkeypatch.setattr(tokenizer, "Tokenizer", Unreachable)
+    with pytest.raises(UserError, match="as the corpus's `tokenizer_files`"):
+        tokenizer.gpt2(None)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run_command(
+    config: CorpusSettings, out: Path, threads: int = 1, **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", json.dumps(asdict(config))]
+    return subprocess.run(
+        [*command, "--out", str(out), "--threads", str(threads)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory: pytest.TempPathFactory) -> tuple[CorpusSettings, Path]:
+    folder = tmp_path_factory.mktemp("corpus")
+    config = text_corpus(write_jsonl(folder / "a.jsonl", 400), vocabulary=320, validation_fraction=0.1)
+    finished = run_command(config, folder / "out")
+    assert finished.returncode == 0, finished.stderr
+    return config, folder / "out"
+
+
+def test_the_files_depend_on_neither_threads_nor_locale_nor_hash_seed(
+    tokenized: tuple[CorpusSettings, Path], tmp_path: Path
+) -> None:
+    config, first = tokenized
+    finished = run_command(config, tmp_path / "out", 2, LC_ALL="C", PYTHONHASHSEED="7", PYTHONUTF8="0")
+    assert finished.returncode == 0, finished.stderr
+    assert sorted(path.name for path in first.iterdir()) == OUTPUTS
+    for name in OUTPUTS:
+        assert (first / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_tokens_are_the_documents_each_with_an_end(tokenized: tuple[CorpusSettings, Path]) -> None:
+    config, folder = tokenized
+    tokens = Tokens.open(folder, verify=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    bpe = tokenizer.load(folder / "tokenizer.json")
+    found, _ = read(config)
+    for split, part, held in (("train", tokens.train, False), ("valid", tokens.valid, True)):
+        expected = [text for text in found if in_validation(text_digest(text), 0.1) == held]
+        ids = [i for text in expected for i in [*bpe.encode(text).ids, tokens.end_of_text]]
+        assert part.tolist() == ids
+        entry = manifest["splits"][split]
+        assert (entry["documents"], entry["tokens"]) == (len(expected), len(ids))
+        assert entry["bytes"] == sum(len(text.encode()) for text in expected)
+    assert tokens.vocabulary == manifest["vocabulary"] == 320
+    assert tokens.train.dtype == np.uint16
+    assert not tokens.train.flags.writeable
+    assert manifest["source"] == "text"
+    assert manifest["settings"]["files"] == list(config.files)
+
+
+def test_a_text_too_small_for_the_vocabulary_records_the_size_it_reached(tmp_path: Path) -> None:
+    manifest = tokenize(text_corpus(write_jsonl(tmp_path / "a.jsonl"), vocabulary=60_000), tmp_path / "out", 1)
+    assert 257 < manifest["vocabulary"] < 1000
+    assert Tokens.open(tmp_path / "out").vocabulary == manifest["vocabulary"]
+
+
+@needs_gpt2
+@needs_shakespeare
+def test_shakespeare_with_the_gpt2_tokenizer(tmp_path: Path) -> None:
+    manifest = tokenize(
+        CorpusSettings(
+            source="text",
+            files=(str(SHARED / "tinyshakespeare.txt"),),
+            tokenizer="gpt2",
+            tokenizer_files=(str(SHARED / "gpt2" / "vocab.json"), str(SHARED / "gpt2" / "merges.txt")),
+            validation_fraction=0.02,
+        ),
+        tmp_path / "out",
+        2,
+    )
+    train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
+    assert train["bytes"] + valid["bytes"] == (SHARED / "tinyshakespeare.txt").stat().st_size
+    # 338,025 tokens, as nanoGPT has it, but for the ends of documents and the tokens at their borders.
+    assert train["tokens"] + valid["tokens"] == pytest.approx(
+        338_025, abs=2 * (train["documents"] + valid["documents"])
+    )
+    assert valid["documents"] >= 5
+    assert (manifest["vocabulary"], manifest["end_of_text"]) == (50257, 50256)
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_the_old_manifest_goes_before_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    config = text_corpus(write_jsonl(tmp_path / "a.jsonl"))
+    tokenize(config, out, 1)
+    (out / ".train.bin.k1ll3d.part").write_bytes(b"half")
+    (out / ".notes.part").write_bytes(b"somebody else's")
+    monkeypatch.setattr("mup_moe.data.tokenize.write_json", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        tokenize(config, out, 1)
+    assert sorted(path.name for path in out.iterdir()) == [".notes.part", "tokenizer.json", "train.bin", "valid.bin"]
+    with pytest.raises(UserError, match=r"manifest\.json does not exist"):
+        Tokens.open(out)
+
+
+def test_a_mistake_is_one_line_and_leaves_the_old_files(tokenized: tuple[CorpusSettings, Path]) -> None:
+    _, folder = tokenized
+    before = (folder / "manifest.json").read_bytes()
+    finished = run_command(text_corpus("/nowhere/*.txt"), folder)
+    assert finished.returncode == 1
+    assert finished.stderr.splitlines()[-1].startswith("mup-moe: `files` lists the glob /nowhere/*.txt")
+    assert "Traceback" not in finished.stderr
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "--corpus is wrong"),
+        ("[]", "--corpus is wrong"),
+        ('{"source": "web", "tokenizer": "bpe", "vocabulary": 300, "validation_fraction": 0.1}', "at `source`"),
+        ('{"source": "c4", "tokenizer": "bpe", "validation_fraction": 0.1}', "`vocabulary` is needed"),
+        ('{"source": "c4", "tokenizer": "gpt2", "validation_fraction": "0.1"}', "at `validation_fraction`"),
+        ('{"source": "c4", "tokenizer": "gpt2", "validation_fraction": 0.1, "vocab": 5}', "at `vocab`"),
+    ],
+)
+def test_wrong_settings_end_in_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse_corpus(text)
+
+
+def test_settings_survive_json() -> None:
+    config = corpus(tokenizer="gpt2", vocabulary=None, tokenizer_files=("v", "m"), files=("a", "b"))
+    assert parse_corpus(json.dumps(asdict(config))) == config
+
+
+def test_no_threads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--threads is 0"):
+        tokenize(corpus(), tmp_path, 0)
+
+
+# ---------------------------------------------------------------- token files
+
+
+@given(st.integers(257, 2**20))
+def test_every_token_fits_its_type(vocabulary: int) -> None:
+    assert dtype_for(vocabulary).newbyteorder("=").type(vocabulary - 1) == vocabulary - 1
+    assert dtype_for(vocabulary).itemsize == (2 if vocabulary <= 65536 else 4)
+
+
+def copy(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(data[:-2])
+
+
+def remove_tokens(folder: Path) -> None:
+    (folder / "valid.bin").unlink()
+
+
+def change_type(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "dtype": "uint32"}))
+
+
+def forget_splits(folder: Path) -> None:
+    (folder / "manifest.json").write_text('{"vocabulary": 300, "end_of_text": 0, "dtype": "uint16"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (truncate, r"train\.bin is damaged \(\d+ bytes where"),
+        (remove_tokens, r"valid\.bin does not exist"),
+        (change_type, r"manifest\.json is damaged"),
+        (forget_splits, r"manifest\.json is damaged"),
+    ],
+)
+def test_damaged_token_files_are_refused(
+    tokenized: tuple[CorpusSettings, Path], tmp_path: Path, damage: Callable[[Path], None], sentence: str
+) -> None:
+    folder = copy(tokenized[1], tmp_path / "out")
+    damage(folder)
+    with pytest.raises(UserError, match=sentence):
+        Tokens.open(folder)
+
+
+def test_a_flipped_bit_is_found_on_request(tokenized: tuple[CorpusSettings, Path], tmp_path: Path) -> None:
+    folder = copy(tokenized[1], tmp_path / "out")
+    data = bytearray((folder / "train.bin").read_bytes())
+    data[100] ^= 1
+    (folder / "train.bin").write_bytes(data)
+    Tokens.open(folder)
+    with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
+        Tokens.open(folder, verify=True)
+
+
+def test_training_reads_tokens_without_the_text_libraries() -> None:
+    heavy = ["tokenizers", "datasets", "pandas", "pyarrow", "pydantic"]
+    code = f"import sys, mup_moe.data.tokens; print([m for m in {heavy} if m in sys.modules])"
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stdout == "[]\n"

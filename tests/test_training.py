@@ -1,0 +1,380 @@
+"""Batches, optimizer, schedule, divergence, lockstep, and resuming to the bit."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import TABLE, VOCABULARY, make_request
+from mup_moe.files import UserError, file_digest, read_json
+from mup_moe.model.weight import weights_of
+from mup_moe.training import checkpoint
+from mup_moe.training.batches import Batches
+from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
+from mup_moe.training.code import SOURCES, code_digest
+from mup_moe.training.optimizer import schedule
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.trainer import METRICS, Trainer
+
+CPU = torch.device("cpu")
+LOSS = METRICS.index("train_loss")
+
+
+def make_trainer(tokens, *requests):
+    return Trainer(requests or [make_request()], tokens, tokens[:2000], VOCABULARY, CPU)
+
+
+def outcome_of(tokens, **changes):
+    trainer = make_trainer(tokens, make_request(**changes))
+    trainer.run()
+    return trainer.outcomes()[0]
+
+
+# ---------------------------------------------------------------- batches
+
+
+@given(seed=st.integers(0, 2**40), step=st.integers(0, 2**40), batch=st.integers(1, 9), length=st.integers(1, 40))
+def test_a_batch_is_a_function_of_seed_and_step(seed, step, batch, length):
+    tokens = np.arange(1000, dtype=np.uint16)
+    inputs, targets = Batches(tokens, batch, length).training(seed, step)
+    again, _ = Batches(tokens.copy(), batch, length).training(seed, step)
+    assert torch.equal(inputs, again)
+    assert inputs.shape == (batch, length)
+    assert torch.equal(targets, inputs + 1)
+
+
+def test_batches_differ_between_steps_and_seeds_and_reach_every_window():
+    batches = Batches(np.arange(50, dtype=np.uint16), 16, 8)
+    draws = [batches.training(seed, step)[0] for seed in (0, 1) for step in (0, 1)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 4
+    starts = {start for step in range(100) for start in batches.training(0, step)[0][:, 0].tolist()}
+    assert starts == set(range(50 - 8))
+
+
+def test_fixed_batches_span_the_split():
+    batches = Batches(np.arange(100, dtype=np.uint16), 4, 9)
+    starts = torch.cat([batches.fixed(i, 3)[0][:, 0] for i in range(3)]).tolist()
+    assert starts[0] == 0
+    assert starts[-1] == 100 - 9 - 1
+    assert len(set(np.diff(starts))) <= 2
+
+
+def test_a_split_shorter_than_a_window_is_refused():
+    with pytest.raises(UserError, match="fewer than one window"):
+        Batches(np.arange(8, dtype=np.uint16), 1, 8)
+
+
+# ---------------------------------------------------------------- optimizer and schedule
+
+
+def test_schedule_warms_up_linearly_then_follows_the_cosine():
+    training = make_request(steps=100, warmup_steps=10, final_lr_fraction=0.1, final_loss_steps=1).training
+    rates = [schedule(step, training) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([parameter], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=90, eta_min=0.1)
+    for rate in rates[10:]:
+        assert rate == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        cosine.step()
+
+
+def test_a_step_is_torch_adamw_with_clipping_on_the_whole_gradient(tokens):
+    request = make_request(parametrization="sp", weight_decay=0.1, clip_norm=0.3)
+    ours, theirs = make_trainer(tokens, request), make_trainer(tokens, request)
+    parameters = list(theirs.model.parameters())
+    training = request.training
+    adamw = torch.optim.AdamW(parameters, betas=training.adam_betas, eps=training.adam_eps, weight_decay=0.1)
+    for step in range(5):
+        ours.run(step + 1)
+        inputs, targets = theirs._train.training(request.cell.seed, step)
+        losses = theirs.model.losses(inputs[None], targets[None])
+        adamw.zero_grad()
+        theirs.model.objective(losses).backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 0.3)
+        adamw.param_groups[0]["lr"] = request.cell.learning_rate * schedule(step, training)
+        adamw.step()
+        assert ours._history_TRM[step, 0, METRICS.index("gradient_norm")] == pytest.approx(norm.item(), rel=1e-5)
+    for mine, other in zip(ours.model.parameters(), parameters, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_the_objective_adds_the_weighted_auxiliary_losses(tokens):
+    trainer = make_trainer(tokens, make_request(balance_loss=0.5, z_loss=0.25))
+    inputs, targets = trainer._train.training(0, 0)
+    losses = trainer.model.losses(inputs[None], targets[None])
+    logits, routers = trainer.model(inputs[None])
+    expected = F.cross_entropy(logits[0], targets.flatten())
+    torch.testing.assert_close(losses.cross_entropy_R[0], expected)
+    expected = expected + sum(0.5 * r.balance_R[0] + 0.25 * r.z_R[0] for r in routers) / len(routers)
+    torch.testing.assert_close(trainer.model.objective(losses), expected)
+
+
+def test_training_learns(tokens):
+    outcome = outcome_of(tokens, steps=60, width=16, final_loss_steps=10)
+    assert outcome.status == "finished"
+    assert outcome.train_loss < 0.75 * math.log(VOCABULARY)
+    assert outcome.train_loss == pytest.approx(outcome.history_TM[-10:, LOSS].mean(), rel=1e-6)
+    assert outcome.valid_loss == pytest.approx(outcome.train_loss, abs=0.5)
+
+
+# ---------------------------------------------------------------- divergence
+
+
+def test_divergence_ends_a_cell_at_its_first_bad_step(tokens):
+    outcome = outcome_of(tokens, learning_rate=type(make_request().cell.learning_rate)(1e4), steps=60)
+    assert outcome.status == "diverged"
+    assert outcome.train_loss is None
+    assert outcome.valid_loss is None
+    limit = math.log(VOCABULARY) + make_request().training.divergence_margin
+    losses = outcome.history_TM[:, LOSS]
+    assert len(losses) < 60
+    assert (losses[:-1] <= limit).all()
+    assert not losses[-1] <= limit
+
+
+# ---------------------------------------------------------------- lockstep
+
+
+@pytest.mark.parametrize("changes", [{}, {"architecture": "dense", "experts": 1}, {"top_k": 2, "width": 16}], ids=str)
+def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
+    rate = type(make_request().cell.learning_rate)
+    requests = [
+        make_request(**changes, learning_rate=rate("2^-6"), seed=0),
+        make_request(**changes, learning_rate=rate(1e4), seed=1),
+        make_request(**changes, learning_rate=rate("2^-8"), seed=1, parametrization="sp"),
+    ]
+    together = make_trainer(tokens, *requests)
+    together.run()
+    outcomes = together.outcomes()
+    assert [outcome.status for outcome in outcomes] == ["finished", "diverged", "finished"]
+    for request, outcome in zip(requests, outcomes, strict=True):
+        alone = make_trainer(tokens, request)
+        alone.run()
+        (expected,) = alone.outcomes()
+        assert expected.status == outcome.status
+        rows = slice(None) if expected.status == "finished" else slice(0, 1)
+        np.testing.assert_allclose(outcome.history_TM[rows], expected.history_TM[rows], rtol=2e-3, atol=1e-4)
+
+
+def test_cells_of_different_shapes_are_not_trained_in_lockstep(tokens):
+    with pytest.raises(ValueError, match="lockstep"):
+        make_trainer(tokens, make_request(), make_request(width=16))
+
+
+# ---------------------------------------------------------------- the same bits, interrupted or not
+
+
+def test_the_same_cell_twice_is_bit_identical(tokens):
+    one, two = (outcome_of(tokens, width=16) for _ in range(2))
+    np.testing.assert_array_equal(one.history_TM, two.history_TM)
+    assert one.valid_loss == two.valid_loss
+
+
+@given(stops=st.lists(st.integers(0, 12), max_size=4).map(sorted), dense=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, dense):
+    request = make_request(architecture="dense", experts=1) if dense else make_request()
+    path = tmp_path_factory.mktemp("resume") / "checkpoint.safetensors"
+    whole = make_trainer(tokens, request)
+    whole.run()
+    for stop in stops:
+        part = make_trainer(tokens, request)
+        if path.exists():
+            saved = checkpoint.load(path)
+            part.load_state(saved.step, saved.tensors)
+        part.run(stop)
+        checkpoint.save(path, Checkpoint(part.step, 0.0, "test", part.state()))
+    last = make_trainer(tokens, request)
+    if path.exists():
+        saved = checkpoint.load(path)
+        last.load_state(saved.step, saved.tensors)
+    last.run()
+    (expected,), (got,) = whole.outcomes(), last.outcomes()
+    np.testing.assert_array_equal(got.history_TM, expected.history_TM)
+    assert (got.train_loss, got.valid_loss) == (expected.train_loss, expected.valid_loss)
+    for name, weight in weights_of(whole.model).items():
+        assert torch.equal(weight.value, weights_of(last.model)[name].value)
+
+
+@given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut):
+    path = tmp_path_factory.mktemp("damage") / "checkpoint.safetensors"
+    tensors = {"a": torch.arange(50.0), "b": torch.ones(2, 3)}
+    checkpoint.save(path, Checkpoint(3, 1.5, "owner", tensors))
+    data = bytearray(path.read_bytes())
+    place = int(position * len(data))
+    if cut:
+        data = data[:place]
+    else:
+        data[place] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        loaded = checkpoint.load(path)
+    except DamagedCheckpointError:
+        return
+    # A bit that means nothing (white space of the header) may flip; nothing else may.
+    assert (loaded.step, loaded.elapsed, loaded.fingerprint) == (3, 1.5, "owner")
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_pickle_is_no_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    torch.save({"a": torch.ones(2)}, path)
+    with pytest.raises(DamagedCheckpointError):
+        checkpoint.load(path)
+
+
+# ---------------------------------------------------------------- the command, as a process
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    source = folder / "text.txt"
+    generator = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    source.write_text("\n\n".join(" ".join(generator.choice(words, 60)) for _ in range(200)))
+    settings = {"source": "text", "files": [str(source)], "tokenizer": "bpe", "vocabulary": 300}
+    corpus = json.dumps(settings | {"validation_fraction": 0.1})
+    command = [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus, "--out", str(folder / "tokens")]
+    subprocess.run([*command, "--threads", "1"], check=True, capture_output=True)
+    return folder / "tokens"
+
+
+def train_command(request: TrainingRequest, corpus: Path, out: Path, every: float = 1e9) -> list[str]:
+    return [
+        *(sys.executable, "-m", "mup_moe", "train", "--request", request.to_json()),
+        *("--tokens", str(corpus), "--out", str(out), "--checkpoint-seconds", str(every), "--device", "cpu"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def long_request():
+    return make_request(steps=200, warmup_steps=10, width=16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, long_request, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(train_command(long_request, corpus, out), check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
+def test_a_killed_process_resumes_to_the_same_bytes(corpus, long_request, undisturbed, tmp_path, number):
+    command = train_command(long_request, corpus, tmp_path, every=0.05)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "checkpoint.safetensors").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    process.communicate()
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert not (tmp_path / "summary.json").exists()
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "continuing from step" in again.stderr
+    assert (tmp_path / "history.csv").read_bytes() == (undisturbed / "history.csv").read_bytes()
+    ours, theirs = read_json(tmp_path / "summary.json"), read_json(undisturbed / "summary.json")
+    assert {**ours, "wall_seconds": 0} == {**theirs, "wall_seconds": 0}
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["history.csv", "summary.json"]
+
+
+def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, long_request, undisturbed, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    for content, message in ((b"damaged", "is damaged"), (None, "of another config")):
+        if content is None:
+            checkpoint.save(path, Checkpoint(7, 0.0, "another", {"a": torch.ones(1)}))
+        else:
+            path.write_bytes(content)
+        done = subprocess.run(train_command(long_request, corpus, tmp_path), check=True, capture_output=True, text=True)
+        assert message in done.stderr
+        assert file_digest(tmp_path / "history.csv") == file_digest(undisturbed / "history.csv")
+
+
+def test_summary_tells_what_made_it(undisturbed, long_request):
+    summary = read_json(undisturbed / "summary.json")
+    assert summary["id"] == long_request.cell.id
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 200
+    assert summary["tokens"] == 200 * 4 * 16
+    assert summary["flops"] > 0
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0] or summary["versions"]["torch"]
+    assert summary["machine"]["cores"] >= 1
+    assert TrainingRequest.from_json(long_request.to_json()) == long_request
+    rows = np.genfromtxt(undisturbed / "history.csv", delimiter=",", names=True)
+    assert list(rows["step"]) == list(range(200))
+    assert rows["train_loss"][-4:].mean() == pytest.approx(summary["train_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--request", "{}", "training request"),
+        ("--request", "nonsense", "training request"),
+        ("--tokens", "nowhere", "nowhere"),
+        ("--out", "/dev/null/cell", "/dev/null/cell"),
+        pytest.param(
+            *("--device", "cuda", "no GPU is visible"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
+    ],
+)
+def test_what_users_can_cause_ends_in_one_sentence(corpus, long_request, tmp_path, option, value, sentence):
+    command = [*train_command(long_request, corpus, tmp_path), option, value]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("mup-moe: ")
+
+
+# ---------------------------------------------------------------- what counts as another version
+
+
+def test_the_code_digest_ignores_comments_and_layout_but_not_meaning(tmp_path):
+    path = tmp_path / "a.py"
+
+    def digest(text):
+        path.write_text(text)
+        return code_digest((path,))
+
+    plain = digest("def f(x):\n    return x + 1\n")
+    assert digest('"""Doc."""\n\n\ndef f(x):\n    """Doc."""  # why\n    return (x\n            + 1)\n') != digest(
+        "x = 1"
+    )
+    assert digest("# a comment\ndef f(x):\n    return (x + 1)  # why\n") == plain
+    assert digest("def f(x):\n    return x + 2\n") != plain
+
+
+def test_the_sources_that_can_change_a_result_are_there_and_leave_out_the_rest():
+    names = {path.name for path in SOURCES}
+    assert {"moe.py", "transformer.py", "scaling.py", "trainer.py", "optimizer.py", "batches.py"} <= names
+    assert not {"command.py", "figure.py", "load.py"} & names
+
+
+def test_the_fingerprint_follows_request_tokens_and_code():
+    request = make_request()
+    prints = {
+        request.fingerprint("t", "c"),
+        make_request(seed=1).fingerprint("t", "c"),
+        make_request(table=TABLE | {"mup": TABLE["sp"]}).fingerprint("t", "c"),
+        request.fingerprint("u", "c"),
+        request.fingerprint("t", "d"),
+    }
+    assert len(prints) == 5

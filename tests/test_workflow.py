@@ -1,0 +1,261 @@
+"""The real Snakemake on a sweep in miniature."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+
+pytestmark = pytest.mark.workflow
+
+PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock", "workflow", "profiles", "src")
+TARGET = "results/figure1.pdf"
+CELLS = 2 * 2 * 3
+
+
+def make_project(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / part)
+    shutil.copy2(ROOT / "tests" / "smoke.yaml", folder)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    generator = np.random.default_rng(0)
+    (folder / "smoke.txt").write_text("\n\n".join(" ".join(generator.choice(words, 60)) for _ in range(400)))
+    return folder
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--configfile", "smoke.yaml", "--cores", "2", *arguments]
+
+
+def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        command(*arguments), cwd=project, env=environment, check=False, capture_output=True, text=True
+    )
+
+
+def planned(project: Path, *targets: str) -> dict[str, int]:
+    """The jobs of a dry run, by rule."""
+    done = snakemake(project, *(targets or (TARGET,)), "--dry-run")
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    stats = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", output, re.S)
+    return {name: int(count) for name, count in (line.split() for line in stats[1].splitlines())} if stats else {}
+
+
+def edit(project: Path, path: str, value) -> None:
+    document = yaml.safe_load((project / "smoke.yaml").read_text())
+    *parents, last = path.split(".")
+    section = document
+    for key in parents:
+        section = section.setdefault(key, {})
+    section[last] = value
+    (project / "smoke.yaml").write_text(yaml.safe_dump(document))
+
+
+def results(project: Path) -> tuple[pd.DataFrame, str]:
+    runs = pd.read_csv(project / "results/runs.csv").drop(columns="wall_seconds")
+    return runs, (project / "results/optima.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    project = make_project(tmp_path_factory.mktemp("finished") / "project")
+    done = snakemake(project, TARGET)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Path:
+    """A copy of the finished project, with its time stamps and Snakemake's records."""
+    return shutil.copytree(finished, tmp_path / "project")
+
+
+def test_one_target_makes_everything_that_users_read(finished):
+    runs = pd.read_csv(finished / "results/runs.csv")
+    wanted = (
+        "parametrization width learning_rate granularity experts seed status"
+        " train_loss valid_loss steps tokens wall_seconds"
+    )
+    assert set(wanted.split()) <= set(runs.columns)
+    assert len(runs) == CELLS
+    assert set(runs["status"]) == {"finished"}
+    optima = pd.read_csv(finished / "results/optima.csv")
+    wanted = (
+        "figure panel parametrization axis value log2_lr log2_lr_low log2_lr_high"
+        " best_loss regret drift drift_low drift_high"
+    )
+    assert set(wanted.split()) <= set(optima.columns)
+    assert len(optima) == 2 * 2
+    for name in ("figure1.pdf", "figure1.png", "table1.csv", "table1.md", "table1.tex"):
+        assert (finished / "results" / name).stat().st_size > 0
+    base = runs[runs["width"] == 8].pivot(index="learning_rate", columns="parametrization", values="train_loss")
+    assert (base["sp"] == base["mup"]).all()
+    for cell in runs["cell"]:
+        assert {p.name for p in (finished / "results/cells" / cell).iterdir()} >= {"history.csv", "summary.json"}
+        assert (finished / f"results/logs/train/{cell}.log").exists()
+        assert (finished / f"results/benchmarks/train/{cell}.tsv").exists()
+
+
+def test_a_second_run_has_nothing_to_do(project):
+    assert planned(project) == {}
+
+
+def test_a_new_learning_rate_trains_that_learning_rate_alone(project):
+    edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
+    assert planned(project) == {"train": 4, "aggregate": 1, "optima": 1, "figure": 1}
+
+
+def test_a_removed_learning_rate_trains_nothing(project):
+    edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6"])
+    assert planned(project) == {"aggregate": 1, "optima": 1, "figure": 1}
+
+
+def test_other_steps_retrain_every_cell(project):
+    edit(project, "setups.small.training.steps", 21)
+    assert planned(project)["train"] == CELLS
+
+
+def test_another_rule_for_mup_retrains_mup_alone(project):
+    edit(project, "parametrizations.mup", {"like": "simplep", "router": [1, 1, "1/fan_in", 1]})
+    assert planned(project) == {"train": CELLS // 2, "table1": 1, "aggregate": 1, "optima": 1, "figure": 1}
+
+
+def test_a_row_of_the_users_own_trains_that_row_alone(project):
+    edit(project, "parametrizations.mine", {"like": "mup", "router": ["1/fan_in", "1/sqrt(fan_in)", "1", "1"]})
+    edit(project, "figures.figure1.axes.parametrization", ["sp", "mup", "mine"])
+    assert planned(project)["train"] == CELLS // 2
+
+
+def test_the_analysis_of_a_figure_retrains_nothing(project):
+    edit(project, "analysis.fit_points", 3)
+    assert planned(project) == {"optima": 1, "figure": 1}
+
+
+def test_execution_settings_retrain_nothing(project):
+    edit(project, "execution.checkpoint_seconds", 5.0)
+    assert planned(project) == {}
+
+
+def test_an_edit_of_the_text_tokenizes_and_retrains(project):
+    with (project / "smoke.txt").open("a") as file:
+        file.write("\n\nomega " * 50)
+    assert planned(project)["tokenize"] == 1
+    assert planned(project)["train"] == CELLS
+
+
+def test_only_an_edit_that_means_something_retrains(project):
+    optimizer = project / "src/mup_moe/training/optimizer.py"
+    original = optimizer.read_text()
+    os.utime(optimizer)
+    assert planned(project) == {}
+    optimizer.write_text("# why\n" + original)
+    assert planned(project) == {}
+    optimizer.write_text(original.replace("math.cos(", "math.sin("))
+    assert planned(project)["train"] == CELLS
+    optimizer.write_text(original)
+    assert planned(project) == {}
+    figure = project / "src/mup_moe/analysis/figure.py"
+    figure.write_text(figure.read_text() + "\nUNUSED = 1\n")
+    assert "train" not in planned(project)
+
+
+def test_cells_brought_home_without_records_are_kept(project):
+    shutil.rmtree(project / ".snakemake")
+    for path in (project / "src").rglob("*.py"):
+        os.utime(path)
+    assert "train" not in planned(project)
+
+
+def test_any_cell_is_a_target_in_a_figure_or_not(project):
+    cell = "small_moe_experts-only_w24_e4_g2_lr0.003_s5"
+    done = snakemake(project, f"results/cells/{cell}/summary.json")
+    assert done.returncode == 0, done.stderr
+    assert (project / f"results/cells/{cell}/history.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [
+        ("small_moe_ntk_w8_e4_g1_lr2^-6_s0", "'ntk'"),
+        ("big_moe_mup_w8_e4_g1_lr2^-6_s0", "'big'"),
+        ("small_moe_mup_w9_e4_g1_lr2^-6_s0", "not divisible"),
+        ("small_moe_mup_w8_e4_g1_lr0.5_s0", "is called"),
+    ],
+)
+def test_a_cell_that_cannot_be_built_is_refused_in_one_sentence(finished, cell, sentence):
+    done = snakemake(finished, f"results/cells/{cell}/summary.json", "--dry-run")
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_config_is_refused_in_one_sentence_before_anything_runs(project):
+    edit(project, "setups.small.model.heads", 3)
+    done = snakemake(project, TARGET)
+    assert done.returncode != 0
+    assert "`width` 8 is not divisible by `heads` 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert planned_nothing_was_touched(project)
+
+
+def planned_nothing_was_touched(project: Path) -> bool:
+    edit(project, "setups.small.model.heads", 2)
+    return planned(project) == {}
+
+
+def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):
+    project = make_project(tmp_path / "project")
+    process = subprocess.Popen(
+        command(TARGET), cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list(project.glob("results/cells/*/summary.json"))) < CELLS // 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # The last cells may be whole without Snakemake having heard of it: those two may be trained again.
+    stamps = {path: path.stat().st_mtime_ns for path in project.glob("results/cells/*/summary.json")}
+    assert len(stamps) < CELLS
+    done = snakemake(project, TARGET)
+    assert done.returncode == 0, done.stderr
+    again = [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp]
+    assert len(again) <= 2
+    (runs, optima), (expected_runs, expected_optima) = results(project), results(finished)
+    pd.testing.assert_frame_equal(runs, expected_runs, check_exact=True)
+    assert optima == expected_optima
+
+
+def test_two_runs_in_one_folder_are_refused(project):
+    edit(project, "setups.small.training.steps", 3000)
+    first = subprocess.Popen(
+        command(TARGET), cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(project.glob("results/cells/*/.lock")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = snakemake(project, TARGET)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    assert second.returncode != 0
+    assert "another run is working" in second.stderr
