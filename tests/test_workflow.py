@@ -16,6 +16,8 @@ import yaml
 
 from conftest import ROOT
 
+from mup_moe.progress import line
+
 pytestmark = pytest.mark.workflow
 
 PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock", "workflow", "profiles", "src")
@@ -259,3 +261,7 @@ def test_two_runs_in_one_folder_are_refused(project):
         first.wait()
     assert second.returncode != 0
     assert "another run is working" in second.stderr
+
+
+def test_progress_tells_what_is_done_and_what_is_left():
+    assert re.search(r"\b30/63\b.*\[01:00<01:06", line(30, 63, 60.0))

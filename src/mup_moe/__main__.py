@@ -16,6 +16,7 @@ COMMANDS = {
     "collect": "mup_moe.analysis.collect",
     "figure": "mup_moe.analysis.figure",
     "table1": "mup_moe.analysis.table1",
+    "record": "mup_moe.analysis.record",
 }
 
 

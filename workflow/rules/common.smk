@@ -4,7 +4,6 @@ import os
 import shlex
 import sys
 from functools import cache
-from glob import glob
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -22,7 +21,9 @@ from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import ConfigError, parametrizations, validate
-from mup_moe.files import hold_folder
+from mup_moe.data.text_files import find
+from mup_moe.files import UserError, hold_folder
+from mup_moe.progress import report_progress
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.code import SOURCES, code_digest
 
@@ -66,9 +67,10 @@ def corpus_of(cell_id):
 
 def text_of(wildcards):
     """A corpus's own files; what a source installs or streams by itself is no file of ours."""
-    patterns = map(os.path.expanduser, CONFIG.corpora[wildcards.corpus].files)
-    found = (glob(pattern, recursive=True) for pattern in patterns)
-    return sorted({file for files in found for file in files if os.path.isfile(file)})
+    try:
+        return find(CONFIG.corpora[wildcards.corpus].files)
+    except UserError as error:
+        raise WorkflowError(f"corpora.{wildcards.corpus}.files: {error}") from None
 
 
 @cache
@@ -89,6 +91,8 @@ FOLDER_LOCK = None
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     FOLDER_LOCK = hold_folder(Path("results"))
+    cells = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "train"]
+    report_progress([Path(job.output.summary) for job in cells])
 
 
 onsuccess:
