@@ -25,10 +25,10 @@ from mup_moe.files import write_csv  # noqa: E402
 from mup_moe.training.request import TrainingRequest  # noqa: E402
 from mup_moe.training.trainer import Trainer  # noqa: E402
 
-COLUMNS = (
-    "architecture width experts granularity parameters flops_per_token tokens_per_second"
-    " gflops matmul_gflops fraction_of_matmul torch cpu threads"
-).split()
+COLUMNS = [
+    *("architecture", "width", "experts", "granularity", "parameters", "flops_per_token"),
+    *("tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "torch", "cpu", "threads"),
+]
 WARM_UP_STEPS = 3
 MATMUL_SIZE = 1024
 

@@ -1,5 +1,6 @@
 """The real Snakemake on a sweep in miniature."""
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ import pytest
 import yaml
 
 from conftest import ROOT
-
 from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
@@ -215,6 +215,44 @@ def test_a_bad_config_is_refused_in_one_sentence_before_anything_runs(project):
     assert "`width` 8 is not divisible by `heads` 3" in done.stderr
     assert "Traceback" not in done.stderr
     assert planned_nothing_was_touched(project)
+
+
+def test_text_that_is_not_there_is_named(project):
+    edit(project, "corpora.smoke.files", ["nothing-*.txt"])
+    done = snakemake(project, TARGET)
+    assert done.returncode != 0
+    assert "nothing-*.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_cell_is_told_and_does_not_hold_up_the_others(project):
+    shutil.rmtree(project / "results/cells/small_moe_mup_w8_e4_g1_lr2^-4_s0")
+    shutil.rmtree(project / "results/cells/small_moe_sp_w8_e4_g1_lr2^-4_s0")
+    # A file where the cell's folder should be: nothing can be written there.
+    (project / "results/cells/small_moe_mup_w8_e4_g1_lr2^-4_s0").write_text("in the way")
+    done = snakemake(project, TARGET)
+    assert done.returncode != 0
+    assert (project / "results/cells/small_moe_sp_w8_e4_g1_lr2^-4_s0/summary.json").exists()
+    (project / "results/cells/small_moe_mup_w8_e4_g1_lr2^-4_s0").unlink()
+    assert snakemake(project, TARGET).returncode == 0
+
+
+def test_results_are_recorded_with_what_made_them(project):
+    done = subprocess.run(
+        [sys.executable, "-m", "mup_moe", "record", "figure1", "--config", "config.yaml", "smoke.yaml"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": "src"},
+        check=True,
+    )
+    assert done.returncode == 0
+    folder = project / "results/recorded/figure1"
+    names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "table1.csv", "table1.md", "provenance.json"}
+    assert {path.name for path in folder.iterdir()} == names | {"config.yaml", "smoke.yaml"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["cells"] == CELLS
+    assert provenance["seeds"] == [0]
+    assert provenance["versions"][0]["torch"]
+    assert provenance["machine"][0]["cpu"]
 
 
 def planned_nothing_was_touched(project: Path) -> bool:

@@ -16,6 +16,7 @@ class LearningRate(float):
     """
 
     def __new__(cls, value: float | str) -> "LearningRate":
+        """Reads a number or its text. Raises ValueError for anything else."""
         try:
             power = _POWER.fullmatch(value.strip()) if isinstance(value, str) else None
             number = 2.0 ** float(power[1]) if power else float(value)
