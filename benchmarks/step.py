@@ -20,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from mup_moe import provenance  # noqa: E402
-from mup_moe.config.load import parametrizations, read_config  # noqa: E402
+from mup_moe.config.load import read_config  # noqa: E402
 from mup_moe.files import write_csv  # noqa: E402
+from mup_moe.parametrization import parse_table  # noqa: E402
 from mup_moe.training.request import TrainingRequest  # noqa: E402
 from mup_moe.training.trainer import Trainer  # noqa: E402
 
@@ -44,7 +45,7 @@ def matmul_gflops() -> float:
 def shapes_of(figure: str) -> list[TrainingRequest]:
     """One request per shape among a figure's cells."""
     config = read_config(ROOT / "config.yaml")
-    table = parametrizations(config)
+    table = parse_table(config.parametrizations)
     requests = {}
     for cell in config.figures[figure].cells():
         setup = config.setups[cell.setup]

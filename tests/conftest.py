@@ -10,12 +10,13 @@ import torch
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import parametrizations, read_config
+from mup_moe.config.load import read_config
+from mup_moe.parametrization import parse_table
 from mup_moe.training.request import TrainingRequest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = read_config(ROOT / "config.yaml")
-TABLE = parametrizations(CONFIG)
+TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
 torch.set_num_threads(1)

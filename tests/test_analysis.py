@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,16 +16,17 @@ from hypothesis import strategies as st
 
 from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate, table1
+from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.curve import Curve, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import parametrizations, read_config
+from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError
-from mup_moe.model.parametrization import FACTORS, ROLES, Parametrization
+from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500)
@@ -288,6 +290,8 @@ def summary_of(cell, loss, **changes):
         "fingerprint": "f" * 8,
         "code": "c",
         "tokens_digest": "t",
+        "request": "r",
+        "precision": "float32",
         "device": "cpu",
         "machine": {},
         "versions": {},
@@ -311,10 +315,14 @@ def transferring(cell):
 
 @pytest.fixture
 def figure1(tmp_path):
-    config = read_config(CONFIG)
+    # A grid of the test's own, wherever the default one lies.
+    grid = tmp_path / "grid.yaml"
+    rates = ", ".join(f"2^{exponent}" for exponent in range(-10, -3))
+    grid.write_text(f"figures: {{figure1: {{axes: {{width: [32, 64, 128], learning_rate: [{rates}]}}}}}}")
+    config = read_config(CONFIG, grid)
     cells = config.figures["figure1"].cells()
     write_summaries(tmp_path / "cells", cells, transferring)
-    (tmp_path / "cells.txt").write_text("\n".join([*(cell.id for cell in cells), cells[0].id, ""]))
+    (tmp_path / "cells.txt").write_text("\n".join([*(f"{cell.id} r" for cell in cells), f"{cells[0].id} r", ""]))
     return tmp_path, config, cells
 
 
@@ -345,7 +353,7 @@ def test_runs_have_a_row_per_cell_in_order(figure1):
 
 def test_ids_may_come_from_standard_input(figure1, monkeypatch):
     folder, _, cells = figure1
-    monkeypatch.setattr("sys.stdin", io.StringIO(cells[3].id + "\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cells[3].id} r\n"))
     assert (
         main(["aggregate", "--cells", "-", "--results", str(folder / "cells"), "--out", str(folder / "one.csv")]) == 0
     )
@@ -367,7 +375,7 @@ def test_a_summary_that_contradicts_itself_is_refused(figure1, changes):
     folder, _, cells = figure1
     write_summaries(folder / "cells", cells[:1], transferring, **changes)
     with pytest.raises(UserError, match="not this cell's summary"):
-        aggregate.collect([cells[0].id], folder / "cells")
+        aggregate.collect([(cells[0].id, "r")], folder / "cells")
 
 
 def test_another_cells_summary_is_refused(figure1):
@@ -375,22 +383,37 @@ def test_another_cells_summary_is_refused(figure1):
     first, second = (folder / "cells" / cell.id / "summary.json" for cell in cells[:2])
     first.write_text(second.read_text())
     with pytest.raises(UserError, match="it holds cell"):
-        aggregate.collect([cells[0].id], folder / "cells")
+        aggregate.collect([(cells[0].id, "r")], folder / "cells")
 
 
-@pytest.mark.parametrize(("key", "noun"), [("code", "code"), ("tokens_digest", "tokens")])
+@pytest.mark.parametrize(("key", "noun"), [("code", "code"), ("precision", "precision"), ("tokens_digest", "tokens")])
 def test_what_cannot_be_compared_is_not_mixed(figure1, key, noun):
     folder, _, cells = figure1
     write_summaries(folder / "cells", cells[7:8], transferring, **{key: "other"})
     with pytest.raises(UserError, match=f"{noun}.*delete") as caught:
-        aggregate.collect([cell.id for cell in cells], folder / "cells")
+        aggregate.collect([(cell.id, "r") for cell in cells], folder / "cells")
     assert cells[0].id in str(caught.value)
     assert cells[7].id in str(caught.value)
 
 
+def test_a_cell_of_another_config_is_refused(figure1):
+    folder, _, cells = figure1
+    with pytest.raises(UserError, match="another config"):
+        aggregate.collect([(cells[0].id, "another")], folder / "cells")
+
+
+def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
+    for name, rows in {"one": "a,1\nb,1\n", "two": "b,2\nc,2\n", "three": "b,3\n"}.items():
+        (tmp_path / name).write_text("cell,loss\n" + rows)
+    for age, name in enumerate(["two", "three", "one"]):
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    collect_tables([tmp_path / name for name in ("one", "two", "missing", "three")], tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "cell,loss\na,1\nb,2\nc,2\n"
+
+
 def test_text_that_is_no_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a cell's id"):
-        aggregate.collect(["nonsense"], tmp_path)
+        aggregate.collect([("nonsense", "r")], tmp_path)
 
 
 def test_optima_of_a_figure(figure1):
@@ -438,7 +461,7 @@ def test_a_panel_need_not_be_a_parametrization(tmp_path):
     request |= {"panel": "granularity", "axes": request["axes"] | {"parametrization": ["sp"], "granularity": [4, 1]}}
     cells = FigureRequest.of(request).figure.cells()
     write_summaries(tmp_path / "cells", cells, transferring)
-    (tmp_path / "cells.txt").write_text("\n".join(cell.id for cell in cells))
+    (tmp_path / "cells.txt").write_text("\n".join(f"{cell.id} r" for cell in cells))
     assert run_aggregate(tmp_path) == 0
     arguments = ["--runs", tmp_path / "runs.csv", "--figures", json.dumps({"g": request}), "--out", tmp_path / "o.csv"]
     assert main(["optima", *map(str, arguments)]) == 0
@@ -487,7 +510,7 @@ def test_a_wrong_request_is_one_sentence(figure1, capsys, text):
 
 @pytest.fixture
 def tables(tmp_path):
-    parsed = parametrizations(read_config(CONFIG))
+    parsed = parse_table(read_config(CONFIG).parametrizations)
     strange = {role: ["sqrt(experts)/fan_in/width", 1, "fan_in^-1/3", 1] for role in ROLES}
     parsed["mine"] = Parametrization.parse("mine", strange | {"attention_logits": "1/sqrt(head_size)"})
     rows = json.dumps({name: row.as_row() for name, row in parsed.items()})

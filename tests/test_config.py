@@ -10,7 +10,7 @@ from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, read_config, validate
-from mup_moe.model.parametrization import VARIABLES, Parametrization, Power
+from mup_moe.parametrization import VARIABLES, Parametrization, Power
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
 
@@ -163,6 +163,11 @@ BAD = [
     ("parametrizations.sp.attention_logits", "1/fan_in", "scales no tensor"),
     ("analysis.fit_points", 2, "fit_points"),
     ("execution.threads", 0, "threads"),
+    ("parametrizations.mup.router", [1, "fan_in^1/0", 1, 1], "'fan_in^1/0' is no factor"),
+    (f"{AXES}.seed", [2**63], "seed 9223372036854775808"),
+    (f"{MODEL}.balance_loss", float("inf"), "balance_loss"),
+    ("figures.cells", DOCUMENT["figures"]["figure1"], "figures.cells"),
+    ("figures", {}, "`figures` is empty"),
     ("figures", None, "`figures`"),
     ("figures", [], "`figures`"),
 ]
@@ -193,6 +198,11 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         read_config(path)
+
+
+def test_a_cell_too_long_for_a_file_name_is_refused():
+    with pytest.raises(ValueError, match="longer"):
+        Cell("x" * 300, "moe", "mup", 8, 4, 1, LearningRate(0.1), 0)
 
 
 def test_a_grid_is_the_product_of_its_axes():

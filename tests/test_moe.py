@@ -144,6 +144,7 @@ def test_capacity_is_the_expected_load_times_the_factor():
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
     assert capacity(1024, shape, 1.0) == 128
     assert capacity(1024, shape, 1.25) == 160
+    assert capacity(80, shape, 1.1) == 11
     assert capacity(10, shape, 1.0) == math.ceil(10 / 8)
     assert capacity(10, shape, 100.0) == capacity(10, shape, DROPLESS) == 10
 

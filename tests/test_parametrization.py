@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import TABLE, VOCABULARY, make_request
-from mup_moe.model.parametrization import ROLES, Parametrization, Rule
 from mup_moe.model.scaling import attention_logit_scale, factors, initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer, model_size
 from mup_moe.model.weight import Weight, weights_of
+from mup_moe.parametrization import ROLES, Parametrization, Rule
 from mup_moe.training.trainer import METRICS, Trainer
 
 CPU = torch.device("cpu")

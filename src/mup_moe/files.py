@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 
 class UserError(RuntimeError):
     """A mistake or mishap outside the code; its text is one sentence that says what to do."""
@@ -100,17 +102,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def hold_folder(folder: Path) -> Any:
-    """Locks a folder against a second run, for as long as the returned lock lives.
+_HELD: list[FileLock] = []
 
-    The lock is the kernel's: it goes with the process, however it dies. Raises UserError if taken.
+
+def hold_folder(folder: Path) -> None:
+    """Locks a folder against a second run, for as long as this process lives.
+
+    The lock is the kernel's: it goes with the process, however that dies. Raises UserError if taken.
     """
-    from filelock import FileLock, Timeout
-
     make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first") from None
-    return lock
+    _HELD.append(lock)

@@ -13,7 +13,7 @@ rule train:
         ),
         # All that can change a result. What the files say enters below, as CODE: an edit that means
         # something retrains, a touch or a comment does not.
-        sources=ancient([os.path.relpath(path) for path in SOURCES]),
+        sources=ancient(SOURCE_FILES),
     output:
         history="results/cells/{cell}/history.csv",
         summary="results/cells/{cell}/summary.json",
@@ -32,7 +32,7 @@ rule train:
         device=CONFIG.execution.device,
         checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
     params:
-        request=lambda wildcards: request_of(wildcards.cell).to_json(),
+        request=lambda wildcards: request_json(wildcards.cell),
         code=CODE,
     shell:
         "python -m mup_moe train --request {params.request:q}"

@@ -20,9 +20,10 @@ shell.prefix(
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import ConfigError, parametrizations, validate
+from mup_moe.config.load import ConfigError, validate
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError, hold_folder
+from mup_moe.parametrization import parse_table
 from mup_moe.progress import report_progress
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.code import SOURCES, code_digest
@@ -32,16 +33,27 @@ try:
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 
-PARAMETRIZATIONS = parametrizations(CONFIG)
+PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
 CODE = code_digest()
+SOURCE_FILES = [os.path.relpath(path) for path in SOURCES]
 DATA_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/data/*.py"))))
 ANALYSIS_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/analysis/*.py"))))
+
+
+# The user's own files of each corpus in use; what a source installs or streams is no file of ours.
+TEXT = {}
+for name in sorted({CONFIG.setups[f.setup].corpus for f in CONFIG.figures.values()}):
+    corpus = CONFIG.corpora[name]
+    try:
+        TEXT[name] = find(corpus.files + (corpus.tokenizer_files or ()))
+    except UserError as error:
+        raise WorkflowError(f"config.yaml: `corpora.{name}`: {error}") from None
 
 
 wildcard_constraints:
     # A loose pattern and a check of each name scale to 10,000 cells; an alternation of ids does not.
     cell=r"[a-z0-9-]+_(moe|dense)_[^/]+",
-    corpus="|".join(CONFIG.corpora),
+    corpus="|".join(TEXT),
     figure="|".join(CONFIG.figures),
 
 
@@ -60,17 +72,15 @@ def request_of(cell_id):
     return TrainingRequest(cell, setup.model, setup.training, rules)
 
 
+@cache
+def request_json(cell_id):
+    """The training request of a cell as JSON."""
+    return request_of(cell_id).to_json()
+
+
 def corpus_of(cell_id):
     """The folder of the tokens that a cell is trained on."""
     return f"results/data/{CONFIG.setups[request_of(cell_id).cell.setup].corpus}"
-
-
-def text_of(wildcards):
-    """A corpus's own files; what a source installs or streams by itself is no file of ours."""
-    try:
-        return find(CONFIG.corpora[wildcards.corpus].files)
-    except UserError as error:
-        raise WorkflowError(f"corpora.{wildcards.corpus}.files: {error}") from None
 
 
 @cache
@@ -85,12 +95,12 @@ def request_of_figure(figure):
     return json.dumps(figure_request(CONFIG, figure))
 
 
-FOLDER_LOCK = None
-
-
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
-    FOLDER_LOCK = hold_folder(Path("results"))
+    try:
+        hold_folder(Path("results"))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     cells = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "train"]
     report_progress([Path(job.output.summary) for job in cells])
 

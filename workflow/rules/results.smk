@@ -16,7 +16,10 @@ rule aggregate:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        cells=lambda wildcards: "\n".join(cells_of(wildcards.figure)),
+        # What each cell must have been trained on: one of another config is refused.
+        cells=lambda wildcards: "\n".join(
+            f"{cell} {request_of(cell).digest}" for cell in cells_of(wildcards.figure)
+        ),
     shell:
         "printf '%s' {params.cells:q} | python -m mup_moe aggregate"
         " --cells - --results results/cells --out {output} 2> {log}"

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 rule tokenize:
     input:
-        text_of,
+        lambda wildcards: TEXT[wildcards.corpus],
     output:
         multiext(
             "results/data/{corpus}/",

@@ -25,16 +25,21 @@ def run(arguments: argparse.Namespace) -> None:
 def collect_tables(tables: Sequence[Path], out: Path) -> None:
     """Writes the distinct rows of the tables that exist, in order; nothing where none does.
 
-    A cell that figures share has the same row in each. Raises UserError where columns differ.
+    Of a cell that figures share, the row of the newest table counts. Raises UserError where columns
+    differ.
     """
     header: list[str] = []
-    rows: dict[tuple[str, ...], None] = {}
+    newest: dict[tuple[str, ...], tuple[int, list[str]]] = {}
     for path in filter(Path.exists, tables):
         with path.open(encoding="utf-8", newline="") as file:
             columns, *lines = csv.reader(file)
         if header and columns != header:
             raise UserError(f"{path} has other columns than {tables[0]}: delete both and run the same command again")
         header = columns
-        rows |= dict.fromkeys(tuple(line) for line in lines)
+        stamp = path.stat().st_mtime_ns
+        for line in lines:
+            key = tuple(line[:1]) if header[0] == "cell" else tuple(line)
+            if key not in newest or newest[key][0] < stamp:
+                newest[key] = stamp, line
     if header:
-        write_csv(out, header, rows)
+        write_csv(out, header, [line for _, line in newest.values()])

@@ -13,7 +13,7 @@ from typing import Any
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.request import parse_json
 from mup_moe.files import UserError, write_csv, write_text
-from mup_moe.model.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
+from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)
 _HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Adam LR", "Weight decay")

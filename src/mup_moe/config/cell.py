@@ -9,6 +9,7 @@ from typing import Any
 from mup_moe.config.learning_rate import LearningRate
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_LONGEST_ID = 200
 ARCHITECTURES = ("moe", "dense")
 
 
@@ -38,8 +39,10 @@ class Cell:
         for name in ("width", "experts", "granularity"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed} must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
+        if len(self.id) > _LONGEST_ID:
+            raise ValueError(f"{self.id[:60]}... is longer than a file's name may be: shorten its names")
         if self.architecture == "dense" and (self.experts, self.granularity) != (1, 1):
             raise ValueError("a dense cell has no experts: set experts and granularity to [1]")
 

@@ -12,7 +12,7 @@ import yaml
 
 from mup_moe.config.settings import Config
 from mup_moe.files import UserError
-from mup_moe.model.parametrization import Parametrization, parse_table
+from mup_moe.parametrization import parse_table
 
 
 class ConfigError(UserError):
@@ -50,11 +50,6 @@ def validate(document: Mapping[str, Any]) -> Config:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return config
-
-
-def parametrizations(config: Config) -> dict[str, Parametrization]:
-    """The table of `config.parametrizations`, parsed."""
-    return parse_table(config.parametrizations)
 
 
 def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

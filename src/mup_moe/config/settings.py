@@ -11,6 +11,8 @@ from mup_moe.config.cell import AXES, NAME, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 
 DROPLESS = "dropless"
+# Folders under results/ beside those of the figures.
+RESERVED = {"benchmarks", "cells", "data", "logs", "recorded"}
 
 
 class _Section:
@@ -27,7 +29,7 @@ def _require(condition: bool, sentence: str) -> None:
 def _at_least(settings: Any, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(value >= minimum, f"`{name}` is {value} but must be at least {minimum}")
+        _require(minimum <= value < float("inf"), f"`{name}` is {value} but must be at least {minimum} and finite")
 
 
 def _positive(settings: Any, *names: str) -> None:
@@ -117,11 +119,11 @@ class ModelSettings(_Section):
             divisor = self.heads or self.head_size or 1
             name = "heads" if self.heads else "head_size"
             _require(width % divisor == 0, f"`width` {width} is not divisible by `{name}` {divisor}")
-            _require(
-                self.ffn_ratio * width % cell.granularity == 0,
-                f"`granularity` {cell.granularity} does not divide the expert size {self.ffn_ratio * width}"
-                f" at width {width}",
-            )
+        size = self.ffn_ratio * cell.width
+        _require(
+            size % cell.granularity == 0,
+            f"`granularity` {cell.granularity} does not divide the expert size {size} at width {cell.width}",
+        )
         if cell.architecture == "moe":
             _require(self.top_k <= cell.experts, f"`top_k` {self.top_k} is more than `experts` {cell.experts}")
 
@@ -141,6 +143,7 @@ class TrainingSettings(_Section):
     final_loss_steps: int
     validation_batches: int
     divergence_margin: float
+    divergence_span: float
     precision: Literal["auto", "float32", "bfloat16"]
 
     def __post_init__(self) -> None:
@@ -156,7 +159,7 @@ class TrainingSettings(_Section):
         _require(self.final_lr_fraction <= 1, f"`final_lr_fraction` is {self.final_lr_fraction} but must be at most 1")
         for beta in self.adam_betas:
             _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
-        _positive(self, "adam_eps", "divergence_margin")
+        _positive(self, "adam_eps", "divergence_margin", "divergence_span")
         if self.clip_norm is not None:
             _positive(self, "clip_norm")
 
@@ -261,6 +264,9 @@ class Config(_Section):
                     bool(NAME.fullmatch(name)),
                     f"`{section}.{name}`: a name is lower-case letters and digits, words joined by '-'",
                 )
+        _require(bool(self.figures), "`figures` is empty: name at least one")
+        for name in RESERVED & set(self.figures):
+            raise ValueError(f"`figures.{name}`: results/{name} is a folder of the workflow's own; choose another name")
         for name, setup in self.setups.items():
             _require(
                 setup.corpus in self.corpora,

@@ -60,7 +60,8 @@ def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
     """Places per expert: factor times its expected assignments, rounded up; all tokens if dropless."""
     if factor == DROPLESS:
         return tokens
-    return min(tokens, math.ceil(float(factor) * tokens * shape.top_k / shape.experts))
+    # The small subtrahend undoes rounding: 1.1 * 100 tokens on 10 experts is 11 places, not 12.
+    return min(tokens, max(1, math.ceil(float(factor) * tokens * shape.top_k / shape.experts - 1e-9)))
 
 
 def route(
@@ -117,7 +118,7 @@ class _GatherRows(torch.autograd.Function):
     """y[j] = x[index[j]], for an index whose transpose is known.
 
     Row i of x is read by the outputs `inverse[:, i]` where `keep[:, i]` holds, so that the gradient
-    is a gather too: faster than autograd's scatter-add, and deterministic on a GPU.
+    is a gather too. Autograd's scatter-add is as fast on a CPU, but not deterministic on a GPU.
     """
 
     @staticmethod
@@ -155,7 +156,8 @@ def combine(y_RMD: Tensor, routing: Routing) -> Tensor:
     z_RAD: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
         y_RMD, routing.place_RKN.view(replicas, -1), routing.choice_RM[:, None], routing.filled_RM[:, None]
     )
-    gated_RKND = z_RAD.view(replicas, top_k, tokens, -1) * routing.gates_RKN[..., None].to(z_RAD.dtype)
+    # Gates are float32, and so is the product, even under autocast.
+    gated_RKND = z_RAD.view(replicas, top_k, tokens, -1) * routing.gates_RKN[..., None]
     return gated_RKND[:, 0] if top_k == 1 else gated_RKND.sum(1)
 
 

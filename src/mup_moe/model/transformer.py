@@ -27,11 +27,8 @@ class Norm(nn.Module):
 
     def forward(self, x_RND: Tensor) -> Tensor:
         """Normalised tokens [R, N, D]."""
-        gain_RD, bias_RD = self.gain.value, self.bias.value
-        if self.gain.multiplier_R is None and self.bias.multiplier_R is None and len(x_RND) == 1:
-            return F.layer_norm(x_RND, x_RND.shape[-1:], gain_RD[0], bias_RD[0])
         normal_RND = F.layer_norm(x_RND, x_RND.shape[-1:])
-        return self.gain.scale(normal_RND * gain_RD[:, None]) + self.bias.scale(bias_RD[:, None])
+        return self.gain.scale(normal_RND * self.gain.value[:, None]) + self.bias.scale(self.bias.value[:, None])
 
 
 class Attention(nn.Module):
@@ -53,7 +50,7 @@ class Attention(nn.Module):
         """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
         replicas, tokens, width = x_RND.shape
         q, k, v = self.qkv.scale(x_RND @ self.qkv.value).chunk(3, dim=-1)
-        q = q * self.logit_scale_R[:, None, None].to(q.dtype)
+        q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)
         heads = (replicas * tokens // sequence, sequence, self.heads, width // self.heads)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)

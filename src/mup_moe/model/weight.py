@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mup_moe.model.parametrization import ROLES
+from mup_moe.parametrization import ROLES
 
 # Roles that are looked up or multiplied elementwise rather than by a matrix product.
 _NO_MATMUL = ("embedding", "norm")
@@ -52,7 +52,7 @@ class Weight(nn.Module):
 
     def scale(self, x_RXY: Tensor) -> Tensor:
         """`x_RXY` times the multiplier of each replica."""
-        return x_RXY if self.multiplier_R is None else x_RXY * self.multiplier_R[:, None, None].to(x_RXY.dtype)
+        return x_RXY if self.multiplier_R is None else (x_RXY * self.multiplier_R[:, None, None]).to(x_RXY.dtype)
 
     @property
     def size(self) -> int:

@@ -34,7 +34,7 @@ class Batches:
 
     def training(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets [B, S] of a step: windows drawn uniformly, with replacement."""
-        generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
         return self._windows(generator.integers(self._starts, size=self._batch_size))
 
     def fixed(self, index: int, count: int) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, make_folder, write_csv, write_json
+from mup_moe.files import UserError, make_folder
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
 from mup_moe.training.device import claim_device
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.trainer import METRICS, Outcome, Stopwatch, Trainer, learning_rates
+from mup_moe.training.result import Result
+from mup_moe.training.trainer import METRICS, Outcome, Stopwatch, Trainer, learning_rate
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -37,42 +38,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains to the end, from the folder's checkpoint if it belongs to this very run."""
+    """Trains to the end, from the folder's checkpoint or result if it belongs to this very run."""
     torch.set_num_threads(arguments.threads)
     request = TrainingRequest.from_json(arguments.request)
     tokens = Tokens.open(arguments.tokens, verify=True)
     tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
-    code = code_digest()
+    digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
+    digests["fingerprint"] = request.fingerprint(tokens_digest, digests["code"])
     make_folder(arguments.out)
-    fingerprint = request.fingerprint(tokens_digest, code)
+    result = Result(arguments.out)
     try:
         with _claim_folder(arguments.out), claim_device(arguments.device) as device:
             trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
-            path = arguments.out / CHECKPOINT
-            # Rounding differs between precisions: a checkpoint serves the one that wrote it.
-            owner = f"{fingerprint}/{trainer.precision}"
-            watch = _resume(trainer, path, owner)
-            _Interruptible(path, owner, watch, arguments.checkpoint_seconds).train(trainer)
-            (outcome,) = trainer.outcomes()
-            seconds = watch.elapsed
+            # Rounding differs between devices and precisions: what one wrote serves that one alone.
+            owner = f"{digests['fingerprint']}/{device.type}/{trainer.precision}"
+            if not result.is_of(owner):
+                _train(trainer, arguments, owner, result, digests)
+            result.publish()
     except torch.OutOfMemoryError as error:
         raise UserError(f"{request.cell.id} does not fit in the GPU's memory: lower `batch_size` ({error})") from None
     except ValueError as error:
         raise UserError(str(error)) from error
-    _write(
-        arguments.out,
-        request,
-        trainer,
-        outcome,
-        seconds,
-        {
-            "fingerprint": fingerprint,
-            "code": code,
-            "tokens_digest": tokens_digest,
-        },
-    )
-    path.unlink(missing_ok=True)
     return 0
+
+
+def _train(
+    trainer: Trainer, arguments: argparse.Namespace, owner: str, result: Result, digests: dict[str, str]
+) -> None:
+    path = arguments.out / CHECKPOINT
+    watch = _resume(trainer, path, owner)
+    _Interruptible(path, owner, watch, arguments.checkpoint_seconds).train(trainer)
+    (outcome,) = trainer.outcomes()
+    result.keep(owner, *_tables(trainer, outcome, watch.elapsed, digests))
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -84,6 +82,8 @@ def _claim_folder(folder: Path) -> Iterator[None]:
     except Timeout:
         print(f"{folder} is being trained by another process; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
+    for leftover in folder.glob(".*.part"):  # of a trainer that was killed while it wrote
+        leftover.unlink()
     try:
         yield
     finally:
@@ -144,20 +144,19 @@ class _Interruptible:
         self._saved_at = self._watch.elapsed
 
 
-def _write(
-    folder: Path, request: TrainingRequest, trainer: Trainer, outcome: Outcome, seconds: float, digests: dict[str, str]
-) -> None:
+def _tables(
+    trainer: Trainer, outcome: Outcome, seconds: float, digests: dict[str, str]
+) -> tuple[list[list[Any]], dict[str, Any]]:
+    """The rows of history.csv, its header first, and the content of summary.json."""
+    (request,) = trainer.requests
     steps = len(outcome.history_TM)
-    rates = learning_rates(request, steps)
     # float32 in nine digits reads back exactly.
-    rows = (
-        [step, repr(rate), *(f"{value:.9g}" for value in metrics)]
-        for step, (rate, metrics) in enumerate(zip(rates, outcome.history_TM.tolist(), strict=True))
-    )
-    write_csv(folder / "history.csv", ["step", "learning_rate", *METRICS], rows)
+    rows: list[list[Any]] = [["step", "learning_rate", *METRICS]]
+    for step, metrics in enumerate(outcome.history_TM.tolist()):
+        rows.append([step, learning_rate(request, step), *(f"{value:.9g}" for value in metrics)])
     tokens = steps * trainer.tokens_per_step
     gpu = torch.cuda.get_device_name(trainer.device) if trainer.device.type == "cuda" else None
-    summary = {
+    return rows, {
         "id": request.cell.id,
         "cell": asdict(request.cell),
         "status": outcome.status,
@@ -178,6 +177,5 @@ def _write(
             "parametrization": request.parametrization.as_row(),
         },
         "machine": provenance.machine() | {"gpu": gpu, "threads": torch.get_num_threads()},
-        "versions": provenance.versions("torch", "numpy", "safetensors"),
+        "versions": provenance.versions("numpy", "safetensors") | {"torch": str(torch.__version__)},
     }
-    write_json(folder / "summary.json", summary)

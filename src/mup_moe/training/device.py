@@ -26,6 +26,9 @@ def claim_device(wanted: str) -> Iterator[torch.device]:
         return
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
+    # The same bits from run to run: cuBLAS needs a fixed workspace, attention a backward without atomics.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
     with _free_gpu() as index:
         yield torch.device("cuda", index)
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import ModelSettings, TrainingSettings
 from mup_moe.files import UserError
-from mup_moe.model.parametrization import Parametrization
+from mup_moe.parametrization import Parametrization
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class TrainingRequest:
         return json.dumps(
             {
                 "cell": self.cell.id,
-                "model": asdict(self.model),
-                "training": asdict(self.training),
+                "model": _plain(self.model),
+                "training": _plain(self.training),
                 "parametrization": self.parametrization.as_row(),
             },
             sort_keys=True,
@@ -51,6 +52,17 @@ class TrainingRequest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"the training request is not one of this version's ({error}): make it anew") from None
 
+    @property
+    def digest(self) -> str:
+        """Tells requests apart, whatever tokens and code they are trained with."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
     def fingerprint(self, tokens_digest: str, code: str) -> str:
         """A digest of everything that the cell's result depends on, the machine apart."""
-        return hashlib.sha256("\n".join([self.to_json(), tokens_digest, code]).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join([self.digest, tokens_digest, code]).encode()).hexdigest()[:16]
+
+
+# A sweep has thousands of cells of a few set-ups.
+@cache
+def _plain(settings: ModelSettings | TrainingSettings) -> dict[str, Any]:
+    return asdict(settings)

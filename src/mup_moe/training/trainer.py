@@ -76,6 +76,7 @@ class Trainer:
         self._train = Batches(train, self.settings.batch_size, first.model.sequence)
         self._valid = Batches(valid, self.settings.batch_size, first.model.sequence)
         self._divergence_loss = math.log(vocabulary) + self.settings.divergence_margin
+        self._divergence_steps = math.ceil(self.settings.divergence_span * self.settings.steps)
 
         self.model = Transformer(shape, first.model, len(requests)).to(device)
         base = ModelShape.base_of(first.cell, first.model, vocabulary)
@@ -131,11 +132,19 @@ class Trainer:
         return torch.stack(inputs).to(self.device), torch.stack(targets).to(self.device)
 
     def _diverged_steps(self) -> list[int | None]:
-        """For each replica, the first step with a loss that is not finite or too high, if any."""
+        """For each replica, the step at which it had diverged, if it has.
+
+        That is the first with a loss or gradient that is not finite, or the last of a span of steps
+        on end whose loss is `divergence_margin` above a uniform prediction's.
+        """
         history_TRM = self._history_TRM[: self.step]
         loss_TR = history_TRM[:, :, METRICS.index("train_loss")]
         norm_TR = history_TRM[:, :, METRICS.index("gradient_norm")]
-        bad_TR = ~loss_TR.isfinite() | ~norm_TR.isfinite() | (loss_TR > self._divergence_loss)
+        above_TR = loss_TR > self._divergence_loss
+        count_TR = above_TR.cumsum(0)
+        # Steps on end: those so far, less those before the last one that was not above.
+        on_end_TR = count_TR - (count_TR * ~above_TR).cummax(0).values if self.step else count_TR
+        bad_TR = ~loss_TR.isfinite() | ~norm_TR.isfinite() | (on_end_TR >= self._divergence_steps)
         columns = bad_TR.T.tolist()
         return [column.index(True) if True in column else None for column in columns]
 
@@ -161,10 +170,11 @@ class Trainer:
     def _outcome(self, history_TM: np.ndarray, diverged: int | None, valid_loss: float) -> Outcome:
         if diverged is not None:
             return Outcome("diverged", history_TM[: diverged + 1], None, None)
-        if not math.isfinite(valid_loss):
-            return Outcome("diverged", history_TM, None, None)
         final_T = history_TM[-self.settings.final_loss_steps :, METRICS.index("train_loss")]
-        return Outcome("finished", history_TM, float(final_T.mean(dtype=np.float64)), valid_loss)
+        train_loss = float(final_T.mean(dtype=np.float64))
+        if train_loss > self._divergence_loss or not math.isfinite(valid_loss):
+            return Outcome("diverged", history_TM, None, None)
+        return Outcome("finished", history_TM, train_loss, valid_loss)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that `load_state` needs beside the step: parameters, moments, history."""
@@ -182,9 +192,9 @@ class Trainer:
         self.step = step
 
 
-def learning_rates(request: TrainingRequest, steps: int) -> list[float]:
-    """The global learning rate of each of the first `steps` steps."""
-    return [request.cell.learning_rate * schedule(step, request.training) for step in range(steps)]
+def learning_rate(request: TrainingRequest, step: int) -> float:
+    """The global learning rate of a step (from 0)."""
+    return request.cell.learning_rate * schedule(step, request.training)
 
 
 class Stopwatch:

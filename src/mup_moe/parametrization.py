@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, Self
 
 ROLES = (
@@ -24,7 +25,7 @@ FACTORS = ("init_variance", "multiplier", "adam_lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
 VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "experts", "top_k", "granularity", "head_size")
 
-_TERM = re.compile(r"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/\d+)?))?|1")
+_TERM = re.compile(r"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/[1-9]\d*)?))?|1")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Power:
                 raise ValueError(
                     f"{text!r} is no factor: write a product of powers of {', '.join(VARIABLES)}, such as 1 or 1/fan_in"
                 )
-            if name:
+            if match and name:
                 power = Fraction(match["power"] or 1) / (2 if match["root"] else 1)
                 exponents[name] = exponents.get(name, Fraction(0)) + (power if operator == "*" else -power)
         return cls(tuple(sorted((name, power) for name, power in exponents.items() if power)))
@@ -120,9 +121,12 @@ class Parametrization:
 
     def as_row(self) -> dict[str, Any]:
         """The row as plain data; `Parametrization.parse` reads it back."""
-        return {role: rule.as_row() for role, rule in self.rules.items()} | {
-            ATTENTION_LOGITS: str(self.attention_logits)
-        }
+        return dict(self._row)
+
+    @cached_property
+    def _row(self) -> dict[str, Any]:
+        rules = {role: rule.as_row() for role, rule in self.rules.items()}
+        return rules | {ATTENTION_LOGITS: str(self.attention_logits)}
 
     def rule(self, role: str) -> Rule:
         """The rule of a role. Raises ValueError for a role that the table does not have."""
