@@ -1,5 +1,6 @@
 """Small models and tokens, made from config.yaml so that tests hold no second set of defaults."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
 torch.set_num_threads(1)
+# For the commands that tests start: the package need not be installed.
+os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 
 def make_request(**changes: Any) -> TrainingRequest:

@@ -277,11 +277,6 @@ def test_c4_out_of_reach_tells_of_local_shards(hub: Callable[[Any], None], answe
         read(corpus(source="c4", files=(), max_bytes=100))
 
 
-def test_c4_from_the_hub_needs_a_bound() -> None:
-    with pytest.raises(UserError, match="`max_bytes` is needed"):
-        read(corpus(source="c4", files=()))
-
-
 # ---------------------------------------------------------------- split
 
 

@@ -9,14 +9,12 @@ _PATIENCE = (1, 4, 16, 64)
 """Seconds to wait before each new attempt at the same record."""
 
 
-def read(max_bytes: int | None) -> Iterator[str | None]:
-    """The texts of C4's train stream, in its order; `max_bytes` is only asked for, not applied.
+def read() -> Iterator[str | None]:
+    """The texts of C4's train stream, in its order.
 
     The validation split is cut from this stream too, by hash, as for every other source. Raises
-    UserError when no bound is given, or the hub stays out of reach.
+    UserError when the hub stays out of reach.
     """
-    if max_bytes is None:
-        raise UserError("`max_bytes` is needed by source c4 without `files`: C4 has 800 GB of text")
     import datasets
 
     # The hub's libraries raise whatever their HTTP client of the day raises.

@@ -58,4 +58,4 @@ def _source(settings: CorpusSettings) -> Iterator[str | None]:
         case "text":
             return text_files.read(settings.files)
         case "c4":
-            return text_files.read(settings.files) if settings.files else c4.read(settings.max_bytes)
+            return text_files.read(settings.files) if settings.files else c4.read()
