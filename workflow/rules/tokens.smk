@@ -19,7 +19,7 @@ rule tokenize:
         "results/benchmarks/tokenize/{corpus}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: 8
     resources:
         mem_mb=2000,
         runtime=240,

@@ -57,8 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
             result.publish()
     except torch.OutOfMemoryError as error:
         raise UserError(f"{request.cell.id} does not fit in the GPU's memory: lower `batch_size` ({error})") from None
-    except ValueError as error:
-        raise UserError(str(error)) from error
     return 0
 
 
@@ -124,8 +122,9 @@ class _Interruptible:
 
             def after_step(trainer: Trainer) -> None:
                 bar.update()
-                due = self._watch.elapsed - self._saved_at >= self._every_seconds
-                if (due or self._signal) and trainer.step < trainer.settings.steps:
+                if trainer.step == trainer.settings.steps:
+                    return  # what is left takes no longer than a checkpoint
+                if self._signal or self._watch.elapsed - self._saved_at >= self._every_seconds:
                     self._save(trainer)
                 if self._signal:
                     print(

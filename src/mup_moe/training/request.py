@@ -43,9 +43,11 @@ class TrainingRequest:
             training: dict[str, Any] = {
                 k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()
             }
+            model = ModelSettings(**fields["model"])
+            model.check(cell)
             return cls(
                 cell=cell,
-                model=ModelSettings(**fields["model"]),
+                model=model,
                 training=TrainingSettings(**training),
                 parametrization=Parametrization.parse(cell.parametrization, fields["parametrization"]),
             )
