@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate, table1
 from mup_moe.analysis.collect import collect_tables
-from mup_moe.analysis.curve import Curve, bracket, find_optimum, loss_at, regret, window_interval
+from mup_moe.analysis.curve import Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.analysis.runs import figure_curves
@@ -160,7 +160,17 @@ def test_regret_is_never_negative(losses, log2_lr):
     measured = curve(*losses)
     best = find_optimum(measured, 5)
     cost = regret(measured, best, log2_lr)
-    assert cost >= 0 or np.isnan(best.log2_lr)
+    assert cost.nats >= 0 or np.isnan(best.log2_lr)
+    assert np.isfinite(cost.nats) or np.isnan(best.log2_lr)
+
+
+def test_regret_beyond_what_converged_is_a_lower_bound():
+    measured = curve(4.0, 3.2, 3.0, 3.2, 4.0, 4.4, np.nan, 5.0)
+    best = find_optimum(measured, 5)
+    assert regret(measured, best, 4.0) == Regret(pytest.approx(1.0, abs=0.05), False)
+    for right in (5.1, 6.0, 6.9, 7.1):
+        assert regret(measured, best, right) == Regret(4.4 - best.loss, True)
+    assert regret(measured, best, -1.0) == Regret(4.0 - best.loss, True)
 
 
 @given(st.lists(st.one_of(st.just(math.nan), st.floats(1, 10)), min_size=1, max_size=4), st.floats(0.01, 0.99))
@@ -199,10 +209,10 @@ def test_drift_and_regret_of_exact_curves(slope, curvature):
     assert transfer.drift == pytest.approx(slope, abs=1e-8)
     if transfer.drift_interval.kind == "t":
         assert transfer.drift_interval.low == pytest.approx(slope, abs=1e-6)
-    assert transfer.regrets[32] == 0
+    assert transfer.regrets[32] == Regret(0.0, False)
     shift = abs(slope)
     if transfer.optima[64].low <= -7 <= transfer.optima[64].high:
-        assert transfer.regrets[64] == pytest.approx(curvature * shift**2, abs=1e-8)
+        assert transfer.regrets[64].nats == pytest.approx(curvature * shift**2, abs=1e-8)
 
 
 def test_two_curves_have_a_drift_without_interval_and_one_has_none():
@@ -222,14 +232,15 @@ def test_optima_at_one_edge_have_no_interval_of_drift():
 
 def test_without_the_base_value_there_is_no_regret():
     transfer = measure_transfer({64: quadratic(-7), 128: quadratic(-7)}, 32, ANALYSIS)
-    assert np.isnan(list(transfer.regrets.values())).all()
+    assert all(np.isnan(cost.nats) for cost in transfer.regrets.values())
 
 
-def test_a_base_optimum_where_a_curve_diverges_costs_everything():
+def test_a_base_optimum_where_a_curve_diverges_costs_at_least_what_still_converged():
     losses = quadratic(-9).losses.copy()
     losses[:, -4:] = np.nan
     transfer = measure_transfer({32: quadratic(-6), 64: Curve(GRID, losses)}, 32, ANALYSIS)
-    assert transfer.regrets[64] == np.inf
+    last = losses[np.isfinite(losses)][-1]
+    assert transfer.regrets[64] == Regret(pytest.approx(last - transfer.optima[64].loss), True)
 
 
 def test_bootstrap_holds_its_estimate_and_narrows_as_seeds_agree():

@@ -149,5 +149,5 @@ def test_the_summary_says_drift_and_regret(tmp_path):
     first, second = summary(rows["sp"], 32).split("\n")
     assert re.fullmatch(r"drift -0\.[89]\d \[-[01]\.\d\d, [-+]\d\.\d\d\]", first.replace("\N{MINUS SIGN}", "-"))
     assert re.fullmatch(r"regret 0\.\d{3} nats at 128", second)
-    lost = [row._replace(regret=math.inf, drift=-0.001, drift_low=math.nan) for row in rows["sp"]]
-    assert summary(lost, 32) == "drift +0.00\nregret ∞ (diverges) at 128"
+    lost = [row._replace(regret=0.25, regret_at_least=True, drift=-0.001, drift_low=math.nan) for row in rows["sp"]]
+    assert summary(lost, 32) == "drift +0.00\nregret ≥ 0.250 nats at 128"

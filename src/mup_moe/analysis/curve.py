@@ -150,12 +150,35 @@ def loss_at(curve: Curve, best: Optimum, log2_lr: float) -> float:
     return np.inf
 
 
-def regret(curve: Curve, best: Optimum, log2_lr: float) -> float:
-    """What using `log2_lr` instead of the curve's own optimum costs, in nats; never negative.
+@dataclass(frozen=True)
+class Regret:
+    """What a learning rate costs over the curve's own optimum.
 
-    Where a least-squares vertex lies above a measured loss, the difference is fit residual: 0.
+    nats: never negative. at_least: the learning rate lies beyond what converged, and `nats` is what
+    the last one that converged on that side costs.
     """
-    return float(np.maximum(loss_at(curve, best, log2_lr) - best.loss, 0.0))
+
+    nats: float
+    at_least: bool
+
+
+def regret(curve: Curve, best: Optimum, log2_lr: float) -> Regret:
+    """The cost of using `log2_lr` instead of the curve's own optimum; NaN where either is unknown.
+
+    A curve rises away from its optimum, so that where nothing was measured, or all diverged, the
+    outermost loss is a lower bound. Where a least-squares vertex lies above a measured loss, the
+    difference is fit residual: 0.
+    """
+    loss = loss_at(curve, best, log2_lr)
+    at_least = bool(np.isinf(loss))
+    if at_least:
+        (own_run,) = (
+            curve.mean[start:stop]
+            for start, stop in finite_runs(curve.mean)
+            if curve.log2_lr[start] <= best.log2_lr <= curve.log2_lr[stop - 1]
+        )
+        loss = float(own_run[-1] if log2_lr > best.log2_lr else own_run[0])
+    return Regret(float(np.maximum(loss - best.loss, 0.0)), at_least)
 
 
 def finite_runs(values: FloatArray) -> Iterator[tuple[int, int]]:

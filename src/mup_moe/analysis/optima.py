@@ -35,6 +35,7 @@ class Row(NamedTuple):
     fit: str
     best_loss: float
     regret: float
+    regret_at_least: bool
     drift: float
     drift_low: float
     drift_high: float
@@ -80,7 +81,8 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
                     at_edge=best.at_edge,
                     fit=best.fit,
                     best_loss=best.loss,
-                    regret=transfer.regrets[value],
+                    regret=transfer.regrets[value].nats,
+                    regret_at_least=transfer.regrets[value].at_least,
                     drift=transfer.drift,
                     drift_low=transfer.drift_interval.low,
                     drift_high=transfer.drift_interval.high,

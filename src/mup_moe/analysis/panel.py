@@ -91,8 +91,8 @@ def summary(rows: Sequence[Row], base: int | None) -> str:
         if np.isfinite(last.drift_low):
             lines[0] += f" [{_signed(last.drift_low)}, {_signed(last.drift_high)}]"
     if last.value != base and not np.isnan(last.regret):
-        cost = f"{last.regret:.3f} nats" if np.isfinite(last.regret) else "\N{INFINITY} (diverges)"
-        lines[1] = f"regret {cost} at {last.value}"
+        bound = "\N{GREATER-THAN OR EQUAL TO} " if last.regret_at_least else ""
+        lines[1] = f"regret {bound}{last.regret:.3f} nats at {last.value}"
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from mup_moe.analysis.curve import (
     Curve,
     FloatArray,
     Optimum,
+    Regret,
     bracket,
     find_optimum,
     regret,
@@ -48,13 +49,13 @@ NO_INTERVAL = Interval(np.nan, np.nan, "")
 class Transfer:
     """A panel's result: per value of the curve axis (ascending), and the drift over them.
 
-    regrets: nats lost by the base value's optimum; NaN without a base. drift: octaves of learning
+    regrets: what the base value's optimum costs; NaN without a base. drift: octaves of learning
     rate per octave of the curve axis; NaN for fewer than two optima.
     """
 
     optima: dict[int, Optimum]
     intervals: dict[int, Interval]
-    regrets: dict[int, float]
+    regrets: dict[int, Regret]
     drift: float
     drift_interval: Interval
 
