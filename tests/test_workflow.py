@@ -304,12 +304,15 @@ def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_pa
 
 def test_two_runs_in_one_folder_are_refused(project):
     edit(project, "setups.small.training.steps", 3000)
-    first = subprocess.Popen(
-        command(TARGET), cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    told = project / "first.log"
+    with told.open("w") as output:
+        first = subprocess.Popen(
+            command(TARGET), cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 60
-        while not list(project.glob("results/cells/*/.lock")) and time.monotonic() < deadline:
+        while "Select jobs to execute" not in told.read_text():
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         second = snakemake(project, TARGET)
     finally:
