@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: figure1 test lint lock benchmark clean
+.PHONY: figure1 test lint lock benchmark
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)

@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        # The manifest holds the tokens' digest: tokens made anew to the same bytes retrain nothing.
+        # The manifest holds the tokens' digest, and stands for them.
         manifest=lambda wildcards: f"{corpus_of(wildcards.cell)}/manifest.json",
         tokens=lambda wildcards: ancient(
             [

@@ -40,20 +40,25 @@ DATA_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/data/*.py"))))
 ANALYSIS_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/analysis/*.py"))))
 
 
-# The user's own files of each corpus in use; what a source installs or streams is no file of ours.
-TEXT = {}
-for name in sorted({CONFIG.setups[f.setup].corpus for f in CONFIG.figures.values()}):
-    corpus = CONFIG.corpora[name]
+@cache
+def text_of(corpus):
+    """A corpus's own files; what a source installs or streams by itself is no file of ours."""
+    settings = CONFIG.corpora[corpus]
     try:
-        TEXT[name] = find(corpus.files + (corpus.tokenizer_files or ()))
+        return find(settings.files + (settings.tokenizer_files or ()))
     except UserError as error:
-        raise WorkflowError(f"config.yaml: `corpora.{name}`: {error}") from None
+        raise WorkflowError(f"config.yaml: `corpora.{corpus}`: {error}") from None
+
+
+# Text that is not there is told before anything runs.
+for figure in CONFIG.figures.values():
+    text_of(CONFIG.setups[figure.setup].corpus)
 
 
 wildcard_constraints:
     # A loose pattern and a check of each name scale to 10,000 cells; an alternation of ids does not.
     cell=r"[a-z0-9-]+_(moe|dense)_[^/]+",
-    corpus="|".join(TEXT),
+    corpus="|".join(CONFIG.corpora),
     figure="|".join(CONFIG.figures),
 
 

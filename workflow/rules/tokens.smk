@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 rule tokenize:
     input:
-        lambda wildcards: TEXT[wildcards.corpus],
+        lambda wildcards: text_of(wildcards.corpus),
     output:
         multiext(
             "results/data/{corpus}/",
