@@ -49,6 +49,13 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+def remove_leftovers(*paths: Path) -> None:
+    """Removes what `atomic_write` left of these files when its process was killed."""
+    for path in paths:
+        for leftover in path.parent.glob(f".{path.name}.*.part"):
+            leftover.unlink(missing_ok=True)
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and those above it. Raises UserError where that is not permitted."""
     try:

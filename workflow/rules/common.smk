@@ -94,12 +94,6 @@ def cells_of(figure):
     return [cell.id for cell in CONFIG.figures[figure].cells()]
 
 
-@cache
-def request_of_figure(figure):
-    """What the analysis of a figure needs of the config, as JSON."""
-    return json.dumps(figure_request(CONFIG, figure))
-
-
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:

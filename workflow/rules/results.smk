@@ -38,7 +38,9 @@ rule optima:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        requests=lambda wildcards: f'{{"{wildcards.figure}": {request_of_figure(wildcards.figure)}}}',
+        requests=lambda wildcards: json.dumps(
+            {wildcards.figure: figure_request(CONFIG, wildcards.figure)}
+        ),
     shell:
         "python -m mup_moe optima --runs {input} --figures {params.requests:q}"
         " --out {output} 2> {log}"
@@ -88,7 +90,7 @@ rule figure:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        request=lambda wildcards: request_of_figure(wildcards.figure),
+        request=lambda wildcards: json.dumps(figure_request(CONFIG, wildcards.figure)),
     shell:
         "python -m mup_moe figure --runs {input.runs} --optima {input.optima}"
         " --name {wildcards.figure} --figure {params.request:q} --out {output.pdf} --png {output.png} 2> {log}"

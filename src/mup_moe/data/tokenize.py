@@ -4,10 +4,8 @@ import argparse
 import dataclasses
 import hashlib
 import os
-import platform
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +13,13 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
-import mup_moe
+from mup_moe import provenance
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.documents import Tally, read_documents
 from mup_moe.data.split import in_validation, text_digest
 from mup_moe.data.spool import Spool
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
-from mup_moe.files import UserError, atomic_write, write_json, write_text
+from mup_moe.files import UserError, atomic_write, remove_leftovers, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -65,7 +63,7 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
         raise UserError(f"--threads is {threads}: give at least 1")
     # Read by the library when it first encodes.
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-    _remove_leftovers(folder)
+    remove_leftovers(*(folder / name for name in (TOKENIZER, MANIFEST, *(f"{split}.bin" for split in SPLITS))))
     tally = Tally()
     with Spool(folder) as train, Spool(folder) as valid:
         _fill(train, valid, settings, tally)
@@ -91,7 +89,7 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
         "vocabulary": vocabulary,
         "dtype": dtype.name,
         "end_of_text": end_of_text,
-        "versions": _versions(settings),
+        "versions": provenance.versions("tokenizers", "datasets", *settings.packages),
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
@@ -125,13 +123,6 @@ def _tokenizer(settings: CorpusSettings, train: Spool) -> "Tokenizer":
         return gpt2(settings.tokenizer_files)
     assert settings.vocabulary is not None  # CorpusSettings demands it
     return train_bpe(train, settings.vocabulary)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Removes the unfinished files of a run that was killed."""
-    for name in (TOKENIZER, MANIFEST, *(f"{split}.bin" for split in SPLITS)):
-        for leftover in folder.glob(f".{name}.*.part"):
-            leftover.unlink(missing_ok=True)
 
 
 def _encode(
@@ -170,15 +161,6 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
             batch, room = [], _BATCH_CHARACTERS
     if batch:
         yield batch
-
-
-def _versions(settings: CorpusSettings) -> dict[str, str]:
-    libraries = ("tokenizers", "datasets", *settings.packages)
-    return {
-        "mup_moe": mup_moe.__version__,
-        "python": platform.python_version(),
-        **{library: metadata.version(library) for library in libraries},
-    }
 
 
 def _progress(description: str, total: int | None) -> "tqdm[Any]":

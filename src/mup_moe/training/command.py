@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, make_folder
+from mup_moe.files import UserError, make_folder, remove_leftovers
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     result = Result(arguments.out)
     try:
         with _claim_folder(arguments.out), claim_device(arguments.device) as device:
+            remove_leftovers(arguments.out / CHECKPOINT, *result.files)
             trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
             # Rounding differs between devices and precisions: what one wrote serves that one alone.
             owner = f"{digests['fingerprint']}/{device.type}/{trainer.precision}"
@@ -80,8 +81,6 @@ def _claim_folder(folder: Path) -> Iterator[None]:
     except Timeout:
         print(f"{folder} is being trained by another process; waiting for it", file=sys.stderr, flush=True)
         lock.acquire()
-    for leftover in folder.glob(".*.part"):  # of a trainer that was killed while it wrote
-        leftover.unlink()
     try:
         yield
     finally:

@@ -22,6 +22,11 @@ class Result:
         self._folder = folder
         self._kept = folder / ".kept"
 
+    @property
+    def files(self) -> list[Path]:
+        """Every file that a result writes."""
+        return [folder / name for folder in (self._folder, self._kept) for name in (HISTORY, SUMMARY)]
+
     def is_of(self, owner: str) -> bool:
         """Whether the kept copy is whole and of this very run."""
         try:
