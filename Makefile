@@ -1,4 +1,5 @@
 # make figure1   set everything up and make results/figure1.pdf
+# make paper     the same for every result of the paper, and results/report.html with all of them
 # make test      set everything up and pass all tests
 PYTHON ?= python3
 CORES ?= all
@@ -8,10 +9,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: figure1 test lint lock benchmark
+.PHONY: figure1 paper test lint lock benchmark
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)
+
+paper: $(VENV)/run.stamp
+	$(BIN)/snakemake results/paper --cores $(CORES)
+	$(BIN)/snakemake results/paper --report results/report.html
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -25,6 +30,7 @@ lint: $(VENV)/dev.stamp
 
 benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/tokenize.py
 
 # A stamp is newer than the lock that it installed.
 $(VENV)/run.stamp: requirements.lock

@@ -15,6 +15,10 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/cells.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/figures.smk"
+include: "workflow/rules/probes.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/claims.smk"
 
 
 localrules:
@@ -23,13 +27,18 @@ localrules:
     optima,
     collect,
     figure,
+    composition,
+    reference,
+    slopes,
+    probe_figure,
     table1,
+    table2,
+    plan,
+    claims,
+    paper,
 
 
 rule all:
     default_target: True
     input:
-        expand("results/{figure}.pdf", figure=CONFIG.figures),
-        "results/table1.csv",
-        "results/runs.csv",
-        "results/optima.csv",
+        "results/paper",

@@ -1,12 +1,15 @@
 """Documents, split, tokenizer and token files, on their own and through the command."""
 
+import contextlib
 import gzip
 import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
@@ -21,17 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mup_moe.config.settings import CorpusSettings
-from mup_moe.data import documents, python_source, text_files, tokenizer
-from mup_moe.data.documents import Tally, read_documents
+from mup_moe.data import documents, python_source, text_files, tokenizer, work
+from mup_moe.data.documents import Place, Tally, open_source, read_batches
 from mup_moe.data.split import in_sample, in_validation, text_digest
-from mup_moe.data.spool import Spool
-from mup_moe.data.tokenize import parse_corpus, tokenize
+from mup_moe.data.tokenize import WORK, parse_corpus, tokenize
 from mup_moe.data.tokens import Tokens, dtype_for
-from mup_moe.files import UserError
+from mup_moe.files import UserError, claim_folder
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 OUTPUTS = ["manifest.json", "tokenizer.json", "train.bin", "valid.bin"]
+LOCK = ".lock"
 
 needs_gpt2 = pytest.mark.skipif(not (SHARED / "gpt2").is_dir(), reason="GPT-2's vocabulary is not in shared/data/gpt2")
 needs_shakespeare = pytest.mark.skipif(
@@ -57,8 +60,10 @@ def text_corpus(*files: Path | str, **changes: Any) -> CorpusSettings:
 
 
 def read(config: CorpusSettings) -> tuple[list[str], Tally]:
-    tally = Tally()
-    return list(read_documents(config, tally)), tally
+    source = open_source(config, None)
+    batches = list(read_batches(source, Place(), config.validation_fraction, config.max_bytes))
+    assert batches[-1].after is not None
+    return [document.text for batch in batches for document in batch.documents], batches[-1].after.tally
 
 
 def write_jsonl(path: Path, count: int = 60) -> Path:
@@ -143,17 +148,33 @@ def test_all_formats_are_read_through_gzip_or_not(tmp_path: Path) -> None:
     assert tally == Tally(without_text=1, repaired=1)
 
 
-def test_c4_shards_given_as_files_are_read_like_text(tmp_path: Path) -> None:
-    path = tmp_path / "c4-train.00000-of-01024.json.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a", "timestamp": "t", "url": "u"}\n'))
-    assert read(text_corpus(path, source="c4"))[0] == ["a"]
-
-
 def test_max_bytes_ends_with_the_document_that_reaches_it(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "éé"}\n' * 9)
     assert len(read(text_corpus(path, max_bytes=8))[0]) == 2
     assert len(read(text_corpus(path, max_bytes=9))[0]) == 3
+
+
+@given(st.lists(st.lists(st.none() | st.text("ab ", max_size=30), max_size=8), max_size=4), st.integers(1, 200))
+def test_reading_goes_on_from_every_place_with_the_same_documents(records: list[list[str | None]], size: int) -> None:
+    def source(position: Any) -> text_files.Files:
+        return text_files.Files(
+            [Path(str(i)) for i in range(len(records))], lambda path: iter(records[int(path.name)]), position
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "BATCH_CHARACTERS", size)
+        patch.setattr(documents, "MAX_CHARACTERS", 7)
+        whole = list(read_batches(source(None), Place(), 0.5))
+        assert whole[-1].after is not None
+        for number, batch in enumerate(whole):
+            if batch.after is None:
+                continue
+            place = Place.from_json(json.loads(json.dumps(asdict(batch.after))))
+            rest = list(read_batches(source(place.position), place, 0.5))
+            found = [document for part in (*whole[: number + 1], *rest) for document in part.documents]
+            assert found == [document for part in whole for document in part.documents]
+            assert (rest or whole)[-1].after == whole[-1].after
 
 
 # ---------------------------------------------------------------- globs
@@ -210,7 +231,7 @@ def test_a_parquet_file_without_a_text_column_is_refused(tmp_path: Path, table: 
 
 
 def test_the_standard_library_is_read_without_tests_or_its_own_path() -> None:
-    paths = [path.as_posix() for path in python_source._standard_library()]
+    paths = [path.as_posix() for path in python_source.find(())]
     assert any(path.endswith("/json/decoder.py") for path in paths)
     assert not any("/test/" in path or "_sysconfigdata" in path or "site-packages" in path for path in paths)
     assert paths == sorted(paths)
@@ -221,7 +242,7 @@ def test_packages_follow_the_standard_library() -> None:
     found, _ = read(config)
     own = [Path(file.locate()).read_text() for file in metadata.files("tqdm") or [] if file.name == "std.py"]
     assert own[0] in found
-    assert found.index(own[0]) > len(python_source._standard_library()) * 0.9
+    assert found.index(own[0]) > len(python_source.find(())) * 0.9
     assert read(config)[0] == found
 
 
@@ -323,7 +344,7 @@ def test_an_empty_split_is_refused(tmp_path: Path, content: str, sentence: str) 
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(UserError, match=sentence):
         tokenize(text_corpus(tmp_path / "a.jsonl"), tmp_path / "out", 1)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LOCK, WORK]
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -332,11 +353,8 @@ def test_an_empty_split_is_refused(tmp_path: Path, content: str, sentence: str) 
 @pytest.fixture(scope="module")
 def bpe(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("bpe")
-    with Spool(folder) as spool:
-        for path in sorted((ROOT / "src").rglob("*.py")):
-            text = path.read_text()
-            spool.add(text, text_digest(text))
-        trained = tokenizer.train_bpe(spool, 512)
+    sources = [path.read_text() for path in sorted((ROOT / "src").rglob("*.py"))]
+    trained = tokenizer.train_bpe(sources, sum(map(len, sources)), 512)
     (folder / "tokenizer.json").write_text(trained.to_str())
     return tokenizer.load(folder / "tokenizer.json")
 
@@ -375,22 +393,18 @@ def test_bpe_has_the_bytes_after_the_end_of_text(bpe: Any) -> None:
     assert sorted(bpe.encode("\x00").ids + bpe.encode("é").ids)[0] >= 1
 
 
-def test_bpe_of_a_long_unbroken_run_is_trained_in_time(tmp_path: Path) -> None:
+def test_bpe_of_a_long_unbroken_run_is_trained_in_time() -> None:
     text = "".join(chr(97 + digit % 26) for digit in np.random.default_rng(0).integers(0, 26, 300_000))
     assert "".join(tokenizer._without_long_words(text + " " * 5000)) == text + " " * 5000
-    with Spool(tmp_path) as spool:
-        spool.add(text, text_digest(text))
-        assert tokenizer.train_bpe(spool, 400).get_vocab_size() == 400
+    assert tokenizer.train_bpe([text], len(text), 400).get_vocab_size() == 400
 
 
-def test_bpe_is_trained_on_a_sample_of_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bpe_is_trained_on_a_sample_of_a_large_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "TRAINING_BYTES", 1000)
-    with Spool(tmp_path) as spool:
-        for i in range(200):
-            spool.add(f"document {i:09}", text_digest(f"document {i:09}"))
-        sample = list(tokenizer._sample(spool))
-        assert 500 < sum(map(len, sample)) < 2000
-        assert sample == list(tokenizer._sample(spool))
+    found = [f"document {i:09}" for i in range(200)]
+    sample = list(tokenizer._sample(found, sum(map(len, found))))
+    assert 500 < sum(map(len, sample)) < 2000
+    assert sample == list(tokenizer._sample(found, sum(map(len, found))))
 
 
 def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
@@ -444,7 +458,7 @@ def test_the_files_depend_on_neither_threads_nor_locale_nor_hash_seed(
     config, first = tokenized
     finished = run_command(config, tmp_path / "out", 2, LC_ALL="C", PYTHONHASHSEED="7", PYTHONUTF8="0")
     assert finished.returncode == 0, finished.stderr
-    assert sorted(path.name for path in first.iterdir()) == OUTPUTS
+    assert sorted(path.name for path in first.iterdir()) == [LOCK, *OUTPUTS]
     for name in OUTPUTS:
         assert (first / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
@@ -510,7 +524,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_the_old_manifest_goes_before_
     monkeypatch.setattr("mup_moe.data.tokenize.write_json", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception, match="killed"):
         tokenize(config, out, 1)
-    assert sorted(path.name for path in out.iterdir()) == [".notes.part", "tokenizer.json", "train.bin", "valid.bin"]
+    assert sorted(path.name for path in out.iterdir()) == [LOCK, ".notes.part", WORK, *OUTPUTS[1:]]
     with pytest.raises(UserError, match=r"manifest\.json does not exist"):
         Tokens.open(out)
 
@@ -549,6 +563,299 @@ def test_settings_survive_json() -> None:
 def test_no_threads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--threads is 0"):
         tokenize(corpus(), tmp_path, 0)
+
+
+# ---------------------------------------------------------------- C4's shards, and runs that are killed
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    words = ["router", "sends", "each", "token", "of", "the", "text", "to", "some", "expert", "é", "✓", "gates", "\n"]
+    generator = np.random.default_rng(seed)
+    return [" ".join(generator.choice(words, 50)) + f" {i}" for i in range(count)]
+
+
+def write_shard(folder: Path, number: int, lines: list[bytes]) -> Path:
+    """A shard with C4's name and compression."""
+    path = folder / "en" / f"c4-train.{number:05}-of-01024.json.gz"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(b"".join(line + b"\n" for line in lines)))
+    return path
+
+
+def c4_lines(texts: list[str]) -> list[bytes]:
+    """Records with C4's fields."""
+    fields = [
+        {"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://e.org/{text[-4:]}"} for text in texts
+    ]
+    return [json.dumps(record).encode() for record in fields]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three shards, and a small tokenizer in GPT-2's two files."""
+    folder = tmp_path_factory.mktemp("c4")
+    for number in range(3):
+        write_shard(folder, number, c4_lines(sentences(600, number)))
+    tokenizer.train_bpe(sentences(300), 50_000, 400).model.save(str(folder))
+    return folder
+
+
+def shard_corpus(folder: Path, kind: str = "gpt2", **changes: Any) -> CorpusSettings:
+    own = {
+        "gpt2": {"vocabulary": None, "tokenizer_files": (str(folder / "vocab.json"), str(folder / "merges.txt"))},
+        "bpe": {"vocabulary": 400},
+    }[kind]
+    fields = {"source": "c4", "files": (str(folder / "en" / "c4-train.*.json.gz"),), "tokenizer": kind}
+    return corpus(**{**fields, **own, "validation_fraction": 0.1, **changes})
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches, each of them committed."""
+    monkeypatch.setattr(documents, "BATCH_CHARACTERS", 2**14)
+    monkeypatch.setattr(work, "COMMIT_SECONDS", 0)
+
+
+EAGER = """
+from mup_moe.data import documents, work
+documents.BATCH_CHARACTERS, work.COMMIT_SECONDS = 2**13, 0
+from mup_moe.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def outputs(folder: Path, names: list[str] | None = None) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names or OUTPUTS}
+
+
+def test_c4_shards_are_read_in_their_order_with_what_is_wrong_in_them_counted(tmp_path: Path) -> None:
+    lines = c4_lines(["one", "two", "three"])
+    write_shard(tmp_path, 1, [lines[2], b'{"timestamp": "t", "url": "u"}', b'{"text": null, "url": "u"}'])
+    write_shard(tmp_path, 0, [lines[0], lines[1].replace(b"two", b"tw\xff")])
+    found, tally = read(text_corpus(tmp_path / "en" / "c4-train.*-of-01024.json.gz", source="c4"))
+    assert found == ["one", "tw\ufffd", "three"]
+    assert tally == Tally(repaired=1, without_text=2)
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_shard_cut_off_is_named_and_mended(shards: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        write_shard(tmp_path, number, c4_lines(sentences(600, number)))
+    cut = tmp_path / "en" / "c4-train.00001-of-01024.json.gz"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    config = shard_corpus(shards, files=(str(tmp_path / "en" / "*"),))
+    with pytest.raises(UserError, match=r"c4-train\.00001-of-01024\.json\.gz cannot be read .*: fetch it again"):
+        tokenize(config, tmp_path / "out", 1)
+    assert not any((tmp_path / "out" / name).exists() for name in OUTPUTS)
+    cut.write_bytes(whole)
+    tokenize(config, tmp_path / "out", 1)
+    tokenize(config, tmp_path / "fresh", 1)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "fresh")
+
+
+class Served:
+    """C4 on the hub: shards streamed by `datasets`, whose connection breaks before some records."""
+
+    def __init__(self, folder: Path, breaks: dict[int, int]) -> None:
+        from datasets.load import load_dataset
+
+        files = sorted(str(path) for path in (folder / "en").iterdir())
+        self._stream = load_dataset("json", data_files=files, split="train", streaming=True)
+        self._breaks = breaks
+        self.served = 0
+        self.states: list[Any] = []
+
+    def select_columns(self, columns: list[str]) -> "Served":
+        self._stream = self._stream.select_columns(columns)
+        return self
+
+    def state_dict(self) -> Any:
+        return self._stream.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.states.append(state)
+        self._stream.load_state_dict(state)
+
+    def __iter__(self) -> Iterator[Any]:
+        records = iter(self._stream)
+        while True:
+            if self._breaks.get(self.served, 0) > 0:
+                self._breaks[self.served] -= 1
+                raise ConnectionError("connection reset")
+            if (record := next(records, None)) is None:
+                return
+            self.served += 1
+            yield record
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_stream_that_breaks_gives_the_tokens_of_the_shards(
+    shards: Path, tmp_path: Path, hub: Callable[[Any], None]
+) -> None:
+    local = tokenize(shard_corpus(shards), tmp_path / "local", 1)
+    stream = Served(shards, {0: 1, 700: 3, 701: 1, 1300: 2})
+    hub(stream)
+    streamed = tokenize(shard_corpus(shards, files=(), max_bytes=10**9), tmp_path / "streamed", 1)
+    assert stream.served == 1800
+    assert len(stream.states) == 6  # all but the break at the beginning, where there is no state yet
+    assert streamed["splits"] == local["splits"]
+    assert outputs(tmp_path / "streamed", OUTPUTS[1:]) == outputs(tmp_path / "local", OUTPUTS[1:])
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+def test_a_run_that_lost_the_hub_goes_on_where_it_was(
+    shards: Path, tmp_path: Path, hub: Callable[[Any], None], kind: str
+) -> None:
+    local = tokenize(shard_corpus(shards, kind), tmp_path / "local", 1)
+    config = shard_corpus(shards, kind, files=(), max_bytes=10**9)
+    served = []
+    for breaks in ({500: 99}, {0: 99}, {900: 99}, {}):
+        stream = Served(shards, breaks)
+        hub(stream)
+        if breaks:
+            with pytest.raises(UserError, match="try again later"):
+                tokenize(config, tmp_path / "streamed", 1)
+        else:
+            assert tokenize(config, tmp_path / "streamed", 1)["splits"] == local["splits"]
+        served.append(stream.served)
+    # At most a batch that was gathered, and those on their way through the encoder, come twice.
+    lost = sum(served) - 1800
+    assert served[:3] == [500, 0, 900]
+    assert 0 <= lost < 2 * 4 * 2**14 / 250
+    assert outputs(tmp_path / "streamed", OUTPUTS[1:]) == outputs(tmp_path / "local", OUTPUTS[1:])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2"])
+def test_killed_at_any_moment_it_continues_to_the_same_bytes(shards: Path, tmp_path: Path, kind: str) -> None:
+    config, out = shard_corpus(shards, kind), tmp_path / "out"
+    assert run_command(config, tmp_path / "whole", 2).returncode == 0
+    splits = json.loads((tmp_path / "whole" / "manifest.json").read_text())["splits"]
+    work_bytes = sum(split["bytes"] for split in splits.values()) * (2 if kind == "bpe" else 1)
+    generator = np.random.default_rng(0)
+    kills = 5
+    for attempt in range(kills + 1):
+        before = committed(out)
+        process = subprocess.Popen(
+            [sys.executable, "-c", EAGER, "tokenize", "--corpus", json.dumps(asdict(config)), "--out", str(out)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if attempt < kills:
+            while process.poll() is None and committed(out) < work_bytes * (attempt + 0.5) / kills:
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.03))
+            process.kill()
+        errors = process.communicate()[1]
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if (out / "manifest.json").exists() and not (out / WORK).exists():
+            break  # killed too late, or not at all
+        assert committed(out) >= before
+        # As Snakemake does before it runs a job again.
+        for name in OUTPUTS:
+            (out / name).unlink(missing_ok=True)
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert sorted(path.name for path in out.iterdir()) == [LOCK, *OUTPUTS]
+    assert before > 0
+    assert "continuing after" in errors
+
+
+def committed(out: Path) -> int:
+    """Bytes of text in the committed work, over both stages."""
+    total = 0
+    for name in ("reading", "encoding"):
+        with contextlib.suppress(FileNotFoundError):
+            note = json.loads((out / WORK / f"{name}.json").read_text())["note"]
+            total += Place.from_json(note).bytes
+    return total
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, config: CorpusSettings, out: Path, name: str = "write_text") -> None:
+    """Tokenizes until the tokens are made, and stops where they are about to be published."""
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mup_moe.data.tokenize.{name}", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            tokenize(config, out, 1)
+
+
+def test_what_is_finished_is_neither_read_nor_encoded_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = shard_corpus(shards)
+    tokenize(config, tmp_path / "whole", 1)
+    interrupt(monkeypatch, config, tmp_path / "out", "write_json")
+    for name in OUTPUTS:
+        (tmp_path / "out" / name).unlink(missing_ok=True)
+    monkeypatch.setattr("mup_moe.data.tokenize.open_source", lambda *_: pytest.fail("read again"))
+    tokenize(config, tmp_path / "out", 1)
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["settings", "text", "damage", "record"])
+def test_work_of_something_else_or_damaged_is_not_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], change: str
+) -> None:
+    config, out = text_corpus(write_jsonl(tmp_path / "a.jsonl")), tmp_path / "out"
+    interrupt(monkeypatch, config, out, "_copy")
+    if change == "settings":
+        config = text_corpus(tmp_path / "a.jsonl", validation_fraction=0.4)
+    elif change == "text":
+        write_jsonl(tmp_path / "a.jsonl", 80)
+    elif change == "damage":
+        (out / WORK / "train.bin").write_bytes(b"short")
+    else:
+        (out / WORK / "encoding.json").write_text("{")
+    capfd.readouterr()
+    tokenize(config, out, 1)
+    assert ("starting from the beginning" in capfd.readouterr().err) == (change in ("settings", "text"))
+    tokenize(config, tmp_path / "fresh", 1)
+    assert outputs(out) == outputs(tmp_path / "fresh")
+
+
+def test_a_run_waits_for_another_and_takes_what_that_has_made(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = shard_corpus(shards), tmp_path / "out"
+    interrupt(monkeypatch, config, out, "_copy")
+    with claim_folder(out):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", json.dumps(asdict(config)), "--out", str(out)],
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        assert "waiting for it" in process.stderr.readline()
+        work.remove(out / WORK)
+        (out / "manifest.json").write_text('{"made by": "the other"}')
+    assert process.wait() == 0
+    process.stderr.close()
+    assert (out / "manifest.json").read_text() == '{"made by": "the other"}'
+
+
+def test_a_stage_opens_with_what_it_committed(tmp_path: Path) -> None:
+    with work.Stage(tmp_path, "s", ("a", "b")) as stage:
+        stage.append("a", b"12")
+        stage.commit({"n": 1}, now=True)
+        stage.append("a", b"lost")
+        stage.append("b", b"lost")
+        stage.commit({"n": 2})  # too early
+    for _ in range(2):
+        with work.Stage(tmp_path, "s", ("a", "b")) as stage:
+            assert stage.note == {"n": 1}
+            assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"12", b"")
+            stage.append("b", b"3")
+            stage.commit({"n": 1}, now=True)
+            stage.append("a", b"lost")
+        assert (tmp_path / "b").read_bytes() == b"3"
+        (tmp_path / "b").write_bytes(b"3")
+        stage = work.Stage(tmp_path, "s", ("a", "b"))
+        assert (tmp_path / "a").read_bytes() == b"12"
+        (tmp_path / "s.json").write_text('{"note": {"n": 1}, "lengths": {"a": 2, "b": 0}}')
+    (tmp_path / "a").unlink()
+    assert work.Stage(tmp_path, "s", ("a", "b")).note is None
 
 
 # ---------------------------------------------------------------- token files

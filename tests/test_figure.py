@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import re
@@ -6,9 +7,11 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from mup_moe.__main__ import main
+from mup_moe.analysis import figure as drawing
 from mup_moe.analysis.figure import shared_scale
 from mup_moe.analysis.optima import read_optima
 from mup_moe.analysis.panel import summary
@@ -18,12 +21,12 @@ from mup_moe.analysis.runs import figure_curves, read_runs
 ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200}
 
 
-def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1):
+def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1, architecture="moe"):
     axes = {
-        "architecture": ["moe"],
+        "architecture": [architecture],
         "parametrization": list(parametrizations),
         "width": list(widths),
-        "experts": [8],
+        "experts": [8 if architecture == "moe" else 1],
         "granularity": [1],
         "learning_rate": [f"2^{octave}" for octave in range(-11, -3)],
         "seed": list(range(seeds)),
@@ -38,6 +41,12 @@ def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1):
     }
 
 
+def over(axis, values, base, parametrizations=("simplep", "mup")):
+    """The request of a figure over another axis than width."""
+    request = make_request(parametrizations, (64,))
+    return request | {"curve": axis, "base": base, "axes": request["axes"] | {axis: list(values)}}
+
+
 def synthetic_loss(cell, noise):
     """SP drifts down by 0.9 octaves a doubling, muP stays; both diverge above their optimum."""
     doublings = math.log2(cell.width / 32)
@@ -45,14 +54,21 @@ def synthetic_loss(cell, noise):
     return math.nan if distance > 2.6 else 4.2 - 0.22 * doublings + 0.07 * distance**2 + noise
 
 
-def make_tables(folder, request, loss=synthetic_loss):
+def make_tables(folder, request, loss=synthetic_loss, name="f"):
     cells = FigureRequest.of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
     runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
-    arguments = ["--runs", folder / "runs.csv", "--figures", json.dumps({"f": request}), "--out", folder / "optima.csv"]
+    arguments = [
+        "--runs",
+        folder / "runs.csv",
+        "--figures",
+        json.dumps({name: request}),
+        "--out",
+        folder / "optima.csv",
+    ]
     assert main(["optima", *map(str, arguments)]) == 0
 
 
@@ -117,17 +133,31 @@ def parts(folder, request):
     return curves, read_optima(folder / "optima.csv", "f", parsed)
 
 
+def drawn(folder, request, letter=""):
+    """The figure as matplotlib has it, laid out."""
+    content = drawing.read_content("f", folder / "runs.csv", folder / "optima.csv", request)
+    with drawing.drawing_style():
+        figure = drawing.new_figure(*content.size)
+        drawing.draw(figure, content, content.size[0], letter)
+        figure.draw_without_rendering()
+    return figure
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
 def test_a_cliff_does_not_squash_the_scale(tmp_path):
     request = make_request()
     make_tables(tmp_path, request)
-    calm = shared_scale(*parts(tmp_path, request))
+    calm = shared_scale(*parts(tmp_path, request), published={})
 
     def cliff(cell, noise):
         loss = synthetic_loss(cell, noise)
         return 500.0 if math.isnan(loss) else loss
 
     make_tables(tmp_path, request, cliff)
-    steep = shared_scale(*parts(tmp_path, request))
+    steep = shared_scale(*parts(tmp_path, request), published={})
     assert steep.top == pytest.approx(calm.top, abs=0.2)
     curves, rows = parts(tmp_path, request)
     assert all(row.best_loss < steep.top for of_panel in rows.values() for row in of_panel)
@@ -137,7 +167,7 @@ def test_a_cliff_does_not_squash_the_scale(tmp_path):
 def test_a_figure_without_strays_has_no_strip(tmp_path):
     request = make_request()
     make_tables(tmp_path, request, lambda cell, noise: 3 + 0.01 * (math.log2(cell.learning_rate) + 7) ** 2 + noise / 9)
-    scale = shared_scale(*parts(tmp_path, request))
+    scale = shared_scale(*parts(tmp_path, request), published={})
     assert scale.lanes == 0
     assert scale.upper == scale.top
 
@@ -148,6 +178,84 @@ def test_the_summary_says_drift_and_regret(tmp_path):
     _, rows = parts(tmp_path, request)
     first, second = summary(rows["sp"], 32).split("\n")
     assert re.fullmatch(r"drift -0\.[89]\d \[-[01]\.\d\d, [-+]\d\.\d\d\]", first.replace("\N{MINUS SIGN}", "-"))
-    assert re.fullmatch(r"regret 0\.\d{3} nats at 128", second)
+    assert re.fullmatch(r"regret 0\.\d{3} nats at width 128", second)
     lost = [row._replace(regret=0.25, regret_at_least=True, drift=-0.001, drift_low=math.nan) for row in rows["sp"]]
-    assert summary(lost, 32) == "drift +0.00\nregret ≥ 0.250 nats at 128"
+    assert summary(lost, 32) == "drift +0.00\nregret ≥ 0.250 nats at width 128"
+
+
+@pytest.mark.parametrize(
+    ("regrets", "line"),
+    [
+        ((0.2, 0.0, 0.1), "regret 0.200 nats at 2 experts"),
+        ((0.1, 0.0, 0.1), "regret 0.100 nats at 32 experts"),
+        ((0.1, 0.0, math.nan), "regret 0.100 nats at 2 experts"),
+    ],
+)
+def test_with_the_base_in_the_middle_the_dearer_end_counts(tmp_path, regrets, line):
+    request = over("experts", (2, 8, 32), 8)
+    make_tables(tmp_path, request)
+    _, rows = parts(tmp_path, request)
+    given = [row._replace(regret=regret) for row, regret in zip(rows["mup"], regrets, strict=True)]
+    assert summary(given, 8).split("\n")[1] == line
+
+
+def test_a_dense_figure_says_so(tmp_path):
+    request = make_request(architecture="dense")
+    make_tables(tmp_path, request)
+    assert titles(drawn(tmp_path, request)) == ["SP, dense", "μP, dense"]
+
+
+def test_panels_of_another_axis_name_their_parametrization(tmp_path):
+    request = make_request(("mup",)) | {"panel": "experts"}
+    make_tables(tmp_path, request)
+    assert titles(drawn(tmp_path, request)) == ["8 experts, μP"]
+
+
+@pytest.mark.parametrize("parametrizations", [("sp", "simplep", "mup"), ("sp", "simplep", "mup", "experts-only")])
+def test_no_summary_runs_into_another(tmp_path, parametrizations):
+    request = over("granularity", (1, 2, 4, 8, 16), 1, parametrizations)
+    make_tables(tmp_path, request)
+    figure = drawn(tmp_path, request)
+    summaries = [text.get_window_extent() for text in figure.findobj(Text) if "regret" in text.get_text()]
+    assert len(summaries) == len(parametrizations)
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in summaries)
+    for a, b in itertools.combinations(summaries, 2):
+        assert not a.overlaps(b)
+
+
+def compose(folder, requests, out="both"):
+    """A folder per figure, and the composition of all."""
+    for name, request in requests.items():
+        (folder / name).mkdir(exist_ok=True)
+        make_tables(folder / name, request, name=name)
+    inputs = ["--runs", *(folder / name / "runs.csv" for name in requests)]
+    inputs += ["--optima", *(folder / name / "optima.csv" for name in requests)]
+    inputs += ["--figures", json.dumps(requests), "--out", folder / f"{out}.pdf", "--png", folder / f"{out}.png"]
+    return main(["composition", *map(str, inputs)])
+
+
+def test_a_composition_draws_its_figures_below_each_other(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("mup_moe.analysis.composition.save", lambda figure, *_: figures.append(figure))
+    requests = {"a": over("experts", (2, 8, 32), 8), "b": over("granularity", (1, 2, 4), 1)}
+    assert compose(tmp_path, requests) == 0
+    (figure,) = figures
+    figure.draw_without_rendering()
+    above, below = figure.subfigs
+    legends = [part.legends[0].get_texts() for part in (above, below)]
+    assert [[text.get_text() for text in of_part] for of_part in legends] == [
+        ["(a) number of experts", "2", "8 (base)", "32"],
+        ["(b) granularity", "1 (base)", "2", "4"],
+    ]
+    assert titles(above) == titles(below) == ["simpleP", "μP"]
+    tops = [max(axes.get_tightbbox().y1 for axes in part.axes) for part in (above, below)]
+    bottoms = [min(axes.get_tightbbox().y0 for axes in part.axes) for part in (above, below)]
+    assert tops[1] < bottoms[0]
+
+
+def test_a_composition_is_the_same_twice(tmp_path):
+    requests = {"a": over("experts", (2, 8), 8), "b": make_request(architecture="dense")}
+    assert compose(tmp_path, requests) == 0
+    assert compose(tmp_path, requests, "again") == 0
+    for suffix in ("pdf", "png"):
+        assert (tmp_path / f"both.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()

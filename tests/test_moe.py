@@ -11,7 +11,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from conftest import VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
-from mup_moe.model.moe import MoE, capacity, combine, dispatch, route
+from mup_moe.model.moe import MoE, capacity, collect, combine, dispatch, route
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
@@ -118,7 +118,7 @@ def test_dispatch_then_combine_is_the_gated_identity():
     x_RND = torch.randn(2, 30, 4)
     routing, _ = route(torch.randn(2, 30, 5), 2, 30)
     expected = x_RND * routing.gates_RKN.sum(1)[..., None]
-    torch.testing.assert_close(combine(dispatch(x_RND, routing), routing), expected)
+    torch.testing.assert_close(combine(collect(dispatch(x_RND, routing), routing), routing.gates_RKN), expected)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])

@@ -20,10 +20,11 @@ from conftest import TABLE, VOCABULARY, make_request
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.weight import weights_of
+from mup_moe.provenance import source_digest
 from mup_moe.training import checkpoint
 from mup_moe.training.batches import Batches
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
-from mup_moe.training.code import SOURCES, code_digest
+from mup_moe.training.code import SOURCES
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import METRICS, Trainer
@@ -395,7 +396,7 @@ def test_the_code_digest_ignores_comments_and_layout_but_not_meaning(tmp_path):
 
     def digest(text):
         path.write_text(text)
-        return code_digest((path,))
+        return source_digest([path])
 
     plain = digest("def f(x):\n    return x + 1\n")
     assert digest('"""Doc."""\n\n\ndef f(x):\n    """Doc."""  # why\n    return (x\n            + 1)\n') != digest(

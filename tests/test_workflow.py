@@ -20,7 +20,18 @@ from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
 
-PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock", "workflow", "profiles", "src")
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "environment.yml",
+    "requirements.lock",
+    "benchmarks",
+    "presets",
+    "profiles",
+    "reference",
+    "src",
+    "workflow",
+)
 TARGET = "results/figure1.pdf"
 CELLS = 2 * 2 * 3
 
@@ -262,18 +273,21 @@ def test_cells_of_another_config_are_refused_where_snakemake_has_no_records(proj
 
 
 def test_results_are_recorded_with_what_made_them(project):
+    assert snakemake(project, "results/paper").returncode == 0
     done = subprocess.run(
-        [sys.executable, "-m", "mup_moe", "record", "figure1", "--config", "config.yaml", "smoke.yaml"],
+        [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml"],
         cwd=project,
         env=os.environ | {"PYTHONPATH": "src"},
         check=True,
     )
     assert done.returncode == 0
-    folder = project / "results/recorded/figure1"
-    names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "table1.csv", "table1.md", "provenance.json"}
-    assert {path.name for path in folder.iterdir()} == names | {"config.yaml", "smoke.yaml"}
+    folder = project / "results/recorded/smoke"
+    names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "figure2.png", "claims.md", "claims/tests.csv"}
+    names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/w8.csv", "lemma_b1/w8.json"}
+    names |= {"config.yaml", "smoke.yaml", "provenance.json"}
+    assert names <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["cells"] == CELLS
+    assert provenance["cells"] == len(pd.read_csv(project / "results/runs.csv"))
     assert provenance["seeds"] == [0]
     assert provenance["versions"][0]["torch"]
     assert provenance["machine"][0]["cpu"]

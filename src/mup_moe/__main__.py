@@ -15,7 +15,15 @@ COMMANDS = {
     "optima": "mup_moe.analysis.optima",
     "collect": "mup_moe.analysis.collect",
     "figure": "mup_moe.analysis.figure",
+    "composition": "mup_moe.analysis.composition",
+    "reference": "mup_moe.analysis.reference",
     "table1": "mup_moe.analysis.table1",
+    "table2": "mup_moe.analysis.table2",
+    "plan": "mup_moe.analysis.plan",
+    "probe": "mup_moe.training.probe",
+    "slopes": "mup_moe.analysis.slopes",
+    "probe-figure": "mup_moe.analysis.probe_figure",
+    "claims": "mup_moe.analysis.claims",
     "record": "mup_moe.analysis.record",
 }
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,6 +108,32 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def claim_folder(folder: Path) -> Iterator[bool]:
+    """Holds a folder against other processes; yields whether another one had to be waited for.
+
+    A process can outlive the workflow that started it, and two would write the same files. Raises
+    UserError when the folder cannot be written.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / ".lock")
+    waited = False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is working in {folder}; waiting for it", file=sys.stderr, flush=True)
+        waited = True
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): permit writing there, and run the same command again"
+        ) from error
+    try:
+        yield waited
+    finally:
+        lock.release()
 
 
 _HELD: list[FileLock] = []

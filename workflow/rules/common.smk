@@ -20,24 +20,29 @@ shell.prefix(
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import ConfigError, validate
+from mup_moe.config.load import ConfigError, overlay, read_preset, validate
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError, hold_folder
 from mup_moe.parametrization import parse_table
+from mup_moe.provenance import source_digest
 from mup_moe.progress import report_progress
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.code import SOURCES, code_digest
 
 try:
-    CONFIG = validate(config)
+    # A preset lies over config.yaml and under what the command line gives.
+    given = workflow.config_settings.overwrite_config
+    preset = read_preset(Path(workflow.basedir) / "presets", config.get("preset"))
+    CONFIG = validate(overlay(config, preset, given))
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 
 PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
 CODE = code_digest()
+PROBE_CODE = CODE + source_digest((SOURCE / "mup_moe/training/probe.py",))
 SOURCE_FILES = [os.path.relpath(path) for path in SOURCES]
-DATA_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/data/*.py"))))
-ANALYSIS_CODE = code_digest(tuple(sorted(SOURCE.glob("mup_moe/analysis/*.py"))))
+DATA_CODE = source_digest(sorted(SOURCE.glob("mup_moe/data/*.py")))
+ANALYSIS_CODE = source_digest(sorted(SOURCE.glob("mup_moe/analysis/*.py")))
 
 
 @cache
@@ -51,8 +56,12 @@ def text_of(corpus):
 
 
 # Text that is not there is told before anything runs.
-for figure in CONFIG.figures.values():
-    text_of(CONFIG.setups[figure.setup].corpus)
+for result in [*CONFIG.figures.values(), *CONFIG.probes.values()]:
+    text_of(CONFIG.setups[result.setup].corpus)
+
+
+# What no name matches, for a kind of result that the config has none of.
+NOTHING = "(?!)"
 
 
 wildcard_constraints:
@@ -60,6 +69,8 @@ wildcard_constraints:
     cell=r"[a-z0-9-]+_(moe|dense)_[^/]+",
     corpus="|".join(CONFIG.corpora),
     figure="|".join(CONFIG.figures),
+    probe="|".join(CONFIG.probes) or NOTHING,
+    width=r"\d+",
 
 
 @cache
@@ -92,6 +103,27 @@ def corpus_of(cell_id):
 def cells_of(figure):
     """The ids of a figure's cells."""
     return [cell.id for cell in CONFIG.figures[figure].cells()]
+
+
+def probe_cells(wildcards):
+    """The models of one width of a probe."""
+    return [
+        cell
+        for cell in CONFIG.probes[wildcards.probe].cells()
+        if str(cell.width) == wildcards.width
+    ]
+
+
+def probe_tokens(wildcards):
+    """The folder of the tokens that a probe's models see."""
+    setup = CONFIG.probes[wildcards.probe].setup
+    return f"results/data/{CONFIG.setups[setup].corpus}"
+
+
+def probe_values(wildcards):
+    """What a probe measured, one file per width."""
+    widths = CONFIG.probes[wildcards.probe].axes.width
+    return [f"results/{wildcards.probe}/w{width}.csv" for width in widths]
 
 
 onstart:

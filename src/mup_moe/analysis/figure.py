@@ -1,8 +1,13 @@
-"""Draws one figure: loss against learning rate, a panel per rule, a curve per width, the optima joined."""
+"""Draws one figure: loss against learning rate, a panel per rule, a curve per width, the optima joined.
+
+Published losses that the figure's reference names lie over the curves of their panel and width.
+"""
 
 import argparse
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,14 @@ matplotlib.use("Agg")
 
 import numpy as np
 import seaborn as sns
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from mup_moe.analysis.curve import Curve
-from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.panel import (
     DIVERGED,
@@ -28,16 +33,18 @@ from mup_moe.analysis.panel import (
     INK,
     OFF_SCALE,
     OPTIMUM,
+    PUBLISHED,
     SUMMARY_HEIGHT,
     Scale,
     Style,
     draw_panel,
 )
+from mup_moe.analysis.reference import published_curves, published_points
 from mup_moe.analysis.request import FigureRequest, parse_json
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.files import atomic_write
 
-COLUMNS = 4  # panels in a row, at most
+COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
 WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
@@ -71,6 +78,31 @@ Curves = Mapping[Any, Mapping[int, Curve]]
 Rows = Mapping[Any, list[Row]]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a figure shows: panel -> value -> curve, panel -> rows of the optima.
+
+    published: as `curves`, of panels and values that the figure has.
+    """
+
+    request: FigureRequest
+    curves: Curves
+    rows: Rows
+    published: Curves
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of panels."""
+        lines = math.ceil(len(self.curves) / COLUMNS)
+        return lines, math.ceil(len(self.curves) / lines)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        lines, columns = self.grid
+        return WIDTH if columns > 1 else NARROW, 0.75 + lines * (PANEL_HEIGHT + 0.75)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `figure`."""
     parser.add_argument("--runs", type=Path, required=True, help="the CSV that `aggregate` wrote")
@@ -82,48 +114,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the figure. Raises UserError when the runs or the optima lack a part of it."""
-    request = FigureRequest.of(parse_json(arguments.figure, "--figure"))
-    curves = figure_curves(read_runs(arguments.runs), request)
-    rows = read_optima(arguments.optima, arguments.name, request)
+    """Writes the figure. Raises UserError when the runs, the optima or the reference lack a part of it."""
+    request = parse_json(arguments.figure, "--figure")
+    content = read_content(arguments.name, arguments.runs, arguments.optima, request)
+    with drawing_style():
+        figure = new_figure(*content.size)
+        draw(figure, content, content.size[0])
+        save(figure, arguments.out, arguments.png)
+
+
+def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]) -> Content:
+    """What the figure of a request shows. Raises UserError."""
+    parsed = FigureRequest.of(request)
+    curves = figure_curves(read_runs(runs), parsed)
+    published = published_curves(published_points(parsed))
+    of_panels = {
+        panel: {value: curve for value, curve in published.get(panel, {}).items() if value in of_panel}
+        for panel, of_panel in curves.items()
+    }
+    return Content(parsed, curves, read_optima(optima, name, parsed), of_panels)
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
     with sns.axes_style("ticks"), matplotlib.rc_context(RC):
-        figure = draw(curves, rows, request)
-        # Dates and versions would make equal figures differ.
-        with atomic_write(arguments.out) as file:
-            figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-        if arguments.png:
-            with atomic_write(arguments.png) as file:
-                figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+        yield
 
 
-def draw(curves: Curves, rows: Rows, request: FigureRequest) -> Figure:
-    """The figure of `curves` (panel -> value -> curve) and `rows` (panel -> rows of the optima)."""
-    lines = math.ceil(len(curves) / COLUMNS)
-    columns = math.ceil(len(curves) / lines)
-    width = WIDTH if columns > 1 else NARROW
-    scale = shared_scale(curves, rows)
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays out what is drawn into it without overlaps."""
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def save(figure: Figure, pdf: Path, png: Path | None) -> None:
+    """Writes the PDF and, if asked for, the PNG; equal figures give equal bytes."""
+    # Dates and versions would make equal figures differ.
+    with atomic_write(pdf) as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    if png:
+        with atomic_write(png) as file:
+            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+
+
+def draw(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
+    """Draws the content into a figure or a part of one, `width` inches wide; `letter`: (a), (b), ..."""
+    request, curves = content.request, content.curves
+    lines, columns = content.grid
+    scale = shared_scale(curves, content.rows, content.published)
     # Light to dark with the value; crest is perceptually uniform and told apart by lightness alone.
     shades = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(request.values)))
     style = Style(dict(zip(request.values, map(tuple, shades), strict=True)), request.base)
 
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
-    figure = Figure(figsize=(width, 0.75 + lines * (PANEL_HEIGHT + 0.75)), layout=layout)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (panel, of_panel) in zip(grid.flat, curves.items(), strict=False):
-        draw_panel(axes, of_panel, rows[panel], scale, style)
+        draw_panel(axes, of_panel, content.rows[panel], content.published[panel], scale, style)
         axes.set_title(_title(request, panel), loc="left", fontweight="bold", pad=SUMMARY_HEIGHT + 2)
         axes.set(xlabel="", ylabel="")
     _label_axes(grid, curves, scale, request, width / columns)
     for axes in grid.flat[len(curves) :]:
         axes.remove()
     sns.despine(fig=figure)
-    _draw_legends(figure, curves, rows, request, scale, style)
-    return figure
+    _draw_curve_legend(figure, request, style, width, letter)
+    _draw_mark_legend(figure, content, scale, style, width)
 
 
-def shared_scale(curves: Curves, rows: Rows) -> Scale:
-    """The scale of all panels: every optimum and what lies near one, not the cliffs by divergence."""
+def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
+    """The scale of all panels: every optimum and what lies near one, not the cliffs by divergence.
+
+    Published losses near an optimum of theirs are on it too, as far as ours keep half of the height.
+    """
     every = [curve for of_panel in curves.values() for curve in of_panel.values()]
+    theirs = [curve for of_panel in published.values() for curve in of_panel.values()]
     means = np.concatenate([curve.mean for curve in every])
     best = np.array([row.best_loss for of_panel in rows.values() for row in of_panel])
     bottom, top = 0.0, 1.0
@@ -131,24 +194,31 @@ def shared_scale(curves: Curves, rows: Rows) -> Scale:
         low, high = np.nanmin(best), np.nanmax(best)
         bottom = min(np.nanmin(means), low)
         top = min(np.nanmax(means), high + max(INTERESTING, 0.75 * (high - low)))
+        near = np.concatenate(
+            [[bottom], *(curve.mean[curve.mean <= curve.mean.min() + INTERESTING] for curve in theirs)]
+        )
+        room = (top - bottom) / 2
+        near = near[(bottom - room <= near) & (near <= top + room)]
+        bottom, top = min(bottom, near.min()), max(top, near.max())
         margin = 0.05 * max(top - bottom, 0.02)
         bottom, top = bottom - margin, top + margin
     marked = not np.all(means <= top)  # written so that NaN is marked
     lanes = max(len(of_panel) for of_panel in curves.values()) if marked else 0
     inches = min(lanes * LANE, STRIP)
     strip = (top - bottom) * inches / (PANEL_HEIGHT - inches)
-    lr = np.concatenate([curve.log2_lr for curve in every])
+    seen = [curve.log2_lr[(bottom <= curve.mean) & (curve.mean <= top)] for curve in theirs]
+    lr = np.concatenate([*(curve.log2_lr for curve in every), *seen])
     return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - 0.4, lr.max() + 0.4))
 
 
 def _title(request: FigureRequest, panel: Any) -> str:
-    match request.figure.panel:
-        case "parametrization":
-            return parametrization_title(str(panel))
-        case "architecture":
-            return {"moe": "MoE", "dense": "Dense"}[panel]
-        case axis:
-            return f"{axis} {panel}"
+    axes, axis = request.figure.axes, request.figure.panel
+    if axis == "parametrization":
+        title = parametrization_title(str(panel))
+    else:
+        name = {"moe": "MoE", "dense": "Dense"}[panel] if axis == "architecture" else axis_value(axis, panel)
+        title = f"{name}, {parametrization_title(axes.parametrization[0])}"
+    return f"{title}, dense" if axes.architecture == ("dense",) and axis != "architecture" else title
 
 
 def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest, panel_inches: float) -> None:
@@ -172,36 +242,42 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest,
         axes.tick_params(labelbottom=True)
 
 
-def _draw_legends(
-    figure: Figure, curves: Curves, rows: Rows, request: FigureRequest, scale: Scale, style: Style
+def _draw_curve_legend(
+    figure: Figure | SubFigure, request: FigureRequest, style: Style, width: float, letter: str
 ) -> None:
-    """The curves above the panels; below them the marks that occur."""
-    inches = figure.get_figwidth()
+    """The curves, above the panels; in a part of a figure the line is its title."""
     lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in request.values]
     names = [f"{value} (base)" if value == request.base else f"{value}" for value in request.values]
-    figure.legend(
+    legend = figure.legend(
         [Line2D([], [], ls=""), *lines],
-        [request.figure.curve, *names],
-        loc="outside upper center",
-        ncols=min(len(lines) + 1, int(inches / 0.8)),
+        [f"{letter} {axis_title(request.figure.curve)}".strip(), *names],
+        loc="outside upper left" if letter else "outside upper center",
+        ncols=min(len(lines) + 1, int(width / 0.8)),
         handlelength=1.8,
         **LEGEND,
     )
-    marks = dict(_marks(curves, rows, scale, style))
+    if letter:
+        legend.get_texts()[0].set(fontweight="bold", fontsize=RC["axes.titlesize"])
+
+
+def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style, width: float) -> None:
+    """The marks that occur, below the panels."""
+    marks = dict(_marks(content, scale, style))
     figure.legend(
         list(marks.values()),
         list(marks),
         loc="outside lower center",
-        ncols=min(len(marks), int(inches / 1.15)),
+        ncols=min(len(marks), int(width / 1.15)),
         handlelength=1.4,
         **LEGEND,
     )
 
 
-def _marks(curves: Curves, rows: Rows, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:
-    every = [curve for of_panel in curves.values() for curve in of_panel.values()]
+def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:
+    every = [curve for of_panel in content.curves.values() for curve in of_panel.values()]
+    theirs = [curve.mean for of_panel in content.published.values() for curve in of_panel.values()]
     means = np.concatenate([curve.mean for curve in every])
-    found = [row for of_panel in rows.values() for row in of_panel if np.isfinite(row.log2_lr)]
+    found = [row for of_panel in content.rows.values() for row in of_panel if np.isfinite(row.log2_lr)]
     if not all(row.at_edge for row in found):
         yield "optimum", Line2D([], [], color=INK, lw=0.9, **OPTIMUM)
     if any(row.at_edge for row in found):
@@ -214,3 +290,8 @@ def _marks(curves: Curves, rows: Rows, scale: Scale, style: Style) -> Iterator[t
         yield "diverged", Line2D([], [], color=INK, **DIVERGED)
     if np.any(means[np.isfinite(means)] > scale.top):
         yield "off the scale", Line2D([], [], color=INK, **OFF_SCALE)
+    if theirs:
+        losses = np.concatenate(theirs)
+        seen = (scale.bottom <= losses) & (losses <= scale.top)
+        note = "" if seen.all() else " (some off the scale)" if seen.any() else " (off the scale)"
+        yield f"published{note}", Line2D([], [], color=INK, **PUBLISHED)

@@ -93,14 +93,18 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
                 )
 
 
-def read_optima(path: Path, name: str, request: FigureRequest) -> dict[Any, list[Row]]:
-    """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
+def read_rows(path: Path) -> list[Row]:
+    """Reads what `optima` wrote. Raises UserError."""
     text = ("figure", "panel", "parametrization", "axis", "interval", "fit", "drift_interval")
     table = read_table(path, Row._fields, text)
     table = table.fillna(dict.fromkeys(text, ""))
+    return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False, name=None)]
+
+
+def read_optima(path: Path, name: str, request: FigureRequest) -> dict[Any, list[Row]]:
+    """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
     found: dict[str, list[Row]] = {}
-    for record in table[list(Row._fields)].itertuples(index=False, name=None):
-        row = Row(*record)
+    for row in read_rows(path):
         if row.figure == name:
             found.setdefault(row.panel, []).append(row)
     panels = {panel: sorted(found.get(str(panel), []), key=lambda row: row.value) for panel in request.panels}

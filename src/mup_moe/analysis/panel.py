@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from mup_moe.analysis.curve import Curve, finite_runs
+from mup_moe.analysis.names import axis_value
 from mup_moe.analysis.optima import Row
 
 INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"
@@ -18,6 +19,7 @@ DOTTED = (0, (1, 2))
 OPTIMUM: dict[str, Any] = {"marker": "D", "ms": 4.2, "mec": INK, "mew": 0.8}
 DIVERGED: dict[str, Any] = {"marker": "x", "ms": 3.4, "mew": 0.9, "ls": ""}
 OFF_SCALE: dict[str, Any] = {"marker": "^", "ms": 3.4, "mew": 0.0, "ls": ""}
+PUBLISHED: dict[str, Any] = {"marker": "o", "ms": 3.6, "mfc": "none", "mew": 0.7, "lw": 0.7, "ls": DOTTED}
 SUMMARY_POINTS = 7.0  # font size of the two lines between a panel and its title
 SUMMARY_HEIGHT = 2 * 1.35 * SUMMARY_POINTS + 4  # points
 
@@ -52,8 +54,17 @@ class Style:
         return {"color": self.palette[value], "ls": (0, (4, 1.5)) if value == self.base else "-"}
 
 
-def draw_panel(axes: Axes, curves: Mapping[int, Curve], rows: Sequence[Row], scale: Scale, style: Style) -> None:
-    """Draws the curves (value -> curve) of one panel and their rows of the optima's table."""
+def draw_panel(
+    axes: Axes,
+    curves: Mapping[int, Curve],
+    rows: Sequence[Row],
+    published: Mapping[int, Curve],
+    scale: Scale,
+    style: Style,
+) -> None:
+    """Draws one panel: its curves (value -> curve), their rows of the optima, and published curves."""
+    for value, curve in published.items():
+        axes.plot(curve.log2_lr, curve.mean, color=style.palette[value], zorder=2.5, **PUBLISHED)
     for lane, (value, curve) in enumerate(curves.items()):
         _draw_curve(axes, curve, style.line(value))
         diverged = np.isnan(curve.mean)
@@ -64,7 +75,8 @@ def draw_panel(axes: Axes, curves: Mapping[int, Curve], rows: Sequence[Row], sca
                 axes.plot(curve.log2_lr[marked], heights, color=style.palette[value], zorder=6, **mark)
     if scale.lanes:
         # Opaque and above the curves: what leaves the scale ends here, and the marks say so.
-        width, height = scale.lr[1] - scale.lr[0], scale.upper - scale.top
+        # Twice as high as the strip, and cut by the panel: a clip's edge lets a sliver of a curve through.
+        width, height = scale.lr[1] - scale.lr[0], 2 * (scale.upper - scale.top)
         axes.add_patch(Rectangle((scale.lr[0], scale.top), width, height, fc=SHADE, ec="none", zorder=5))
     _draw_optima(axes, rows, scale, style)
     axes.annotate(
@@ -80,7 +92,10 @@ def draw_panel(axes: Axes, curves: Mapping[int, Curve], rows: Sequence[Row], sca
 
 
 def summary(rows: Sequence[Row], base: int | None) -> str:
-    """Two lines on transfer: the drift with its interval, and the regret at the largest value."""
+    """Two lines on transfer: the drift with its interval, and the regret at the far end of the axis.
+
+    Where the base lies within the axis, that is the end at which the regret is greater.
+    """
     last = rows[-1]
     found = sum(np.isfinite(row.log2_lr) for row in rows)
     if found == 0:
@@ -90,9 +105,12 @@ def summary(rows: Sequence[Row], base: int | None) -> str:
         lines[0] = f"drift {_signed(last.drift)}"
         if np.isfinite(last.drift_low):
             lines[0] += f" [{_signed(last.drift_low)}, {_signed(last.drift_high)}]"
-    if last.value != base and not np.isnan(last.regret):
-        bound = "\N{GREATER-THAN OR EQUAL TO} " if last.regret_at_least else ""
-        lines[1] = f"regret {bound}{last.regret:.3f} nats at {last.value}"
+    ends = [row for row in (last, rows[0]) if row.value != base and not np.isnan(row.regret)]
+    if ends:
+        # The largest value comes first, and stays where both cost the same.
+        end = max(ends, key=lambda row: row.regret)
+        bound = "\N{GREATER-THAN OR EQUAL TO} " if end.regret_at_least else ""
+        lines[1] = f"regret {bound}{end.regret:.3f} nats at {axis_value(end.axis, end.value)}"
     return "\n".join(lines)
 
 

@@ -1,12 +1,13 @@
-"""Copies a figure's results to a folder that git keeps, with what made them.
+"""Copies the results of the whole paper to a folder that git keeps, with what made them.
 
-python -m mup_moe record FIGURE
+python -m mup_moe record NAME
 """
 
 import argparse
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ import pandas as pd
 
 from mup_moe.files import UserError, make_folder, read_json, write_json
 
-RESULTS = ("{figure}/runs.csv", "{figure}/optima.csv", "{figure}.pdf", "{figure}.png", "table1.csv", "table1.md")
+LISTING = "paper"  # lists all results that were made
+SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
+# In the folder of a result of the same name: the tests of claims, what probes measured.
+DETAILS = ("tests.csv", "w*.csv", "w*.json", "reference.csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `record`."""
-    parser.add_argument("figure", help="the figure's name in the config")
+    parser.add_argument("name", help="what to call the record, such as the preset")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished results")
     parser.add_argument(
         "--config", type=Path, nargs="+", default=[Path("config.yaml")], help="the config that made them"
@@ -27,17 +31,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Copies the results to RESULTS/recorded/FIGURE and writes provenance.json beside them."""
-    folder = arguments.results / "recorded" / arguments.figure
-    sources = [arguments.results / name.format(figure=arguments.figure) for name in RESULTS]
-    for source in sources:
-        if not source.exists():
-            raise UserError(f"{source} does not exist: make results/{arguments.figure}.pdf first")
-    made_by = provenance_of(arguments.results, pd.read_csv(sources[0])["cell"].tolist())
-    make_folder(folder)
-    for source in [*sources, *arguments.config]:
+    """Copies the results to RESULTS/recorded/NAME and writes provenance.json beside them."""
+    results: Path = arguments.results
+    if not (results / LISTING).exists():
+        raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
+    folder = results / "recorded" / arguments.name
+    made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
+    shutil.rmtree(folder, ignore_errors=True)
+    for source in _files(results):
+        target = folder / source.relative_to(results)
+        make_folder(target.parent)
+        shutil.copy2(source, target)
+    for source in arguments.config:
         shutil.copy2(source, folder / source.name)
     write_json(folder / "provenance.json", made_by)
+
+
+def _files(results: Path) -> Iterator[Path]:
+    for name in (results / LISTING).read_text(encoding="utf-8").split():
+        stem = Path(name).stem
+        yield from (path for path in sorted(results.glob(f"{stem}.*")) if path.suffix in SUFFIXES)
+        for pattern in DETAILS:
+            yield from sorted((results / stem).glob(pattern))
 
 
 def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:

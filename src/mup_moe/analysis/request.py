@@ -18,7 +18,8 @@ def figure_request(config: Config, name: str) -> dict[str, Any]:
     """All that the results of one figure depend on besides its runs, as JSON-ready data.
 
     Keys: setup, panel, curve, base (the curve axis' value at which the set-up's parametrizations
-    agree), axes (axis -> values, learning rates in their exact spelling), analysis.
+    agree), axes (axis -> values, learning rates in their exact spelling), analysis. What draws a
+    figure adds its `reference`, the path of a CSV as seen from where it runs: optima do without.
     """
     figure = config.figures[name]
     model = config.setups[figure.setup].model
@@ -49,7 +50,11 @@ class FigureRequest:
             axes = {axis: tuple(values) for axis, values in request["axes"].items()}
             axes["learning_rate"] = tuple(LearningRate(rate) for rate in axes["learning_rate"])
             figure = FigureSettings(
-                setup=request["setup"], panel=request["panel"], curve=request["curve"], axes=AxesSettings(**axes)
+                setup=request["setup"],
+                panel=request["panel"],
+                curve=request["curve"],
+                axes=AxesSettings(**axes),
+                reference=request.get("reference"),
             )
             return cls(figure, request["base"], AnalysisSettings(**request["analysis"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

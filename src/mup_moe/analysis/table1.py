@@ -5,11 +5,11 @@ have one factor, a multiplier. The LaTeX is a tabular that needs the package boo
 """
 
 import argparse
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.request import parse_json
 from mup_moe.files import UserError, write_csv, write_text
@@ -17,7 +17,6 @@ from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, 
 
 COLUMNS = ("parametrization", "role", *FACTORS)
 _HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Adam LR", "Weight decay")
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "μ": r"$\mu$"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes OUT.csv, OUT.md and OUT.tex. Raises UserError for a row that is no parametrization."""
+    """Writes OUT.csv, OUT.md, OUT.html and OUT.tex. Raises UserError for a row that is no parametrization."""
     try:
         table = {
             name: Parametrization.parse(name, row)
@@ -37,22 +36,18 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--parametrizations: {error}: pass the rows of Parametrization.as_row()") from None
     write_csv(Path(f"{arguments.out}.csv"), COLUMNS, ([p, r, *map(_plain, f)] for p, r, f in _rows(table)))
     write_text(Path(f"{arguments.out}.md"), markdown(table))
+    write_text(Path(f"{arguments.out}.html"), html_page("Parametrizations", markdown(table)))
     write_text(Path(f"{arguments.out}.tex"), latex(table))
 
 
 def markdown(table: Mapping[str, Parametrization]) -> str:
     """A Markdown table, a row per parametrization and role."""
-    lines = [_HEADINGS, ("---",) * len(_HEADINGS), *_cells(table, _markdown_text, _markdown_factor)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(_HEADINGS, _cells(table, markdown_text, _markdown_factor))
 
 
 def latex(table: Mapping[str, Parametrization]) -> str:
     """A booktabs tabular, a row per parametrization and role."""
-    lines = [rf"\begin{{tabular}}{{{'l' * len(COLUMNS)}}}", r"\toprule", " & ".join(_HEADINGS) + r" \\"]
-    for cells in _cells(table, _latex_text, _latex_factor):
-        lines += [r"\midrule"] if cells[0] else []
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return latex_table(_HEADINGS, _cells(table, latex_text, _latex_factor))
 
 
 def _rows(table: Mapping[str, Parametrization]) -> Iterator[tuple[str, str, list[Power | None]]]:
@@ -79,24 +74,16 @@ def _plain(power: Power | None) -> str:
     return "" if power is None else str(power)
 
 
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)
-
-
 def _markdown_factor(power: Power | None) -> str:
     if power is None:
         return "--"
     return _quotient(
         power,
-        name=_markdown_text,
+        name=markdown_text,
         root=lambda text: f"√{text}",
         raised=lambda text, exponent: f"{text}<sup>{exponent}</sup>",
         times=" ",
     )
-
-
-def _latex_text(text: str) -> str:
-    return "".join(_TEX.get(letter, rf"\{letter}" if letter in "#$%&_{}" else letter) for letter in text)
 
 
 def _latex_factor(power: Power | None) -> str:
@@ -104,7 +91,7 @@ def _latex_factor(power: Power | None) -> str:
         return "--"
     quotient = _quotient(
         power,
-        name=lambda text: rf"\mathrm{{{_latex_text(text)}}}",
+        name=lambda text: rf"\mathrm{{{latex_text(text)}}}",
         root=lambda text: rf"\sqrt{{{text}}}",
         raised=lambda text, exponent: f"{text}^{{{exponent}}}",
         times=r"\,",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +18,10 @@ from mup_moe.analysis.curve import (
     regret,
     window_interval,
 )
+from mup_moe.analysis.regression import NO_INTERVAL, Interval, regress
 from mup_moe.config.settings import AnalysisSettings
 
-IntervalKind = Literal["bootstrap", "window", "bracket", "t", ""]
 BOOTSTRAP_SEED = 0
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Bounds around an estimate, and where they come from ("" and NaN: there are none).
-
-    bootstrap: percentiles over resampled seeds, widened to hold the estimate. window: see
-    `window_interval`. bracket: the neighbouring learning rates, of an optimum that the grid does
-    not enclose. t: Student's t of the regression.
-    """
-
-    low: float
-    high: float
-    kind: IntervalKind
-
-    def hull(self, low: float, high: float) -> "Interval":
-        """The smallest interval that holds this one and [low, high]."""
-        return Interval(min(self.low, low), max(self.high, high), self.kind)
-
-
-NO_INTERVAL = Interval(np.nan, np.nan, "")
 
 
 @dataclass(frozen=True)
@@ -63,24 +42,28 @@ class Transfer:
 def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: AnalysisSettings) -> Transfer:
     """Optima, intervals, regrets and drift of the curves of one panel (curve value -> curve).
 
-    With several seeds, one bootstrap resamples the seeds of all curves together and repeats the
-    whole estimate, so that the drift's interval has in it what the curves share. With few seeds its
-    coverage is below its level; it never covers less than its own estimate.
+    The drift is the slope of every seed's own optima on the curve axis, in log2 of both, with
+    Student's interval: noise of the seeds and departures from a line widen it alike. The interval
+    of one curve's optimum is a bootstrap over seeds where there are several; with few its coverage
+    is below its level.
     """
     if len({curve.seeds for curve in curves.values()}) != 1:
         raise ValueError("the curves of a panel must have the same seeds")
     curves = dict(sorted(curves.items()))
     optima = {value: find_optimum(curve, analysis.fit_points) for value, curve in curves.items()}
     found = [value for value, best in optima.items() if np.isfinite(best.log2_lr)]
-    drift, drift_interval = _regression({value: optima[value].log2_lr for value in found}, analysis.confidence)
+    own = {
+        (seed, value): find_optimum(curves[value].resampled(np.array([seed])), analysis.fit_points)
+        for value in found
+        for seed in range(curves[value].seeds)
+    }
+    points = [(seed, float(np.log2(value)), best.log2_lr) for (seed, value), best in own.items()]
+    drift, drift_interval = regress(points, analysis.confidence)
 
     intervals = dict.fromkeys(curves, NO_INTERVAL)
     if found and curves[found[0]].seeds > 1:
-        of_curves, of_drift = _bootstrap({value: curves[value] for value in found}, analysis)
-        for value, interval in of_curves.items():
+        for value, interval in _bootstrap({value: curves[value] for value in found}, analysis).items():
             intervals[value] = interval.hull(optima[value].log2_lr, optima[value].log2_lr)
-        if of_drift:
-            drift_interval = of_drift.hull(drift, drift)
     for value in found:
         curve, best = curves[value], optima[value]
         if best.fit in ("edge", "grid"):  # no vertex to move about, though seeds may agree on the point
@@ -94,28 +77,11 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
     return Transfer(optima, intervals, regrets, drift, drift_interval)
 
 
-def _regression(log2_lr: Mapping[int, float], confidence: float) -> tuple[float, Interval]:
-    """The slope of log2_lr on log2 of the curve axis, with Student's interval where residuals allow one."""
-    if len(log2_lr) < 2:
-        return np.nan, NO_INTERVAL
-    line = stats.linregress(np.log2(list(log2_lr)), list(log2_lr.values()))
-    slope = float(line.slope)
-    # Two optima leave no residual to judge by, nor do equal ones, such as all at one edge.
-    if len(log2_lr) == 2 or not np.isfinite(line.stderr):
-        return slope, NO_INTERVAL
-    margin = float(line.stderr * stats.t.ppf((1 + confidence) / 2, len(log2_lr) - 2))
-    return slope, Interval(slope - margin, slope + margin, "t")
-
-
-def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> tuple[dict[int, Interval], Interval | None]:
-    """Percentile intervals of each curve's optimum, and of the drift if there are two curves or more."""
+def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> dict[int, Interval]:
+    """Percentile intervals of each curve's optimum."""
 
     def estimate(seeds: npt.NDArray[np.int64]) -> list[float]:
-        optima = {
-            value: find_optimum(curve.resampled(seeds), analysis.fit_points).log2_lr for value, curve in curves.items()
-        }
-        drift = [_regression(optima, analysis.confidence)[0]] if len(optima) > 1 else []
-        return [*optima.values(), *drift]
+        return [find_optimum(curve.resampled(seeds), analysis.fit_points).log2_lr for curve in curves.values()]
 
     def statistic(seeds: npt.NDArray[np.int64], axis: Any) -> FloatArray:
         seeds = np.moveaxis(seeds, axis, -1)
@@ -136,5 +102,6 @@ def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> tuple
         random_state=np.random.default_rng(BOOTSTRAP_SEED),
     )
     bounds = zip(result.confidence_interval.low, result.confidence_interval.high, strict=True)
-    intervals = [Interval(float(low), float(high), "bootstrap") for low, high in bounds]
-    return dict(zip(curves, intervals, strict=False)), intervals[-1] if len(curves) > 1 else None
+    return {
+        value: Interval(float(low), float(high), "bootstrap") for value, (low, high) in zip(curves, bounds, strict=True)
+    }

@@ -4,6 +4,7 @@ No field has a default here: defaults live in config.yaml. Types are checked whe
 (`config.load`), ranges and relations here, so that they hold on every path.
 """
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -11,8 +12,10 @@ from mup_moe.config.cell import AXES, NAME, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 
 DROPLESS = "dropless"
-# Folders under results/ beside those of the figures.
-RESERVED = {"benchmarks", "cells", "data", "logs", "recorded"}
+# What results/ holds beside the figures' and probes' own files.
+RESERVED = {"benchmarks", "cells", "claims", "data", "logs", "optima", "paper", "plan", "recorded", "report", "runs"}
+RESERVED |= {"table1", "table2"}
+RESULT_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 
 
 class _Section:
@@ -205,6 +208,7 @@ class FigureSettings(_Section):
     panel: PanelAxis
     curve: CurveAxis
     axes: AxesSettings
+    reference: str | None = None  # a CSV of published losses to lay over the curves
 
     def __post_init__(self) -> None:
         _require(self.panel != self.curve, f"`panel` and `curve` are both {self.curve}")
@@ -216,6 +220,87 @@ class FigureSettings(_Section):
     def cells(self) -> list[Cell]:
         """All cells of the figure, panels outermost, in the order of the config."""
         return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
+
+
+Measure = Literal["activations", "covariance"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(_Section):
+    """What is measured inside of models over their first steps, against width.
+
+    `activations` is the coordinate check (Tensor Programs V), `covariance` that of Lemma B.1.
+    """
+
+    setup: str
+    measure: Measure
+    steps: tuple[int, ...]  # measured before this many training steps are taken
+    axes: AxesSettings
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.steps) > 0 and self.steps == tuple(sorted(set(self.steps))) and self.steps[0] >= 0,
+            f"`steps` {list(self.steps)} must ascend from 0 or later",
+        )
+        _require(len(self.axes.width) >= 2, "`axes.width` needs two widths or more: a slope is measured over them")
+        for axis in ("architecture", "experts", "granularity", "learning_rate"):
+            _require(len(getattr(self.axes, axis)) == 1, f"`axes.{axis}` of a probe has one value")
+        _require(
+            self.measure != "covariance" or self.axes.architecture == ("moe",),
+            "`measure` covariance is that of experts: set `axes.architecture` to [moe]",
+        )
+
+    def cells(self) -> list[Cell]:
+        """The models that are measured, in the order of the config."""
+        return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftTest(_Section):
+    """What a claim says of the drift of the best learning rate in one panel of a figure."""
+
+    figure: str
+    panel: str
+    expect: Literal["keeps", "moves", "falls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlopeTest(_Section):
+    """What a claim says of a quantity's slope (log2 on log2 of width) at one step of a probe."""
+
+    probe: str
+    parametrization: str
+    quantity: str
+    step: int
+    slope: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimSettings(_Section):
+    """A claim of the paper in our words, and the tests whose verdicts make its own."""
+
+    says: str
+    drifts: tuple[DriftTest, ...] = ()
+    slopes: tuple[SlopeTest, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(bool(self.drifts or self.slopes), "a claim without `drifts` or `slopes` tests nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsSettings(_Section):
+    """The criteria of all claims, fixed before the runs."""
+
+    drift_margin: float  # octaves of learning rate per octave of the axis
+    slope_margin: float
+    refuting_tokens: int  # a cell's, from which on a sweep can speak against a claim
+    refuting_octaves: float  # of the axis, likewise
+    decided_by: str
+    table: dict[str, ClaimSettings]
+
+    def __post_init__(self) -> None:
+        _positive(self, "drift_margin", "slope_margin")
+        _at_least(self, 0, "refuting_tokens", "refuting_octaves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,19 +339,21 @@ class Config(_Section):
     corpora: dict[str, CorpusSettings]
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
+    compositions: dict[str, tuple[str, ...]]
+    probes: dict[str, ProbeSettings]
+    claims: ClaimsSettings
     analysis: AnalysisSettings
     execution: ExecutionSettings
+    preset: str | None = None  # applied before validation; kept as the name of what ran
 
     def __post_init__(self) -> None:
-        for section in ("parametrizations", "corpora", "setups", "figures"):
+        for section in ("parametrizations", "corpora", "setups"):
             for name in getattr(self, section):
                 _require(
                     bool(NAME.fullmatch(name)),
                     f"`{section}.{name}`: a name is lower-case letters and digits, words joined by '-'",
                 )
-        _require(bool(self.figures), "`figures` is empty: name at least one")
-        for name in RESERVED & set(self.figures):
-            raise ValueError(f"`figures.{name}`: results/{name} is a folder of the workflow's own; choose another name")
+        self._check_result_names()
         for name, setup in self.setups.items():
             _require(
                 setup.corpus in self.corpora,
@@ -274,23 +361,69 @@ class Config(_Section):
             )
         for name, figure in self.figures.items():
             self._check_figure(name, figure)
+        for name, parts in self.compositions.items():
+            for part in parts:
+                _require(part in self.figures, f"`compositions.{name}` names {part!r}, which `figures` does not list")
+            _require(bool(parts), f"`compositions.{name}` is empty: list figures")
+            _require(len(set(parts)) == len(parts), f"`compositions.{name}` lists a figure more than once")
+        for name, probe in self.probes.items():
+            self._check_cells(f"probes.{name}", probe)
+            steps = self.setups[probe.setup].training.steps
+            _require(
+                probe.steps[-1] <= steps,
+                f"`probes.{name}.steps` goes to {probe.steps[-1]}, but the set-up {probe.setup} trains {steps} steps",
+            )
+        for name, claim in self.claims.table.items():
+            self._check_claim(f"claims.table.{name}", claim)
+
+    def _check_result_names(self) -> None:
+        _require(bool(self.figures), "`figures` is empty: name at least one")
+        owner: dict[str, str] = dict.fromkeys(RESERVED, "the workflow")
+        for section in ("figures", "compositions", "probes"):
+            for name in getattr(self, section):
+                _require(
+                    bool(RESULT_NAME.fullmatch(name)),
+                    f"`{section}.{name}`: a name is lower-case letters and digits, words joined by '-' or '_'",
+                )
+                _require(
+                    name not in owner, f"`{section}.{name}`: results/{name} belongs to {owner.get(name)}; rename it"
+                )
+                owner[name] = f"`{section}`"
 
     def _check_figure(self, name: str, figure: FigureSettings) -> None:
-        key = f"figures.{name}"
-        _require(figure.setup in self.setups, f"`{key}.setup` is {figure.setup!r}, which `setups` does not list")
-        for parametrization in figure.axes.parametrization:
+        self._check_cells(f"figures.{name}", figure)
+        model = self.setups[figure.setup].model
+        _require(
+            figure.curve != "width" or model.base_width in figure.axes.width,
+            f"`figures.{name}.axes.width` lacks the base width {model.base_width}, from which transfer is measured",
+        )
+
+    def _check_cells(self, key: str, result: FigureSettings | ProbeSettings) -> None:
+        _require(result.setup in self.setups, f"`{key}.setup` is {result.setup!r}, which `setups` does not list")
+        for parametrization in result.axes.parametrization:
             _require(
                 parametrization in self.parametrizations,
                 f"`{key}.axes.parametrization` names {parametrization!r}, which `parametrizations` does not list",
             )
-        model = self.setups[figure.setup].model
-        if figure.curve == "width":
-            _require(
-                model.base_width in figure.axes.width,
-                f"`{key}.axes.width` lacks the base width {model.base_width}, from which transfer is measured",
-            )
         try:
-            for cell in figure.cells():
-                model.check(cell)
+            for cell in result.cells():
+                self.setups[result.setup].model.check(cell)
         except ValueError as error:
             raise ValueError(f"`{key}.axes`: {error}") from None
+
+    def _check_claim(self, key: str, claim: ClaimSettings) -> None:
+        for drift in claim.drifts:
+            _require(drift.figure in self.figures, f"`{key}.drifts` names figure {drift.figure!r}, which is not listed")
+            figure = self.figures[drift.figure]
+            panels = [str(value) for value in getattr(figure.axes, figure.panel)]
+            _require(
+                drift.panel in panels,
+                f"`{key}.drifts` names panel {drift.panel!r} of {drift.figure}, whose panels are {', '.join(panels)}",
+            )
+        for slope in claim.slopes:
+            _require(slope.probe in self.probes, f"`{key}.slopes` names probe {slope.probe!r}, which is not listed")
+            probe = self.probes[slope.probe]
+            _require(
+                slope.parametrization in probe.axes.parametrization and slope.step in probe.steps,
+                f"`{key}.slopes`: probe {slope.probe} does not measure {slope.parametrization} at step {slope.step}",
+            )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from mup_moe.files import UserError
 
@@ -9,33 +10,52 @@ _PATIENCE = (1, 4, 16, 64)
 """Seconds to wait before each new attempt at the same record."""
 
 
-def read() -> Iterator[str | None]:
-    """The texts of C4's train stream, in its order.
+class Stream:
+    """The texts of C4's train stream, in its order, from the beginning or from a `position`.
 
-    The validation split is cut from this stream too, by hash, as for every other source. Raises
-    UserError when the hub stays out of reach.
+    The validation split is cut from this stream too, by hash, as for every other source. Making it
+    and iterating over it raise UserError when the hub stays out of reach.
     """
-    import datasets
 
-    # The hub's libraries raise whatever their HTTP client of the day raises.
-    try:
-        stream = datasets.load_dataset("allenai/c4", "en", split="train", streaming=True).select_columns(["text"])
-    except Exception as error:
-        raise _out_of_reach(error) from error
-    failures = 0
-    while True:
+    def __init__(self, position: Any = None) -> None:
+        import datasets
+
+        # The hub's libraries raise whatever their HTTP client of the day raises.
         try:
-            for record in stream:
-                failures = 0
-                yield record["text"]
+            stream = datasets.load_dataset("allenai/c4", "en", split="train", streaming=True)
+            self._stream = stream.select_columns(["text"])
         except Exception as error:
-            if failures == len(_PATIENCE):
-                raise _out_of_reach(error) from error
-            time.sleep(_PATIENCE[failures])
-            failures += 1
-            stream.load_state_dict(stream.state_dict())
-        else:
-            return
+            raise _out_of_reach(error) from error
+        self._position = position
+        self._moved = False
+
+    def __iter__(self) -> Iterator[str | None]:
+        failures = 0
+        while True:
+            if self._position is not None:
+                self._stream.load_state_dict(self._position)
+            try:
+                for record in self._stream:
+                    self._moved = True
+                    failures = 0
+                    yield record["text"]
+            except Exception as error:
+                if failures == len(_PATIENCE):
+                    raise _out_of_reach(error) from error
+                time.sleep(_PATIENCE[failures])
+                failures += 1
+                self._position = self.position()
+                self._moved = False
+            else:
+                return
+
+    def position(self) -> Any:
+        """The state of `datasets` after the record last given, as JSON.
+
+        Going on there reads the broken-off shard again from its beginning, but no shard before it.
+        """
+        # Until a record comes, the stream does not tell where it was told to begin.
+        return self._stream.state_dict() if self._moved else self._position
 
 
 def _out_of_reach(error: Exception) -> UserError:

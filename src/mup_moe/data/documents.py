@@ -2,14 +2,32 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
 
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
+from mup_moe.data.split import in_validation, text_digest
+from mup_moe.data.tokens import SPLITS
 
-# What follows handles one document at a time, so this bounds its memory.
+# What follows handles few documents at a time, so this bounds its memory.
 MAX_CHARACTERS = 2**20
+BATCH_CHARACTERS = 2**20
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Source(Protocol):
+    """Records in an order of their own, and how to begin after any of them."""
+
+    def __iter__(self) -> Iterator[str | None]:
+        """The texts; None is a record without text."""
+        ...
+
+    def position(self) -> Any:
+        """JSON that makes a source of the same kind begin after the record last given."""
+        ...
 
 
 @dataclass
@@ -24,38 +42,123 @@ class Tally:
     """Kept, with U+FFFD in place of what was not Unicode."""
 
 
-def read_documents(settings: CorpusSettings, tally: Tally) -> Iterator[str]:
-    """The texts of a corpus in its order, none blank and all encodable as UTF-8.
+@dataclass
+class Count:
+    """How much of a split was read."""
 
-    Ends with the document that reaches `max_bytes` of UTF-8. A document longer than
-    MAX_CHARACTERS comes as several. `tally` counts up to the document last taken.
+    documents: int = 0
+    bytes: int = 0
+    """Of UTF-8."""
+
+
+@dataclass
+class Place:
+    """How far a source was read, and what was found up to there."""
+
+    position: Any = None
+    """The source's own; None at the beginning."""
+    finished: bool = False
+    tally: Tally = field(default_factory=Tally)
+    counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """The place whose `dataclasses.asdict` this is; the beginning for None."""
+        if value is None:
+            return cls()
+        counts = {split: Count(**count) for split, count in value["counts"].items()}
+        return cls(value["position"], value["finished"], Tally(**value["tally"]), counts)
+
+    @property
+    def documents(self) -> int:
+        """Documents of both splits."""
+        return sum(count.documents for count in self.counts.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of UTF-8 of both splits."""
+        return sum(count.bytes for count in self.counts.values())
+
+
+class Document(NamedTuple):
+    """A text that is neither blank nor impossible to encode."""
+
+    text: str
+    digest: bytes
+    """Its `text_digest`."""
+    split: str
+
+
+class Batch(NamedTuple):
+    """Consecutive documents, and the place after them."""
+
+    documents: list[Document]
+    after: Place | None
+    """None in the midst of a record."""
+
+
+def open_source(settings: CorpusSettings, position: Any) -> Source:
+    """The records of a corpus from a position, or from the beginning for None. Raises UserError."""
+    if settings.source == "c4" and not settings.files:
+        return c4.Stream(position)
+    reader = python_source.read_file if settings.source == "python" else text_files.read_file
+    return text_files.Files(source_files(settings), reader, position)
+
+
+def source_files(settings: CorpusSettings) -> list[Path]:
+    """The files that a corpus is read from, in this order; none for the hub. Raises UserError."""
+    return python_source.find(settings.packages) if settings.source == "python" else text_files.find(settings.files)
+
+
+def read_batches(
+    source: Source, place: Place, validation_fraction: float, max_bytes: int | None = None
+) -> Iterator[Batch]:
+    """The documents of a source that begins at `place`, about BATCH_CHARACTERS at a time.
+
+    Ends with the document that reaches `max_bytes` of UTF-8, counted from the source's beginning. A
+    document longer than MAX_CHARACTERS comes as several, perhaps in several batches. The last batch,
+    and only that, is followed by a finished place; it may have no documents. After a finished place
+    there are no batches.
 
     Raises UserError when the source cannot be read.
     """
-    total = 0
-    for raw in _source(settings):
+    if place.finished:
+        return
+    place = deepcopy(place)
+    batch: list[Document] = []
+    room = BATCH_CHARACTERS
+    for raw in source:
         if raw is None:
-            tally.without_text += 1
+            place.tally.without_text += 1
             continue
-        for start in range(0, max(len(raw), 1), MAX_CHARACTERS):
-            piece = raw[start : start + MAX_CHARACTERS]
-            if not piece.strip():
-                tally.empty += 1
-                continue
-            text = _SURROGATES.sub("\ufffd", piece)
-            tally.repaired += text != piece
-            total += len(text.encode())
-            yield text
-            if settings.max_bytes is not None and total >= settings.max_bytes:
+        for document in _documents(raw, place.tally, validation_fraction):
+            batch.append(document)
+            room -= len(document.text) + 100  # an encoding has a weight of its own, and documents may be tiny
+            count = place.counts[document.split]
+            count.documents += 1
+            count.bytes += len(document.text.encode())
+            if max_bytes is not None and place.bytes >= max_bytes:
+                place.finished = True
+                yield Batch(batch, place)
                 return
+            if room <= -MAX_CHARACTERS:
+                yield Batch(batch, None)
+                batch, room = [], BATCH_CHARACTERS
+        if room <= 0:
+            place.position = source.position()
+            yield Batch(batch, deepcopy(place))
+            batch, room = [], BATCH_CHARACTERS
+    place.finished = True
+    yield Batch(batch, place)
 
 
-def _source(settings: CorpusSettings) -> Iterator[str | None]:
-    """The texts as the source gives them; None is a record without text."""
-    match settings.source:
-        case "python":
-            return python_source.read(settings.packages)
-        case "text":
-            return text_files.read(settings.files)
-        case "c4":
-            return text_files.read(settings.files) if settings.files else c4.read()
+def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[Document]:
+    for start in range(0, max(len(raw), 1), MAX_CHARACTERS):
+        piece = raw[start : start + MAX_CHARACTERS]
+        if not piece.strip():
+            tally.empty += 1
+            continue
+        text = _SURROGATES.sub("\ufffd", piece)
+        tally.repaired += text != piece
+        digest = text_digest(text)
+        yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")

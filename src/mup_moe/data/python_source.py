@@ -13,16 +13,19 @@ _TESTS = {"test", "tests", "idle_test"}
 _OTHERS = {"site-packages", "dist-packages", "__pycache__"}
 
 
-def read(packages: tuple[str, ...]) -> Iterator[str]:
-    """One text a file: the standard library by path, then each package's files by path.
+def find(packages: tuple[str, ...]) -> list[Path]:
+    """The standard library's files by path, then each package's files by path.
 
     Left out are tests, and files in which an installation writes down its own path. Raises
     UserError for a package that is not installed.
     """
-    # All are looked up first: a misspelt package should not cost a minute of reading.
-    for path in [*_standard_library(), *(file for package in packages for file in _files_of(package))]:
-        with open_text(path) as file:
-            yield file.read()
+    return [*_standard_library(), *(file for package in packages for file in _files_of(package))]
+
+
+def read_file(path: Path) -> Iterator[str]:
+    """The text of a file, as one. Raises UserError when it cannot be read."""
+    with open_text(path) as file:
+        yield file.read()
 
 
 def _standard_library() -> list[Path]:

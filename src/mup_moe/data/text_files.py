@@ -7,8 +7,9 @@ surrogates and at empty files, drops names with brackets, and writes locks into 
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
@@ -20,28 +21,54 @@ _JSON = {".json", ".jsonl", ".ndjson"}
 _FOREIGN = {".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst"}
 
 
-def read(patterns: tuple[str, ...]) -> Iterator[str | None]:
-    """The texts of the files that `patterns` (paths or globs) name; None is a record without text.
+class Files:
+    """The texts of files, one file after the other, from the beginning or from a `position`.
 
-    Patterns are read in their order, the matches of one sorted by path, and no file twice. A plain
-    file is cut into passages, each of which is a document. Raises UserError.
+    `read` gives the texts of one file; None is a record without text.
     """
-    for path in find(patterns):
-        compressed = path.suffix.lower() == ".gz"
-        suffix = Path(path.stem if compressed else path.name).suffix.lower()
-        if suffix in _FOREIGN:
-            raise UserError(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
-        if suffix == ".parquet":
-            yield from _parquet(path)
-        elif suffix in _JSON:
-            yield from _json_lines(path)
-        else:
-            with open_text(path) as file:
-                yield from passages(file)
+
+    def __init__(
+        self, paths: list[Path], read: Callable[[Path], Iterator[str | None]], position: list[int] | None = None
+    ) -> None:
+        self._paths = paths
+        self._read = read
+        self._file, self._record = position or (0, 0)
+
+    def __iter__(self) -> Iterator[str | None]:
+        while self._file < len(self._paths):
+            for text in islice(self._read(self._paths[self._file]), self._record, None):
+                self._record += 1
+                yield text
+            self._file, self._record = self._file + 1, 0
+
+    def position(self) -> list[int]:
+        """The file of the record last given, and how many of its records were given, both from 0."""
+        return [self._file, self._record]
+
+
+def read_file(path: Path) -> Iterator[str | None]:
+    """The texts of one file, by the ending of its name; None is a record without text.
+
+    A plain file is cut into passages, each of which is a document. Raises UserError.
+    """
+    compressed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem if compressed else path.name).suffix.lower()
+    if suffix in _FOREIGN:
+        raise UserError(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
+    if suffix == ".parquet":
+        yield from _parquet(path)
+    elif suffix in _JSON:
+        yield from _json_lines(path)
+    else:
+        with open_text(path) as file:
+            yield from passages(file)
 
 
 def find(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs name, each once. Raises UserError for one that names none."""
+    """The files that paths and globs name: in the patterns' order, matches sorted by path, none twice.
+
+    Raises UserError for a pattern that names none.
+    """
     found: dict[Path, Path] = {}
     for pattern in patterns:
         for path in _matches(pattern):

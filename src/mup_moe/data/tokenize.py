@@ -1,13 +1,19 @@
-"""Tokenizes a corpus into a folder: tokenizer.json, train.bin, valid.bin and manifest.json."""
+"""Tokenizes a corpus into a folder: tokenizer.json, train.bin, valid.bin and manifest.json.
+
+What it has done so far stands in the folder's `.work/`: killed, the same command continues there.
+"""
 
 import argparse
 import dataclasses
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pydantic
@@ -15,17 +21,28 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.config.settings import CorpusSettings
-from mup_moe.data.documents import Tally, read_documents
-from mup_moe.data.split import in_validation, text_digest
-from mup_moe.data.spool import Spool
+from mup_moe.data import work
+from mup_moe.data.documents import Batch, Place, open_source, read_batches, source_files
+from mup_moe.data.spool import Spool, pack
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
-from mup_moe.files import UserError, atomic_write, remove_leftovers, write_json, write_text
+from mup_moe.files import (
+    UserError,
+    atomic_write,
+    claim_folder,
+    file_digest,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
-_BATCH_CHARACTERS = 2**21
+WORK = ".work"
+_TEXT = "text"
+_Made: TypeAlias = dict[str, bytes]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,29 +74,77 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
     """Writes a corpus's tokenizer, token files and manifest into `folder`; returns the manifest.
 
     The files depend on the settings, the text and the versions that the manifest lists, and on
-    nothing else. Raises UserError.
+    nothing else: neither on `threads` nor on where earlier runs were killed. Raises UserError.
     """
     if threads < 1:
         raise UserError(f"--threads is {threads}: give at least 1")
     # Read by the library when it first encodes.
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
-    remove_leftovers(*(folder / name for name in (TOKENIZER, MANIFEST, *(f"{split}.bin" for split in SPLITS))))
-    tally = Tally()
-    with Spool(folder) as train, Spool(folder) as valid:
-        _fill(train, valid, settings, tally)
-        tokenizer = _tokenizer(settings, train)
-        vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
-        end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-        assert end_of_text is not None  # both kinds of tokenizer have it
-        dtype = dtype_for(vocabulary)
-        # A manifest vouches for the files beside it: the old one goes before they do, the new one comes last.
-        (folder / MANIFEST).unlink(missing_ok=True)
-        write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))
-        splits = {
-            split: _encode(spool, tokenizer, end_of_text, dtype, folder / f"{split}.bin")
-            for split, spool in zip(SPLITS, (train, valid), strict=True)
+    owner = _owner(settings)
+    doing = work.owner(folder / WORK)
+    with claim_folder(folder) as waited:
+        if waited and doing == owner and work.owner(folder / WORK) is None and (folder / MANIFEST).exists():
+            return dict(read_json(folder / MANIFEST))  # the other process has just done the same
+        remove_leftovers(*(folder / name for name in (TOKENIZER, MANIFEST, *(f"{split}.bin" for split in SPLITS))))
+        work.begin(folder / WORK, owner)
+        manifest = _tokenize(settings, folder, folder / WORK)
+        work.remove(folder / WORK)
+    return manifest
+
+
+def _owner(settings: CorpusSettings) -> str:
+    """All that the work depends on. Text counts by name, size and time: to read all of it would take too long."""
+    files = [Path(file).expanduser() for file in settings.tokenizer_files or ()]
+    if settings.source != "c4" or settings.files:
+        files = [*source_files(settings), *files]
+    parts = {
+        "settings": dataclasses.asdict(settings),
+        "versions": _versions(settings),
+        "code": provenance.source_digest(sorted(Path(__file__).parent.glob("*.py"))),
+        "files": [[str(path), *_size_and_time(path)] for path in files],
+    }
+    return json.dumps(parts)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)  # who reads it says what is wrong
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _versions(settings: CorpusSettings) -> dict[str, str]:
+    return provenance.versions("tokenizers", "datasets", *settings.packages)
+
+
+def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, Any]:
+    # GPT-2's tokens are made as the text is read; a tokenizer that is to be trained needs all of it first.
+    trained = settings.tokenizer == "bpe"
+    read = _spool(settings, kept) if trained else None
+    tokenizer = _tokenizer(settings, kept, read)
+    vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None  # both kinds of tokenizer have it
+    dtype = dtype_for(vocabulary)
+    encoded = _encode(settings, kept, read, tokenizer, end_of_text, dtype)
+    read = read or encoded
+    _check_splits(settings, read)
+    # A manifest vouches for the files beside it: the old one goes before they do, the new one comes last.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    write_text(folder / TOKENIZER, (kept / TOKENIZER).read_text(encoding="utf-8"))
+    splits = {}
+    for split in SPLITS:
+        # A copy, not a move: Snakemake deletes what an unfinished job has put in place.
+        digest = _copy(kept / f"{split}.bin", folder / f"{split}.bin")
+        splits[split] = {
+            "documents": read.counts[split].documents,
+            "bytes": read.counts[split].bytes,
+            "tokens": (folder / f"{split}.bin").stat().st_size // dtype.itemsize,
+            "text_sha256": file_digest(kept / f"{split}.digests"),
+            "tokens_sha256": digest,
         }
-    counts = dataclasses.asdict(tally)
+    counts = dataclasses.asdict(read.tally)
     manifest = {
         "source": settings.source,
         "settings": dataclasses.asdict(settings),
@@ -89,81 +154,140 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
         "vocabulary": vocabulary,
         "dtype": dtype.name,
         "end_of_text": end_of_text,
-        "versions": provenance.versions("tokenizers", "datasets", *settings.packages),
+        "versions": _versions(settings),
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def _fill(train: Spool, valid: Spool, settings: CorpusSettings, tally: Tally) -> None:
-    with _progress("reading", settings.max_bytes) as progress:
-        for text in read_documents(settings, tally):
-            digest = text_digest(text)
-            spool = valid if in_validation(digest, settings.validation_fraction) else train
-            spool.add(text, digest)
-            progress.update(train.bytes + valid.bytes - progress.n)
-    documents = train.documents + valid.documents
-    if documents == 0:
+def _spool(settings: CorpusSettings, kept: Path) -> Place:
+    """Reads the corpus into one file, which encoding reads; returns the place where it ends."""
+    with work.Stage(kept, "reading", (_TEXT,)) as stage:
+        place = Place.from_json(stage.note)
+        with _progress("reading", settings.max_bytes, place) as progress:
+            for batch in _from_source(settings, place):
+                stage.append(_TEXT, b"".join(pack(document.text) for document in batch.documents))
+                place = _commit(stage, progress, batch, place)
+    _check_splits(settings, place)
+    return place
+
+
+def _from_source(settings: CorpusSettings, place: Place) -> Iterator[Batch]:
+    if not place.finished:  # the hub is asked for nothing when there is nothing left to read
+        source = open_source(settings, place.position)
+        yield from read_batches(source, place, settings.validation_fraction, settings.max_bytes)
+
+
+def _check_splits(settings: CorpusSettings, place: Place) -> None:
+    if place.documents == 0:
         raise UserError(
-            f"the corpus has no text ({tally.empty} documents were empty, {tally.without_text} records had no `text`):"
-            " name other files"
+            f"the corpus has no text ({place.tally.empty} documents were empty,"
+            f" {place.tally.without_text} records had no `text`): name other files"
         )
-    for name, spool, cure in (("training", train, "lower"), ("validation", valid, "raise")):
-        if spool.documents == 0:
+    for name, split, cure in (("training", "train", "lower"), ("validation", "valid", "raise")):
+        if place.counts[split].documents == 0:
             raise UserError(
-                f"the {name} split is empty, for of {documents} documents `validation_fraction`"
+                f"the {name} split is empty, for of {place.documents} documents `validation_fraction`"
                 f" {settings.validation_fraction} left it none: give more documents, or {cure} the fraction"
             )
 
 
-def _tokenizer(settings: CorpusSettings, train: Spool) -> "Tokenizer":
-    from mup_moe.data.tokenizer import gpt2, train_bpe
+def _tokenizer(settings: CorpusSettings, kept: Path, read: Place | None) -> "Tokenizer":
+    from mup_moe.data import tokenizer
 
-    if settings.tokenizer == "gpt2":
-        return gpt2(settings.tokenizer_files)
-    assert settings.vocabulary is not None  # CorpusSettings demands it
-    return train_bpe(train, settings.vocabulary)
+    path = kept / TOKENIZER
+    if not path.exists():
+        if read is None:
+            made = tokenizer.gpt2(settings.tokenizer_files)
+        else:
+            assert settings.vocabulary is not None  # CorpusSettings demands it
+            batches = read_batches(Spool(kept / _TEXT), Place(), settings.validation_fraction)
+            texts = (document.text for batch in batches for document in batch.documents if document.split == "train")
+            made = tokenizer.train_bpe(texts, read.counts["train"].bytes, settings.vocabulary)
+        write_text(path, made.to_str(pretty=True))
+    return tokenizer.load(path)
 
 
 def _encode(
-    spool: Spool, tokenizer: "Tokenizer", end_of_text: int, dtype: "np.dtype[Any]", path: Path
-) -> dict[str, Any]:
-    """Writes one split's token file; returns its entry in the manifest."""
+    settings: CorpusSettings,
+    kept: Path,
+    read: Place | None,
+    tokenizer: "Tokenizer",
+    end_of_text: int,
+    dtype: "np.dtype[Any]",
+) -> Place:
+    """Makes each split's tokens and document digests, from what was read or from the source itself."""
+
+    def encode(batch: Batch) -> _Made:
+        made: dict[str, list[bytes]] = {name: [] for name in files}
+        encodings = tokenizer.encode_batch_fast([document.text for document in batch.documents])
+        for document, encoding in zip(batch.documents, encodings, strict=True):
+            ids = [*encoding.ids, end_of_text]
+            made[f"{document.split}.bin"].append(np.fromiter(ids, dtype, len(ids)).tobytes())
+            made[f"{document.split}.digests"].append(document.digest)
+        return {name: b"".join(parts) for name, parts in made.items()}
+
+    files = tuple(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "digests"))
+    with work.Stage(kept, "encoding", files) as stage:
+        place = Place.from_json(stage.note)
+        if read is None:
+            batches = _from_source(settings, place)
+            total = settings.max_bytes
+        else:
+            batches = read_batches(Spool(kept / _TEXT, place.position), place, settings.validation_fraction)
+            total = read.bytes
+        with _progress("encoding", total, place) as progress:
+            for batch, made in _ahead(encode, batches):
+                for name, data in made.items():
+                    stage.append(name, data)
+                place = _commit(stage, progress, batch, place)
+    return place
+
+
+def _ahead(encode: Callable[[Batch], _Made], batches: Iterator[Batch]) -> Iterator[tuple[Batch, _Made]]:
+    """Encodes batches in their order, and reads on meanwhile; few are held at a time."""
+    pending: deque[tuple[Batch, Future[_Made]]] = deque()
+    # The library has its own threads and needs the next batch ready when it finishes one.
+    with ThreadPoolExecutor(2) as pool:
+        for batch in batches:
+            pending.append((batch, pool.submit(encode, batch)))
+            if len(pending) > 2:
+                batch, future = pending.popleft()
+                yield batch, future.result()
+        for batch, future in pending:
+            yield batch, future.result()
+
+
+def _commit(stage: work.Stage, progress: "tqdm[Any]", batch: Batch, before: Place) -> Place:
+    """Commits what was made of a batch, and returns the place after it."""
+    if batch.after is None:
+        return before
+    stage.commit(dataclasses.asdict(batch.after), now=batch.after.finished)
+    progress.update(batch.after.bytes - before.bytes)
+    return batch.after
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copies a file atomically; returns its SHA-256 in hexadecimal."""
     digest = hashlib.sha256()
-    tokens = 0
-    with atomic_write(path) as file, _progress(f"encoding {path.name}", spool.bytes) as progress:
-        for batch in _batches(spool):
-            for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch), strict=True):
-                ids = np.array([*encoding.ids, end_of_text], dtype=dtype)
-                data = ids.tobytes()
-                file.write(data)
-                digest.update(data)
-                tokens += len(ids)
-                progress.update(len(text.encode()))
-    return {
-        "documents": spool.documents,
-        "bytes": spool.bytes,
-        "tokens": tokens,
-        "text_sha256": spool.digest,
-        "tokens_sha256": digest.hexdigest(),
-    }
+    with source.open("rb") as file, atomic_write(target) as copy:
+        while data := file.read(2**20):
+            copy.write(data)
+            digest.update(data)
+    return digest.hexdigest()
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Groups texts so that a group has little more than _BATCH_CHARACTERS."""
-    batch: list[str] = []
-    room = _BATCH_CHARACTERS
-    for text in texts:
-        batch.append(text)
-        room -= len(text) + 100  # an encoding has a weight of its own, and documents may be tiny
-        if room <= 0:
-            yield batch
-            batch, room = [], _BATCH_CHARACTERS
-    if batch:
-        yield batch
-
-
-def _progress(description: str, total: int | None) -> "tqdm[Any]":
+def _progress(description: str, total: int | None, place: Place) -> "tqdm[Any]":
+    if place.bytes:
+        print(f"{description}: continuing after {place.bytes:,} bytes of text", file=sys.stderr, flush=True)
     # A log file gets few lines.
     interval = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(desc=description, total=total, unit="B", unit_scale=True, mininterval=interval, file=sys.stderr)
+    return tqdm(
+        desc=description,
+        total=total,
+        initial=place.bytes,
+        unit="B",
+        unit_scale=True,
+        mininterval=interval,
+        file=sys.stderr,
+    )

@@ -2,13 +2,12 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mup_moe.data.split import in_sample, text_digest
-from mup_moe.data.spool import Spool
 from mup_moe.data.tokens import END_OF_TEXT
 from mup_moe.files import UserError
 
@@ -17,11 +16,11 @@ TRAINING_BYTES = 2**26
 _LONG_RUN = re.compile(r"\S{1024}|\s{1024}")
 
 
-def train_bpe(spool: Spool, vocabulary: int) -> Tokenizer:
+def train_bpe(texts: Iterable[str], size: int, vocabulary: int) -> Tokenizer:
     """A byte-level BPE of `vocabulary` tokens, or fewer where the text has no more pairs to merge.
 
-    Trained on the spool's documents, or on a sample of TRAINING_BYTES chosen by their digests.
-    Token 0 is END_OF_TEXT and tokens 1 to 256 are the bytes.
+    Trained on `texts`, of `size` bytes of UTF-8 together, or on a sample of TRAINING_BYTES of them
+    chosen by their digests. Token 0 is END_OF_TEXT and tokens 1 to 256 are the bytes.
     """
     tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -31,7 +30,7 @@ def train_bpe(spool: Spool, vocabulary: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
-    tokenizer.train_from_iterator(_sample(spool), trainer)
+    tokenizer.train_from_iterator(_sample(texts, size), trainer)
     return tokenizer
 
 
@@ -91,9 +90,9 @@ def _end_of_text() -> AddedToken:
     return AddedToken(END_OF_TEXT, special=True, normalized=False)
 
 
-def _sample(spool: Spool) -> Iterator[str]:
-    fraction = TRAINING_BYTES / spool.bytes
-    for text in spool:
+def _sample(texts: Iterable[str], size: int) -> Iterator[str]:
+    fraction = TRAINING_BYTES / size
+    for text in texts:
         if fraction >= 1 or in_sample(text_digest(text), fraction):
             yield from _without_long_words(text)
 

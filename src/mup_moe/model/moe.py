@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import DROPLESS, ModelSettings
 from mup_moe.model.shape import ModelShape
+from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
@@ -150,15 +151,20 @@ def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
     return y
 
 
-def combine(y_RMD: Tensor, routing: Routing) -> Tensor:
-    """The gated sum of each token's experts, [R, N, D]; 0 for a token that was dropped."""
+def collect(y_RMD: Tensor, routing: Routing) -> Tensor:
+    """The expert's output of each choice, [R, K, N, D]; for a dropped choice some other one's."""
     replicas, top_k, tokens = routing.place_RKN.shape
     z_RAD: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
         y_RMD, routing.place_RKN.view(replicas, -1), routing.choice_RM[:, None], routing.filled_RM[:, None]
     )
+    return z_RAD.view(replicas, top_k, tokens, -1)
+
+
+def combine(z_RKND: Tensor, gates_RKN: Tensor) -> Tensor:
+    """The gated sum of each token's experts, [R, N, D]; 0 for a token that was dropped."""
     # Gates are float32, and so is the product, even under autocast.
-    gated_RKND = z_RAD.view(replicas, top_k, tokens, -1) * routing.gates_RKN[..., None]
-    return gated_RKND[:, 0] if top_k == 1 else gated_RKND.sum(1)
+    gated_RKND = z_RKND * gates_RKN[..., None]
+    return gated_RKND[:, 0] if gates_RKN.shape[1] == 1 else gated_RKND.sum(1)
 
 
 class MoE(nn.Module):
@@ -185,6 +191,7 @@ class MoE(nn.Module):
             active=active,
             into_residual=True,
         )
+        self.logits, self.gates, self.expert_outputs = Tap(), Tap(), Tap()
 
     def router_logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
@@ -196,7 +203,7 @@ class MoE(nn.Module):
         replicas, tokens, width = x_RND.shape
         places = capacity(tokens, self.shape, self.settings.capacity_factor)
         routing, statistics = route(
-            self.router_logits(x_RND),
+            self.logits(self.router_logits(x_RND)),
             self.shape.top_k,
             places,
             renormalize=self.settings.renormalize_gates,
@@ -208,4 +215,5 @@ class MoE(nn.Module):
         hidden = ACTIVATIONS[self.settings.activation](hidden)
         y = torch.bmm(hidden.view(-1, places, self.shape.expert_size), self.down.value.flatten(0, 1))
         y_RMD = self.down.scale(y.view(replicas, -1, width))
-        return combine(y_RMD, routing), statistics
+        z_RKND = self.expert_outputs(collect(y_RMD, routing))
+        return combine(z_RKND, self.gates(routing.gates_RKN)), statistics

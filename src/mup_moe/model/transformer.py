@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.moe import ACTIVATIONS, MoE, RouterStatistics
 from mup_moe.model.shape import ModelShape
+from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight, weights_of
 
 
@@ -85,12 +86,13 @@ class Block(nn.Module):
         self.attention = Attention(shape, replicas)
         self.feed_forward_norm = Norm(shape.width, replicas)
         self.feed_forward = (FeedForward if shape.dense else MoE)(shape, settings, replicas)
+        self.attention_output, self.feed_forward_output = Tap(), Tap()
 
     def forward(self, x_RND: Tensor, sequence: int) -> tuple[Tensor, RouterStatistics | None]:
         """Tokens [R, N, D] to tokens [R, N, D], and the router's statistics, if there is one."""
-        x_RND = x_RND + self.attention(self.attention_norm(x_RND), sequence)
+        x_RND = x_RND + self.attention_output(self.attention(self.attention_norm(x_RND), sequence))
         y_RND, statistics = self.feed_forward(self.feed_forward_norm(x_RND))
-        return x_RND + y_RND, statistics
+        return x_RND + self.feed_forward_output(y_RND), statistics
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class Transformer(nn.Module):
         self.unembedding = Weight(
             "unembedding", (width, vocabulary), fan_in=width, fan_out=vocabulary, replicas=replicas
         )
+        self.embedded, self.logits = Tap(), Tap()
 
     def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[RouterStatistics]]:
         """Token ids [R, B, S] to logits [R, N, V], and the routers' statistics, block by block."""
@@ -132,13 +135,14 @@ class Transformer(nn.Module):
         position_RSD = self.position.scale(self.position.value[:, :sequence])
         x_RND = self.token.scale(x_RBSD.flatten(1, 2)).unflatten(1, (-1, sequence))
         x_RND = ((x_RND + position_RSD[:, None]) * self.settings.embedding_multiplier).flatten(1, 2)
+        x_RND = self.embedded(x_RND)
         statistics = []
         for block in self.blocks:
             x_RND, router = block(x_RND, sequence)
             if router is not None:
                 statistics.append(router)
         x_RND = self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier)
-        return x_RND @ self.unembedding.value, statistics
+        return self.logits(x_RND @ self.unembedding.value), statistics
 
     def losses(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> Losses:
         """The losses of predicting `targets_RBS` from `tokens_RBS`; each replica's own batch mean."""

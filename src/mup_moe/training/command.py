@@ -1,30 +1,40 @@
 """Trains one cell: python -m mup_moe train."""
 
 import argparse
-import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, make_folder, remove_leftovers
+from mup_moe.files import UserError, claim_folder, remove_leftovers
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
 from mup_moe.training.device import claim_device
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
-from mup_moe.training.trainer import METRICS, Outcome, Stopwatch, Trainer, learning_rate
+from mup_moe.training.trainer import METRICS, Outcome, Trainer, learning_rate, precision_on
 
 CHECKPOINT = "checkpoint.safetensors"
+
+
+class Stopwatch:
+    """Seconds of training, across interruptions."""
+
+    def __init__(self, elapsed: float = 0.0) -> None:
+        self._start = time.perf_counter() - elapsed
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,15 +55,14 @@ def run(arguments: argparse.Namespace) -> int:
     tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
     digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
     digests["fingerprint"] = request.fingerprint(tokens_digest, digests["code"])
-    make_folder(arguments.out)
     result = Result(arguments.out)
     try:
-        with _claim_folder(arguments.out), claim_device(arguments.device) as device:
+        with claim_folder(arguments.out), claim_device(arguments.device) as device:
             remove_leftovers(arguments.out / CHECKPOINT, *result.files)
-            trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
             # Rounding differs between devices and precisions: what one wrote serves that one alone.
-            owner = f"{digests['fingerprint']}/{device.type}/{trainer.precision}"
+            owner = f"{digests['fingerprint']}/{device.type}/{precision_on(device, request.training)}"
             if not result.is_of(owner):
+                trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
                 _train(trainer, arguments, owner, result, digests)
             result.publish()
     except torch.OutOfMemoryError as error:
@@ -70,21 +79,6 @@ def _train(
     (outcome,) = trainer.outcomes()
     result.keep(owner, *_tables(trainer, outcome, watch.elapsed, digests))
     path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _claim_folder(folder: Path) -> Iterator[None]:
-    """Waits for a trainer that outlived a killed workflow: two would write the same files."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{folder} is being trained by another process; waiting for it", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _resume(trainer: Trainer, path: Path, owner: str) -> Stopwatch:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.model.scaling import Factors
@@ -21,6 +23,18 @@ def schedule(step: int, settings: TrainingSettings) -> float:
     return settings.final_lr_fraction + (1 - settings.final_lr_fraction) * cosine
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Slices of one replica that share their rates, and Adam's state of each."""
+
+    peak: float
+    weight_decay: float
+    tensors: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+
+
 class ReplicaAdamW:
     """torch's fused AdamW on the slices that belong to each replica.
 
@@ -34,6 +48,8 @@ class ReplicaAdamW:
 
     """
 
+    # The functional form: torch's optimizer classes import its compiler, a second for every cell.
+
     def __init__(
         self,
         model: Transformer,
@@ -43,28 +59,36 @@ class ReplicaAdamW:
     ) -> None:
         self._settings = settings
         self._weights = weights_of(model)
-        # A slice is a leaf of its own that shares the replica's storage.
+        self._moments = {
+            moment: {name: torch.zeros_like(weight.value.detach()) for name, weight in self._weights.items()}
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+        # A slice shares the replica's storage.
         self._slices = [
             {name: weight.value.detach()[replica] for name, weight in self._weights.items()}
             for replica in range(model.replicas)
         ]
-        groups: list[dict[str, object]] = []
-        for slices, row, rate in zip(self._slices, factors, learning_rates, strict=True):
-            for lr, decay in sorted({(f.adam_lr, f.weight_decay) for f in row.values()}):
-                members = [slices[name] for name, f in row.items() if (f.adam_lr, f.weight_decay) == (lr, decay)]
-                groups.append(
-                    {
-                        "params": members,
-                        "lr": 0.0,
-                        "peak": rate * lr,
-                        "weight_decay": settings.weight_decay * decay,
-                    }
-                )
-        grouped = sum(t.numel() for group in groups for t in group["params"])  # type: ignore[attr-defined]
+        self._groups = [
+            self._group(replica, [n for n, f in row.items() if (f.adam_lr, f.weight_decay) == pair], rate, *pair)
+            for replica, (row, rate) in enumerate(zip(factors, learning_rates, strict=True))
+            for pair in sorted({(f.adam_lr, f.weight_decay) for f in row.values()})
+        ]
+        grouped = sum(tensor.numel() for group in self._groups for tensor in group.tensors)
         total = sum(parameter.numel() for parameter in model.parameters())
-        assert grouped == total, f"the parameter groups hold {grouped} of the model's {total} entries"
-        self._adamw = torch.optim.AdamW(groups, betas=settings.adam_betas, eps=settings.adam_eps, fused=True)
+        assert grouped == total, f"the groups hold {grouped} of the model's {total} entries"
 
+    def _group(self, replica: int, names: Sequence[str], rate: float, lr: float, decay: float) -> _Group:
+        tensors = [self._slices[replica][name] for name in names]
+        return _Group(
+            peak=rate * lr,
+            weight_decay=self._settings.weight_decay * decay,
+            tensors=tensors,
+            exp_avgs=[self._moments["exp_avg"][name][replica] for name in names],
+            exp_avg_sqs=[self._moments["exp_avg_sq"][name][replica] for name in names],
+            steps=[torch.zeros((), device=tensor.device) for tensor in tensors],
+        )
+
+    @torch.no_grad()
     def step(self, step: int) -> Tensor:
         """Clips each replica's gradient and takes step number `step`; the gradient norms [R] before.
 
@@ -81,29 +105,36 @@ class ReplicaAdamW:
             if self._settings.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(slices.values(), self._settings.clip_norm, norm)
         factor = schedule(step, self._settings)
-        for group in self._adamw.param_groups:
-            group["lr"] = group["peak"] * factor
-        self._adamw.step()
+        beta1, beta2 = self._settings.adam_betas
+        for group in self._groups:
+            adamw(
+                group.tensors,
+                [tensor.grad for tensor in group.tensors if tensor.grad is not None],
+                group.exp_avgs,
+                group.exp_avg_sqs,
+                [],
+                group.steps,
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group.peak * factor,
+                weight_decay=group.weight_decay,
+                eps=self._settings.adam_eps,
+                maximize=False,
+            )
         for weight in self._weights.values():
             weight.value.grad = None
         return torch.stack(norms)
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments, stacked over replicas as the parameters are: "moment/tensor" -> [R, ...]."""
-        moments = {}
-        for name in self._weights:
-            for moment in ("exp_avg", "exp_avg_sq"):
-                states = [self._adamw.state[slices[name]] for slices in self._slices]
-                if all(states):
-                    moments[f"{moment}/{name}"] = torch.stack([state[moment] for state in states])
-        return moments
+        return {f"{moment}/{name}": t for moment, of_name in self._moments.items() for name, t in of_name.items()}
 
     def load_state(self, moments: Mapping[str, Tensor], steps: int) -> None:
         """Restores `state` as it was after `steps` steps."""
-        for replica, slices in enumerate(self._slices):
-            for name, tensor in slices.items():
-                self._adamw.state[tensor] = {
-                    "step": torch.tensor(float(steps), device=tensor.device),
-                    "exp_avg": moments[f"exp_avg/{name}"][replica].to(tensor.device).clone(),
-                    "exp_avg_sq": moments[f"exp_avg_sq/{name}"][replica].to(tensor.device).clone(),
-                }
+        for key, tensor in self.state().items():
+            tensor.copy_(moments[key])
+        for group in self._groups:
+            for taken in group.steps:
+                taken.fill_(steps)

@@ -4,7 +4,6 @@ Axes: R replicas, B sequences, S positions, T steps, M metrics.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mup_moe.config.settings import TrainingSettings
 from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer, model_size
@@ -84,8 +84,7 @@ class Trainer:
         rates = [request.cell.learning_rate for request in requests]
         self._optimizer = ReplicaAdamW(self.model, factors, rates, self.settings)
         self._history_TRM = torch.zeros(self.settings.steps, len(requests), len(METRICS), device=device)
-        precision = self.settings.precision
-        self.precision = ("bfloat16" if device.type == "cuda" else "float32") if precision == "auto" else precision
+        self.precision = precision_on(device, self.settings)
 
     @property
     def tokens_per_step(self) -> int:
@@ -107,8 +106,7 @@ class Trainer:
                 after_step(self)
 
     def _train_step(self) -> None:
-        batches = [self._train.training(request.cell.seed, self.step) for request in self.requests]
-        losses = self._losses(*self._batch(batches))
+        losses = self.losses(*self.training_batch(self.step))
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self.step)
         metrics_MR = torch.stack(
@@ -123,7 +121,12 @@ class Trainer:
         )
         self._history_TRM[self.step] = metrics_MR.detach().T
 
-    def _losses(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
+    def training_batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets [R, B, S] of a step, each replica's by its own seed."""
+        return self._batch([self._train.training(request.cell.seed, step) for request in self.requests])
+
+    def losses(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
+        """The model's losses on a batch, in the precision of the training."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return self.model.losses(inputs_RBS, targets_RBS)
 
@@ -154,7 +157,7 @@ class Trainer:
         total_R = torch.zeros(len(self.requests), dtype=torch.float64, device=self.device)
         for index in range(count):
             batch = self._valid.fixed(index, count)
-            losses = self._losses(*self._batch([batch] * len(self.requests)))
+            losses = self.losses(*self._batch([batch] * len(self.requests)))
             total_R += losses.cross_entropy_R.double()
         return [total / count for total in total_R.tolist()]
 
@@ -192,18 +195,13 @@ class Trainer:
         self.step = step
 
 
+def precision_on(device: torch.device, settings: TrainingSettings) -> str:
+    """What `precision` comes to on a device: float32 or bfloat16."""
+    if settings.precision == "auto":
+        return "bfloat16" if device.type == "cuda" else "float32"
+    return settings.precision
+
+
 def learning_rate(request: TrainingRequest, step: int) -> float:
     """The global learning rate of a step (from 0)."""
     return request.cell.learning_rate * schedule(step, request.training)
-
-
-class Stopwatch:
-    """Seconds of training, across interruptions."""
-
-    def __init__(self, elapsed: float = 0.0) -> None:
-        self._start = time.perf_counter() - elapsed
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self._start

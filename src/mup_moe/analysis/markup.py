@@ -1,0 +1,51 @@
+r"""Tables as Markdown and LaTeX, and Markdown as HTML.
+
+In both, rows whose first cell is empty belong to the row above. The LaTeX is a tabular that needs
+the package booktabs.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "μ": r"$\mu$"}
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;width:fit-content}"
+    "p,li{max-width:60em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.35em .7em;text-align:left;"
+    "border-bottom:1px solid #ddd;vertical-align:top}th{border-bottom:2px solid #888}code{background:#f3f3f3}"
+)
+
+
+def html_page(title: str, markdown: str) -> str:
+    """A page of its own, readable in a frame, of Markdown that we wrote."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    head = f"<meta charset='utf-8'>\n<title>{title}</title>\n<style>{_STYLE}</style>"
+    return f"<!doctype html>\n{head}\n{body}"
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)
+
+
+def latex_text(text: str) -> str:
+    """Text that LaTeX shows as it is."""
+    return "".join(_TEX.get(letter, rf"\{letter}" if letter in "#$%&_{}" else letter) for letter in text)
+
+
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are Markdown already."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A booktabs tabular of cells that are LaTeX already, with a rule above every row that begins anew."""
+    lines = [rf"\begin{{tabular}}{{{'l' * len(headings)}}}", r"\toprule", " & ".join(headings) + r" \\"]
+    for cells in rows:
+        lines += [r"\midrule"] if cells[0] else []
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

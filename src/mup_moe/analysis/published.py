@@ -1,0 +1,77 @@
+"""Losses that others published, read from a CSV: what `figures.*.reference` names.
+
+Standard library only, so that a Snakefile can import it.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.settings import FigureSettings
+from mup_moe.files import UserError
+
+
+class Point(NamedTuple):
+    """One published run; `loss` in nats."""
+
+    parametrization: str
+    width: int
+    learning_rate: float
+    loss: float
+
+
+def read_published(path: Path, loss: str) -> list[Point]:
+    """The points of a CSV with the columns parametrization, width, learning_rate and `loss`.
+
+    Raises UserError, naming the file, where it is missing, damaged or lists a point twice.
+    """
+    try:
+        # utf-8-sig: spreadsheets write a byte order mark.
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            absent = [
+                name
+                for name in ("parametrization", "width", "learning_rate", loss)
+                if name not in (rows.fieldnames or ())
+            ]
+            if absent:
+                raise UserError(f"{path} lacks the column `{absent[0]}`: see reference/README.md for what it must hold")
+            points = [_point(row, loss, f"{path}, line {rows.line_num}") for row in rows]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: give a CSV of published losses, or null") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as CSV ({error}): give a CSV of published losses, or null") from None
+    places = [point[:3] for point in points]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise UserError(f"{path} lists {twice[0]}, width {twice[1]}, learning rate {twice[2]:g} twice: leave one")
+    return points
+
+
+def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> None:
+    """Raises UserError where the points say nothing of the figure's curves."""
+    axes = (figure.panel, figure.curve, figure.axes.architecture)
+    if axes != ("parametrization", "width", ("moe",)):
+        raise UserError(
+            f"{path} is for a figure of MoE models with a panel per parametrization and a curve per width:"
+            " set the reference of any other to null"
+        )
+    if not any(
+        point.parametrization in figure.axes.parametrization and point.width in figure.axes.width for point in points
+    ):
+        raise UserError(f"{path} has none of the figure's parametrizations and widths: name another file, or null")
+
+
+def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
+    try:
+        value = float(row[loss] or "")
+        point = Point(
+            row["parametrization"] or "", int(row["width"] or ""), LearningRate(row["learning_rate"] or ""), value
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; give a number in every field") from None
+    if not (point.parametrization and math.isfinite(value)):
+        raise UserError(f"{where} must name a parametrization and a finite loss")
+    return point

@@ -1,0 +1,86 @@
+"""Slopes of what a probe measured, log2 of the quantity on log2 of the width, with their intervals."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+
+from mup_moe.analysis.regression import regress
+from mup_moe.analysis.runs import read_table
+from mup_moe.files import UserError, write_csv
+
+VALUES = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
+TEXT = ("parametrization", "quantity", "block")
+
+
+class Slope(NamedTuple):
+    """A quantity's slope over the widths; NaN where it is 0 or not finite in all models.
+
+    block: "" outside of the blocks. low, high: Student's interval, seeds with intercepts of their
+    own. points: models that enter; models: all. lowest_width, highest_width: of all models.
+    """
+
+    parametrization: str
+    quantity: str
+    block: str
+    step: int
+    slope: float
+    low: float
+    high: float
+    points: int
+    models: int
+    lowest_width: int
+    highest_width: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `slopes`."""
+    parser.add_argument("values", type=Path, nargs="+", help="the CSVs that `probe` wrote, one per width")
+    parser.add_argument("--confidence", type=float, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the slopes. Raises UserError for values that are missing or damaged."""
+    found = slopes(read_values(arguments.values), arguments.confidence)
+    write_csv(arguments.out, Slope._fields, (["" if field != field else field for field in row] for row in found))
+
+
+def read_values(paths: Sequence[Path]) -> pd.DataFrame:
+    """The values of all widths in one table. Raises UserError."""
+    table = pd.concat([read_table(path, VALUES, TEXT).fillna({"block": ""}) for path in paths], ignore_index=True)
+    if table.empty:
+        raise UserError(f"{paths[0]} holds no value: delete it and run the same command again")
+    return table
+
+
+def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
+    """A row per parametrization, quantity, block and step, in the order of the values."""
+    for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
+        parametrization, quantity, block, step = cast(tuple[str, str, str, int], key)
+        positive = group[np.isfinite(group["value"]) & (group["value"] > 0)]
+        points = zip(positive["seed"], np.log2(positive["width"]), np.log2(positive["value"]), strict=True)
+        slope, interval = regress(list(points), confidence)
+        widths = group["width"]
+        yield Slope(
+            parametrization=parametrization,
+            quantity=quantity,
+            block=block,
+            step=step,
+            slope=slope,
+            low=interval.low,
+            high=interval.high,
+            points=len(positive),
+            models=len(group),
+            lowest_width=int(widths.min()),
+            highest_width=int(widths.max()),
+        )
+
+
+def read_slopes(path: Path) -> list[Slope]:
+    """Reads what `slopes` wrote. Raises UserError."""
+    table = read_table(path, Slope._fields, TEXT).fillna({"block": ""})
+    return [Slope(*record) for record in table[list(Slope._fields)].itertuples(index=False, name=None)]

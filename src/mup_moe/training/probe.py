@@ -1,0 +1,200 @@
+"""Measures what goes on inside models over their first steps: python -m mup_moe probe.
+
+Axes: R replicas, N tokens, D width, K top-k, E experts.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from mup_moe import provenance
+from mup_moe.config.cell import Cell
+from mup_moe.config.settings import Measure
+from mup_moe.data.tokens import Tokens
+from mup_moe.files import UserError, write_csv, write_json
+from mup_moe.model.tap import Tap
+from mup_moe.training.code import code_digest
+from mup_moe.training.device import claim_device
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.trainer import Trainer
+
+COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
+# A tap's name -> what is seen there, in the order of the columns that are drawn.
+ACTIVATIONS = {
+    "embedded": "embedding",
+    "attention_output": "attention",
+    "feed_forward_output": "feed-forward",
+    "feed_forward.logits": "router logits",
+    "logits": "output logits",
+}
+COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits", "router-logit change")
+
+# (quantity, block) -> its value; block "" is outside of the blocks.
+Values = dict[tuple[str, str], float]
+Seen = dict[str, Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--requests", default="-", help="file of training requests as JSON, one a line; - reads stdin")
+    parser.add_argument("--measure", required=True, choices=["activations", "covariance"])
+    parser.add_argument("--steps", required=True, help="measure before this many steps are taken, such as 0,1,10")
+    parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
+    parser.add_argument("--out", required=True, type=Path, help="the CSV to write; a JSON beside it says what made it")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--threads", default=1, type=int)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures one model after the other; a row per model, step, quantity and block."""
+    torch.set_num_threads(arguments.threads)
+    requests = _read(arguments.requests)
+    steps = [int(step) for step in arguments.steps.split(",")]
+    tokens = Tokens.open(arguments.tokens, verify=True)
+    rows = []
+    with claim_device(arguments.device) as device:
+        for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
+            rows += [
+                _row(request.cell, step, *item)
+                for step, item in measure(request, arguments.measure, steps, tokens, device)
+            ]
+    write_csv(arguments.out, COLUMNS, rows)
+    write_json(
+        arguments.out.with_suffix(".json"),
+        {
+            "requests": {request.cell.id: request.digest for request in requests},
+            "tokens": tokens.digests,
+            "code": code_digest(),
+            "device": device.type,
+            "machine": provenance.machine(),
+            "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
+        },
+    )
+
+
+def _read(source: str) -> list[TrainingRequest]:
+    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+    requests = [TrainingRequest.from_json(line) for line in text.splitlines() if line.strip()]
+    if not requests:
+        raise UserError("there is no training request to measure: give one as JSON per line")
+    return requests
+
+
+def _row(cell: Cell, step: int, key: tuple[str, str], value: float) -> list[object]:
+    return [cell.parametrization, cell.width, cell.seed, step, *key, f"{value:.9g}"]
+
+
+def measure(
+    request: TrainingRequest, what: Measure, steps: Sequence[int], tokens: Tokens, device: torch.device
+) -> Iterator[tuple[int, tuple[tuple[str, str], float]]]:
+    """Trains one model and yields (step, ((quantity, block), value)) at each of the ascending `steps`.
+
+    All steps are measured on the batch of step 0, so that what changes is the model alone.
+    """
+    trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
+    batch = trainer.training_batch(0)
+    first: Seen = {}
+    for step in steps:
+        trainer.run(until=step)
+        seen = observe(trainer, batch)
+        first = first or {path: tensor.detach().clone() for path, tensor in seen.items() if path.endswith("logits")}
+        values = activations(seen) if what == "activations" else covariance(seen, first)
+        yield from ((step, item) for item in values.items())
+
+
+def observe(trainer: Trainer, batch: tuple[Tensor, Tensor]) -> Seen:
+    """What every tap of the model sees of a batch [R, B, S], with its gradient; trains nothing.
+
+    The gradients are those of the mean over tokens that is minimised.
+    """
+    with _tapped(trainer) as seen:
+        trainer.model.objective(trainer.losses(*batch)).backward()
+    for parameter in trainer.model.parameters():
+        parameter.grad = None
+    return seen
+
+
+@contextmanager
+def _tapped(trainer: Trainer) -> Iterator[Seen]:
+    seen: Seen = {}
+
+    def watch(path: str, tap: Tap) -> torch.utils.hooks.RemovableHandle:
+        def keep(_module: object, _inputs: object, output: Tensor) -> None:
+            output.retain_grad()
+            seen[path] = output
+
+        return tap.register_forward_hook(keep)
+
+    handles = [watch(path, module) for path, module in trainer.model.named_modules() if isinstance(module, Tap)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def activations(seen: Seen) -> Values:
+    """Mean absolute entries (Tensor Programs V, coordinate check) of what `ACTIVATIONS` lists."""
+    return {
+        (quantity, block): float(tensor.detach().float().abs().mean())
+        for wanted, quantity in ACTIVATIONS.items()
+        for path, tensor in seen.items()
+        for block, name in [_split(path)]
+        if name == wanted
+    }
+
+
+def covariance(seen: Seen, first: Seen) -> Values:
+    """How experts and the gradient they receive align (paper, Lemma B.1), block by block.
+
+    Over the choices that found a place, with E the expert's output and g the gradient of one
+    token's loss with respect to the layer's output: the root mean squares of their inner product
+    (the gradient with respect to the gate) and of their cosine. Over tokens and experts: the root
+    mean squares of the loss's gradient with respect to a router logit and of a logit's change
+    since `first`, and the standard deviation of the logits.
+    """
+    found: Values = {}
+    for path, gates_RKN in seen.items():
+        block, name = _split(path)
+        if name != "feed_forward.gates":
+            continue
+        layer = path.removesuffix(".feed_forward.gates")
+        experts_RKND = seen[f"{layer}.feed_forward.expert_outputs"].detach()
+        logits_RNE = seen[f"{layer}.feed_forward.logits"]
+        # The loss is a mean over tokens; a token's own is N times that.
+        tokens = gates_RKN.shape[-1]
+        inner_RKN = tokens * _gradient(gates_RKN)
+        gradient_RND = tokens * _gradient(seen[f"{layer}.feed_forward_output"])
+        norms_RKN = experts_RKND.norm(dim=-1) * gradient_RND.norm(dim=-1)[:, None]
+        kept_RKN = gates_RKN.detach() != 0
+        change_RNE = logits_RNE.detach() - first[f"{layer}.feed_forward.logits"]
+        values = (
+            _rms(inner_RKN[kept_RKN]),
+            _rms((inner_RKN / norms_RKN)[kept_RKN]),
+            _rms(tokens * _gradient(logits_RNE)),
+            float(logits_RNE.detach().std()),
+            _rms(change_RNE),
+        )
+        found |= {(quantity, block): value for quantity, value in zip(COVARIANCE, values, strict=True)}
+    return found
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None  # every tap lies between parameters and loss
+    return tensor.grad
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def _split(path: str) -> tuple[str, str]:
+    """A tap's block and its name there: ("1", "feed_forward.logits"); the block is "" outside of the blocks."""
+    parts = path.split(".", 2)
+    return (parts[1], parts[2]) if parts[0] == "blocks" else ("", path)

@@ -1,0 +1,251 @@
+"""The rule of verdicts, and every recorded verdict derived again from the recorded runs."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from conftest import CONFIG, ROOT
+from mup_moe.__main__ import main
+from mup_moe.analysis.claims import judge, parse_claims
+from mup_moe.config.load import read_config
+from mup_moe.files import write_csv
+
+numbers = st.floats(-3, 3)
+margins = st.floats(0.01, 1)
+RECORDED = sorted(path.parent for path in ROOT.glob("results/recorded/*/claims.csv"))
+
+
+@given(numbers, numbers, margins)
+def test_an_interval_can_not_keep_and_move(one, other, margin):
+    low, high = sorted((one, other))
+    kept, moved, fell = (judge(expect, low, high, margin) for expect in ("keeps", "moves", "falls"))
+    assert not (kept == "replicated" and moved == "replicated")
+    assert (kept == "replicated") == (moved == "not replicated")
+    if fell == "replicated":
+        assert moved == "replicated"
+        assert high < 0
+    if kept == "not replicated":
+        assert moved == "replicated"
+
+
+@given(numbers, numbers, margins)
+def test_falling_is_the_mirror_of_rising(one, other, margin):
+    low, high = sorted((one, other))
+    for expect in ("keeps", "moves"):
+        assert judge(expect, low, high, margin) == judge(expect, -high, -low, margin)
+
+
+@pytest.mark.parametrize(
+    ("expect", "low", "high", "verdict"),
+    [
+        ("keeps", -0.2, 0.1, "replicated"),
+        ("keeps", -0.4, 0.1, "inconclusive"),
+        ("keeps", -0.9, -0.4, "not replicated"),
+        ("falls", -0.9, -0.1, "replicated"),
+        ("falls", -0.2, -0.1, "not replicated"),
+        ("falls", -0.9, 0.1, "inconclusive"),
+        ("falls", 0.4, 0.9, "not replicated"),
+        ("moves", 0.4, 0.9, "replicated"),
+        ("moves", -0.1, 0.9, "inconclusive"),
+        ("moves", math.nan, math.nan, "inconclusive"),
+    ],
+)
+def test_verdicts_of_plain_cases(expect, low, high, verdict):
+    assert judge(expect, low, high, 0.3) == verdict
+
+
+def test_claims_survive_json():
+    assert parse_claims(json.loads(json.dumps(asdict(CONFIG.claims)))) == CONFIG.claims
+
+
+# ---------------------------------------------------------------- the command
+
+
+def write_results(folder: Path, drift: float, noise: float, tokens: int) -> None:
+    """One figure whose optimum drifts, through the real optima command."""
+    config = read_config(ROOT / "config.yaml")
+    figure = config.figures["figure1"]
+    generator = np.random.default_rng(0)
+    rows = []
+    shift = {(c.parametrization, c.width): generator.normal(0, noise) for c in figure.cells()}
+    for cell in figure.cells():
+        vertex = -4.5 + drift * math.log2(cell.width / 32) + shift[cell.parametrization, cell.width]
+        loss = 3 + 0.1 * (math.log2(cell.learning_rate) - vertex) ** 2
+        rows.append([cell.id, "finished", loss, loss, tokens])
+    write_csv(folder / "figure1/runs.csv", ["cell", "status", "train_loss", "valid_loss", "tokens"], rows)
+    from mup_moe.analysis.request import figure_request
+
+    request = json.dumps({"figure1": figure_request(config, "figure1")})
+    out = folder / "figure1/optima.csv"
+    assert main(["optima", "--runs", str(folder / "figure1/runs.csv"), "--figures", request, "--out", str(out)]) == 0
+
+
+def judge_figure(folder: Path, expect: str, panel: str = "mup") -> pd.Series:
+    drifts = [{"figure": "figure1", "panel": panel, "expect": expect}]
+    claims = asdict(CONFIG.claims) | {"table": {"C9": {"says": "It.", "drifts": drifts, "slopes": []}}}
+    arguments = ["--claims", json.dumps(claims), "--confidence", "0.95", "--results", str(folder)]
+    outputs = ["--out", str(folder / "claims"), "--tests", str(folder / "tests.csv")]
+    assert main(["claims", *arguments, *outputs]) == 0
+    return pd.read_csv(folder / "claims.csv", keep_default_na=False).iloc[0]
+
+
+LARGE = CONFIG.claims.refuting_tokens
+
+
+@pytest.mark.parametrize(
+    ("drift", "expect", "verdict"),
+    [
+        (-0.8, "falls", "replicated"),
+        (0.0, "keeps", "replicated"),
+        (0.5, "moves", "replicated"),
+        # Five widths over two octaves cannot refute.
+        (-0.8, "keeps", "inconclusive"),
+        (0.0, "falls", "inconclusive"),
+    ],
+)
+def test_a_drift_is_judged_by_the_criterion(tmp_path, drift, expect, verdict):
+    write_results(tmp_path, drift, 0.01, LARGE)
+    row = judge_figure(tmp_path, expect)
+    assert row["verdict"] == verdict
+    assert (row["decided_by"] != "") == (verdict == "inconclusive")
+    report = (tmp_path / "claims.md").read_text()
+    assert f"### C9: {verdict}" in report
+    assert ("too small a sweep" in report) == (verdict == "inconclusive")
+    assert "<table>" in (tmp_path / "claims.html").read_text()
+
+
+def test_noise_makes_a_verdict_inconclusive(tmp_path):
+    write_results(tmp_path, 0.0, 0.8, LARGE)
+    assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
+
+
+def test_a_result_that_is_missing_is_named(tmp_path, capsys):
+    with pytest.raises(AssertionError):
+        judge_figure(tmp_path, "keeps")
+    assert "figure1/optima.csv does not exist" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- what is recorded
+
+
+def optimum(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> float:
+    """The documented estimator (analysis/curve.py), written anew."""
+    lowest = int(np.nanargmin(loss))
+
+    def reach(direction: int) -> int:
+        for step in range(1, fit_points // 2 + 1):
+            at = lowest + direction * step
+            if not 0 <= at < len(loss) or np.isnan(loss[at]) or (step > 1 and loss[at] > loss[lowest] + 0.5):
+                return step - 1
+        return fit_points // 2
+
+    left, right = reach(-1), reach(1)
+    if left == 0 or right == 0:
+        return log2_lr[lowest]
+    for before, after in ((left, right), (1, 1)):
+        window = slice(lowest - before, lowest + after + 1)
+        fit = np.polynomial.Polynomial.fit(log2_lr[window], loss[window], 2).convert().coef
+        if fit[2] > 1e-9:
+            vertex = -fit[1] / (2 * fit[2])
+            if log2_lr[window][0] <= vertex <= log2_lr[window][-1]:
+                return vertex
+    return log2_lr[lowest]
+
+
+def line(points: list[tuple[int, float, float]], confidence: float) -> tuple[float, float, float]:
+    """Slope and Student's interval, an intercept per seed."""
+    seeds = sorted({seed for seed, *_ in points})
+    design = np.array([[*(seed == s for s in seeds), x] for seed, x, _ in points], dtype=float)
+    y = np.array([y for *_, y in points])
+    solution = np.linalg.lstsq(design, y, rcond=None)[0]
+    freedom = len(y) - len(seeds) - 1
+    variance = ((y - design @ solution) ** 2).sum() / freedom * np.linalg.inv(design.T @ design)[-1, -1]
+    margin = math.sqrt(variance) * stats.t.ppf((1 + confidence) / 2, freedom)
+    return solution[-1], solution[-1] - margin, solution[-1] + margin
+
+
+def verdict(expect: str, low: float, high: float, margin: float, can_refute: bool) -> str:
+    within = low >= -margin and high <= margin
+    no = "not replicated" if can_refute else "inconclusive"
+    if expect == "keeps":
+        return "replicated" if within else no if low > margin or high < -margin else "inconclusive"
+    if within or (expect == "falls" and low > 0):
+        return no
+    return "replicated" if high < 0 or (expect == "moves" and low > 0) else "inconclusive"
+
+
+def overall(verdicts: list[str]) -> str:
+    if "not replicated" in verdicts:
+        return "not replicated"
+    return "replicated" if set(verdicts) == {"replicated"} else "inconclusive"
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_recorded_verdicts_follow_from_recorded_runs(folder):
+    # The criteria that were recorded along with the runs, not those of today.
+    paths = [folder / "config.yaml", *sorted(p for p in folder.glob("*.yaml") if p.name != "config.yaml")]
+    config = read_config(*paths)
+    claims, confidence = config.claims, config.analysis.confidence
+    runs = pd.read_csv(folder / "runs.csv").set_index("cell")
+    recorded = pd.read_csv(folder / "claims.csv", keep_default_na=False).set_index("claim")
+    tests = pd.read_csv(folder / "claims/tests.csv")
+    assert list(recorded.index) == list(claims.table)
+    for name, claim in claims.table.items():
+        found, estimates = [], []
+        for test in claim.drifts:
+            figure = config.figures[test.figure]
+            cells = [c for c in figure.cells() if str(getattr(c, figure.panel)) == test.panel]
+            points = []
+            for seed in figure.axes.seed:
+                for value in getattr(figure.axes, figure.curve):
+                    curve = sorted(
+                        (math.log2(c.learning_rate), runs.loc[c.id, config.analysis.loss])
+                        for c in cells
+                        if c.seed == seed and getattr(c, figure.curve) == value
+                    )
+                    if not all(np.isnan(loss) for _, loss in curve):
+                        best = optimum(*np.array(curve).T, config.analysis.fit_points)
+                        points.append((seed, math.log2(value), best))
+            slope, low, high = line(points, confidence)
+            octaves = np.ptp([math.log2(value) for value in getattr(figure.axes, figure.curve)])
+            tokens = runs.loc[[c.id for c in figure.cells()], "tokens"].max()
+            can_refute = octaves >= claims.refuting_octaves and tokens >= claims.refuting_tokens
+            found.append(verdict(test.expect, low, high, claims.drift_margin, can_refute))
+            estimates.append((slope, low, high))
+        for test in claim.slopes:
+            probe = config.probes[test.probe]
+            values = pd.concat(
+                pd.read_csv(folder / test.probe / f"w{width}.csv", dtype={"block": "str"}).fillna({"block": ""})
+                for width in probe.axes.width
+            )
+            chosen = values[
+                (values["parametrization"] == test.parametrization)
+                & (values["quantity"] == test.quantity)
+                & (values["step"] == test.step)
+            ]
+            for _, block in chosen.groupby("block", sort=False):
+                points = list(zip(block["seed"], np.log2(block["width"]), np.log2(block["value"]), strict=True))
+                slope, low, high = line(points, confidence)
+                wide = np.ptp(np.log2(probe.axes.width)) >= claims.refuting_octaves
+                found.append(verdict("keeps", low - test.slope, high - test.slope, claims.slope_margin, wide))
+                estimates.append((slope, low, high))
+        assert recorded.loc[name, "verdict"] == overall(found), name
+        of_claim = tests[tests["claim"] == name]
+        assert of_claim["verdict"].tolist() == found
+        np.testing.assert_allclose(of_claim[["estimate", "low", "high"]], estimates, atol=1e-6)
+
+
+def test_something_is_recorded():
+    assert RECORDED
+    for folder in RECORDED:
+        assert json.loads((folder / "provenance.json").read_text())["machine"]
+        assert yaml.safe_load((folder / "config.yaml").read_text())["claims"]

@@ -1,0 +1,244 @@
+"""The bill and Table 2: counted from models, before anything is trained."""
+
+import csv
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import CONFIG, ROOT, VOCABULARY
+from mup_moe.__main__ import main
+from mup_moe.analysis import plan, table2
+from mup_moe.analysis.cost import size_of, tokens_of_run
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.load import validate
+from mup_moe.config.settings import Config
+from mup_moe.files import UserError
+from mup_moe.model.transformer import Transformer
+
+BENCHMARK = ROOT / "benchmarks" / "step.csv"
+MACHINE = plan.Machine.read(BENCHMARK)
+# Linux takes no longer argument, and the shell gets a rule's whole command as one.
+LONGEST_ARGUMENT = 128 * 1024
+
+
+def as_json(config: Config) -> str:
+    """The config as the workflow passes it."""
+    return json.dumps(asdict(config))
+
+
+def bill(config: Config = CONFIG) -> dict[str, plan.Row]:
+    return {row.sweep: row for row in plan.plan(config, MACHINE)}
+
+
+def with_figure(name: str, **axes) -> Config:
+    figure = CONFIG.figures[name]
+    figures = CONFIG.figures | {name: replace(figure, axes=replace(figure.axes, **axes))}
+    return replace(CONFIG, figures=figures)
+
+
+def write_benchmark(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(["width,gflops,cpu,threads,gpu", *rows, ""]))
+    return path
+
+
+def test_the_config_comes_back_from_what_the_workflow_passes():
+    config = with_figure("figure1", learning_rate=tuple(map(LearningRate, ("0.003", "2^-6.25", "2^-6", 0.1))))
+    assert validate(json.loads(as_json(config))) == config
+
+
+def test_plan_needs_nothing_but_config_and_benchmark(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", as_json(CONFIG), "--benchmark", str(BENCHMARK), "--out", "results/plan"]
+    assert main(["plan", *arguments]) == 0
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"plan.csv", "plan.html", "plan.md"}
+    table = pd.read_csv("results/plan.csv")
+    assert list(table["sweep"]) == ["python", *CONFIG.figures, *CONFIG.probes, "total"]
+    assert set(table["machine"]) == {MACHINE.name}
+    printed = capsys.readouterr().out
+    for name in CONFIG.figures:
+        assert name in printed
+    lines = Path("results/plan.md").read_text().splitlines()
+    assert len({line.count(" | ") for line in lines if line.startswith("|")}) == 1
+
+
+def test_the_total_has_every_cell_once():
+    rows = bill()
+    cells = {cell.id: cell for figure in CONFIG.figures.values() for cell in figure.cells()}
+    probes = sum(len(probe.cells()) for probe in CONFIG.probes.values())
+    total = rows.pop("total")
+    assert total.cells == len(cells) + probes == sum(row.new_cells or 0 for row in rows.values())
+    flops = 0
+    for cell in cells.values():
+        setup = CONFIG.setups[cell.setup]
+        vocabulary = plan.vocabulary_of(CONFIG.corpora[setup.corpus])
+        flops += tokens_of_run(setup) * size_of(cell, setup.model, vocabulary).flops_per_token
+    assert total.flops == flops + sum(rows[name].flops for name in CONFIG.probes)
+    assert total.disk_bytes == sum(
+        row.disk_bytes * row.new_cells // row.cells if row.cells else row.disk_bytes for row in rows.values()
+    )
+
+
+def test_figures_that_share_cells_pay_once():
+    shared = {cell.id for cell in CONFIG.figures["figure2a"].cells()} & {
+        c.id for c in CONFIG.figures["figure2b"].cells()
+    }
+    row = bill()["figure2b"]
+    assert shared
+    assert row.cells - row.new_cells >= len(shared)
+
+
+def test_the_saving_is_that_of_the_widths_whatever_the_grid():
+    figure = CONFIG.figures["figure1"]
+    row = bill()["figure1"]
+    setup = CONFIG.setups[figure.setup]
+    vocabulary = plan.vocabulary_of(CONFIG.corpora[setup.corpus])
+    base, target = (
+        next(size_of(cell, setup.model, vocabulary).flops_per_token for cell in figure.cells() if cell.width == width)
+        for width in (setup.model.base_width, max(figure.axes.width))
+    )
+    assert row.saving == pytest.approx(target / base)
+    assert row.flops_at_base == base * tokens_of_run(setup) * len(figure.axes.learning_rate)
+    more = bill(with_figure("figure1", seed=(0, 1)))["figure1"]
+    assert (more.flops_at_base, more.flops_at_target) == (2 * row.flops_at_base, 2 * row.flops_at_target)
+    assert bill()["figure2a"].saving is None
+
+
+def test_hours_follow_the_measured_rate_at_a_cells_width(tmp_path):
+    path = write_benchmark(tmp_path / "step.csv", "256,40,A CPU,1,", "64,20,A CPU,1,")
+    machine = plan.Machine.read(path)
+    flops = 10**12
+    assert machine.name == "A CPU, 1 thread"
+    assert machine.seconds(flops, 64) == pytest.approx(flops / 20e9)
+    assert machine.seconds(flops, 128) == pytest.approx(flops / 30e9)
+    assert machine.seconds(flops, 8) == machine.seconds(flops, 64)
+    assert machine.seconds(flops, 4096) == machine.seconds(flops, 256)
+
+
+def test_the_machine_is_the_gpu_where_there_is_one(tmp_path):
+    path = write_benchmark(tmp_path / "step.csv", "64,2000,A CPU,1,A GPU")
+    assert plan.Machine.read(path).name == "A GPU"
+
+
+def test_rows_of_two_machines_are_refused(tmp_path):
+    path = write_benchmark(tmp_path / "step.csv", "64,20,A CPU,1,", "64,2000,A CPU,1,A GPU")
+    with pytest.raises(UserError, match="A CPU, 1 thread and A GPU"):
+        plan.Machine.read(path)
+
+
+def test_ten_thousand_cells_are_planned_and_passed():
+    rates = tuple(LearningRate(f"2^-{n / 4}") for n in range(8, 58))
+    config = with_figure("figure1", learning_rate=rates, seed=tuple(range(14)))
+    row = bill(config)["figure1"]
+    assert row.cells >= 10_000
+    assert len(as_json(config)) < LONGEST_ARGUMENT
+
+
+def test_a_corpus_takes_more_disk_the_more_it_may_read():
+    python = CONFIG.corpora["python"]
+    small = replace(CONFIG, corpora={"python": replace(python, max_bytes=1_000_000)})
+    assert bill(small)["python"].disk_bytes < bill()["python"].disk_bytes
+    wide = replace(CONFIG, corpora={"python": replace(python, max_bytes=1_000_000, vocabulary=70_000)})
+    row = bill(wide)["python"]
+    assert row.disk_bytes == 4 * row.tokens
+
+
+def test_gpt2_has_the_vocabulary_that_its_own_config_says():
+    transformers = pytest.importorskip("transformers")
+    gpt2 = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None)
+    assert plan.vocabulary_of(gpt2) == transformers.GPT2Config().vocab_size
+
+
+def test_a_tokenizers_own_files_say_its_vocabulary(tmp_path):
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
+    files = (str(tmp_path / "vocab.json"), "merges.txt")
+    corpus = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=files)
+    assert plan.vocabulary_of(corpus) == 3
+
+
+def models() -> list[table2.Model]:
+    return table2.models_of(CONFIG, dict.fromkeys(CONFIG.corpora, VOCABULARY))
+
+
+def test_table2_counts_what_a_real_model_has():
+    for model in models():
+        real = Transformer(model.shape, model.setup.model)
+        assert model.parameters == sum(parameter.numel() for parameter in real.parameters())
+        assert model.active_parameters <= model.parameters
+
+
+def test_table2_has_every_model_once_with_the_figures_that_train_it():
+    rows = [model.row() for model in models()]
+    keys = [tuple(row[name] for name in table2.MODEL_COLUMNS[:5]) for row in rows]
+    cells = [cell for figure in CONFIG.figures.values() for cell in figure.cells()]
+    assert max(Counter(keys).values()) == 1
+    assert set(keys) == {(c.setup, c.architecture, c.width, c.experts, c.granularity) for c in cells}
+    for name, figure in CONFIG.figures.items():
+        widths = {row["width"] for row in rows if name in row["figures"]}
+        assert widths == set(figure.axes.width)
+
+
+def test_granularity_changes_nothing_but_the_router():
+    rows = [model for model in models() if "figure2b" in model.figures]
+    granularities = {model.shape.granularity for model in rows}
+    assert len(granularities) > 2
+
+    def beside_the_router(model: table2.Model) -> tuple[int, int, int]:
+        router = model.setup.model.blocks * model.shape.width * model.shape.experts
+        flops = 6 * router * model.tokens
+        return model.parameters - router, model.active_parameters - router, model.flops - flops
+
+    assert len({beside_the_router(model) for model in rows}) == 1
+    assert len({model.flops for model in rows}) == len(granularities)
+
+
+@pytest.fixture
+def tables(tmp_path) -> Path:
+    for name in {CONFIG.setups[figure.setup].corpus for figure in CONFIG.figures.values()}:
+        (tmp_path / name).mkdir()
+        manifest = {"vocabulary": VOCABULARY, "splits": {"train": {"tokens": 5000}, "valid": {"tokens": 100}}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+    out = tmp_path / "table2"
+    assert main(["table2", "--config", as_json(CONFIG), "--data", str(tmp_path), "--out", str(out)]) == 0
+    return out
+
+
+def test_table2_csv_holds_sizes_and_hyperparameters(tables):
+    with Path(f"{tables}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["parameters"]) for row in rows] == [model.parameters for model in models()]
+    first = rows[0]
+    setup = CONFIG.setups[first["setup"]]
+    for section in (setup.model, setup.training):
+        for name in vars(section):
+            assert name in first
+    assert int(first["vocabulary"]) == VOCABULARY
+    assert int(first["training_tokens"]) == 5000
+    assert int(first["steps"]) == setup.training.steps
+    assert float(first["adam_eps"]) == setup.training.adam_eps
+    rates = {LearningRate(rate) for rate in first["learning_rates"].split()}
+    assert rates == set(CONFIG.figures[first["figures"].split()[0]].axes.learning_rate)
+
+
+def test_table2_reads_as_markdown_and_latex(tables):
+    for part in Path(f"{tables}.md").read_text().split("## ")[1:]:
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len(lines) > 2
+        assert len({line.count(" | ") for line in lines}) == 1
+    text = Path(f"{tables}.tex").read_text()
+    assert text.isascii()
+    for tabular in text.split(r"\toprule")[1:]:
+        body = [line for line in tabular.splitlines() if line.endswith(r"\\")]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+
+
+@pytest.mark.parametrize("text", ['{"vocabulary": 97}', "[]", "{"])
+def test_table2_names_a_damaged_manifest(tables, text, capsys):
+    (tables.parent / "python" / "manifest.json").write_text(text)
+    arguments = ["--config", as_json(CONFIG), "--data", str(tables.parent), "--out", str(tables)]
+    assert main(["table2", *arguments]) == 1
+    assert "python/manifest.json is damaged" in capsys.readouterr().err

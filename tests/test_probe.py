@@ -1,0 +1,174 @@
+import io
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import VOCABULARY, make_request
+from mup_moe.__main__ import main
+from mup_moe.analysis.regression import regress
+from mup_moe.analysis.slopes import read_slopes, slopes
+from mup_moe.data.tokens import Tokens
+from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
+from mup_moe.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def make_trainer(tokens, **changes) -> Trainer:
+    return Trainer([make_request(**changes)], tokens, tokens[:2000], VOCABULARY, CPU)
+
+
+def test_measuring_changes_nothing(tokens):
+    measured, quiet = make_trainer(tokens), make_trainer(tokens)
+    for step in (0, 3, 7):
+        measured.run(until=step)
+        observe(measured, measured.training_batch(0))
+    measured.run()
+    quiet.run()
+    for name, tensor in quiet.state().items():
+        assert torch.equal(measured.state()[name], tensor), name
+
+
+@pytest.mark.parametrize("granularity", [1, 2])
+def test_the_gradient_of_a_gate_is_the_inner_product_of_expert_and_gradient(tokens, granularity):
+    trainer = make_trainer(tokens, granularity=granularity)
+    trainer.run(until=3)
+    seen = observe(trainer, trainer.training_batch(0))
+    values = covariance(seen, {path: tensor.detach() for path, tensor in seen.items()})
+    for block in "01":
+        layer = f"blocks.{block}"
+        experts_RKND = seen[f"{layer}.feed_forward.expert_outputs"].detach()
+        gradient_RND = seen[f"{layer}.feed_forward_output"].grad * experts_RKND.shape[2]
+        inner_RKN = (experts_RKND * gradient_RND[:, None]).sum(-1)
+        kept_RKN = seen[f"{layer}.feed_forward.gates"] != 0
+        expected = inner_RKN[kept_RKN].square().mean().sqrt()
+        assert values["inner product", block] == pytest.approx(float(expected), rel=1e-4)
+        cosine_RKN = torch.cosine_similarity(experts_RKND, gradient_RND[:, None], dim=-1, eps=0)
+        expected = cosine_RKN[kept_RKN].square().mean().sqrt()
+        assert values["cosine", block] == pytest.approx(float(expected), rel=1e-4)
+        assert values["router-logit change", block] == 0
+    assert {quantity for quantity, _ in values} == set(COVARIANCE)
+
+
+def test_the_gradient_of_router_logits_is_that_of_finite_differences(tokens):
+    # The balance loss sees the logits too: without it, nudging a logit moves the loss by its gradient.
+    trainer = make_trainer(tokens, balance_loss=0.0, capacity_factor="dropless")
+    batch = trainer.training_batch(0)
+    seen = observe(trainer, batch)
+    path = "blocks.1.feed_forward.logits"
+    gradient = seen[path].grad
+    flat = int(gradient.abs().argmax())
+    tap = trainer.model.get_submodule(path)
+    losses = []
+    for nudge in (-1e-2, 1e-2):
+        change = torch.zeros_like(gradient)
+        change.view(-1)[flat] = nudge
+        handle = tap.register_forward_hook(lambda _m, _i, output, change=change: output + change)
+        with torch.no_grad():
+            losses.append(float(trainer.losses(*batch).cross_entropy_R))
+        handle.remove()
+    assert (losses[1] - losses[0]) / 2e-2 == pytest.approx(float(gradient.view(-1)[flat]), rel=0.05)
+
+
+def test_activations_are_those_of_every_layer(tokens):
+    trainer = make_trainer(tokens, width=64, base_width=64, experts=4, granularity=1, embedding_multiplier=3.0)
+    seen = observe(trainer, trainer.training_batch(0))
+    values = activations(seen)
+    # Token and position have variance 1 each: the mean of |x| is sqrt(2 * 2 / pi), times the multiplier.
+    assert values["embedding", ""] == pytest.approx(3 * math.sqrt(4 / math.pi), rel=0.05)
+    logits = seen["logits"].detach()
+    assert values["output logits", ""] == pytest.approx(float(logits.abs().mean()))
+    assert {quantity for quantity, _ in values} == set(ACTIVATIONS.values())
+    assert {block for quantity, block in values if quantity == "attention"} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "expected"), [("mup", -0.5), ("simplep", 0.0), ("sp", 0.0), ("experts-only", 0.5)]
+)
+def test_router_logits_at_initialisation_follow_their_rule(tokens, parametrization, expected):
+    rows = []
+    corpus = SimpleNamespace(train=tokens, valid=tokens[:2000], vocabulary=VOCABULARY)
+    for width in (8, 16, 32, 64, 128):
+        for seed in range(3):
+            request = make_request(parametrization=parametrization, width=width, base_width=8, seed=seed)
+            for step, ((quantity, block), value) in measure(request, "covariance", [0], corpus, CPU):
+                rows.append([parametrization, width, seed, step, quantity, block, value])
+    table = pd.DataFrame(rows, columns=["parametrization", "width", "seed", "step", "quantity", "block", "value"])
+    found = {(s.quantity, s.block): s for s in slopes(table, 0.95)}
+    for block in "01":
+        assert found["router logits", block].slope == pytest.approx(expected, abs=0.12)
+        # Expert and gradient are independent at initialisation.
+        assert found["cosine", block].slope == pytest.approx(-0.5, abs=0.15)
+        assert math.isnan(found["router-logit change", block].slope)
+        assert found["router-logit change", block].points == 0
+
+
+def test_the_command_measures_all_it_is_asked_for(tokens, tmp_path, monkeypatch):
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    write_tokens(folder, tokens)
+    requests = [make_request(seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(request.to_json() for request in requests)))
+    arguments = ["--measure", "activations", "--steps", "0,2", "--tokens", str(folder), "--device", "cpu"]
+    assert main(["probe", *arguments, "--out", str(tmp_path / "w8.csv")]) == 0
+    table = pd.read_csv(tmp_path / "w8.csv", dtype={"block": str})
+    assert len(table) == 2 * 2 * (2 + 3 * 2)
+    assert set(json.loads((tmp_path / "w8.json").read_text())["requests"]) == {r.cell.id for r in requests}
+    assert main(["slopes", str(tmp_path / "w8.csv"), "--confidence", "0.9", "--out", str(tmp_path / "s.csv")]) == 0
+    assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "s.csv"))
+
+
+def write_tokens(folder, tokens):
+    import hashlib
+
+    splits = {}
+    for split, array in (("train", tokens), ("valid", tokens[:2000])):
+        data = array.astype("<u2").tobytes()
+        (folder / f"{split}.bin").write_bytes(data)
+        splits[split] = {"tokens": len(array), "tokens_sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {"vocabulary": VOCABULARY, "end_of_text": 0, "dtype": "uint16", "splits": splits}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Tokens.open(folder, verify=True).vocabulary == VOCABULARY
+
+
+# ---------------------------------------------------------------- slopes
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.floats(-2, 2), st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.integers(0, 2**31))
+def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, intercepts, noise_seed):
+    from scipy import stats
+
+    noise = np.random.default_rng(noise_seed).normal(0, 0.3, (3, 4))
+    points = [(s, float(x), slope * x + intercepts[s] + noise[s, x]) for s in range(3) for x in range(4)]
+    found, interval = regress(points, 0.9)
+    # The same model spelled out: a dummy per seed, and x.
+    design = np.array([[*(seed == s for s in range(3)), x] for seed, x, _ in points], dtype=float)
+    y = np.array([point[2] for point in points])
+    solution, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    freedom = len(points) - 4
+    error = math.sqrt(residual[0] / freedom * np.linalg.inv(design.T @ design)[3, 3])
+    margin = error * stats.t.ppf(0.95, freedom)
+    assert found == pytest.approx(solution[3], abs=1e-9)
+    assert (interval.low, interval.high) == (
+        pytest.approx(solution[3] - margin, abs=1e-9),
+        pytest.approx(solution[3] + margin, abs=1e-9),
+    )
+
+
+def test_what_is_not_finite_or_zero_is_left_out_and_counted():
+    values = [1.0, 2.0, 4.0, 0.0, math.nan, math.inf]
+    table = pd.DataFrame(
+        {"parametrization": "mup", "width": [2, 4, 8, 16, 32, 64], "seed": 0, "step": 1}
+        | {"quantity": "logits", "block": "", "value": values}
+    )
+    (found,) = slopes(table, 0.95)
+    assert found.slope == pytest.approx(1.0)
+    assert (found.points, found.models) == (3, 6)

@@ -1,0 +1,254 @@
+"""Published losses: their file, what they are compared with, and how they are drawn."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT
+from mup_moe.__main__ import main
+from mup_moe.analysis.curve import Curve, find_optimum, regret
+from mup_moe.analysis.figure import draw, drawing_style, new_figure, read_content, shared_scale
+from mup_moe.analysis.published import check_reference, read_published
+from mup_moe.analysis.reference import compare, published_curves
+from mup_moe.analysis.request import FigureRequest
+from mup_moe.files import UserError
+
+AUTHORS = ROOT / "reference" / "authors_sp.csv"
+RATES = ["1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2", "5e-2"]
+
+
+def make_request(reference=AUTHORS, widths=(64, 128, 256, 512), seeds=1, **axes):
+    return {
+        "setup": "authors",
+        "panel": "parametrization",
+        "curve": "width",
+        "base": 64,
+        "axes": {
+            "architecture": ["moe"],
+            "parametrization": ["sp", "mup"],
+            "width": list(widths),
+            "experts": [8],
+            "granularity": [1],
+            "learning_rate": RATES,
+            "seed": list(range(seeds)),
+        }
+        | axes,
+        "analysis": {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200},
+        "reference": str(reference),
+    }
+
+
+def make_tables(folder, request, loss):
+    cells = FigureRequest.of(request).figure.cells()
+    losses = [loss(cell) for cell in cells]
+    runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
+    runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
+    runs.to_csv(folder / "runs.csv", index=False)
+    arguments = ["--runs", folder / "runs.csv", "--figures", json.dumps({"f": request}), "--out", folder / "optima.csv"]
+    assert main(["optima", *map(str, arguments)]) == 0
+
+
+def published_at(cell):
+    """The authors' own loss there: what a perfect replication of SP would measure."""
+    points = {point[1:3]: point.loss for point in read_published(AUTHORS, "train_loss")}
+    return points[cell.width, float(cell.learning_rate)]
+
+
+def content_of(folder, request):
+    return read_content("f", folder / "runs.csv", folder / "optima.csv", request)
+
+
+def command(folder, request, name="reference"):
+    inputs = ["--runs", folder / "runs.csv", "--figure", json.dumps(request)]
+    return main([name, *map(str, [*inputs, "--out", folder / "reference.csv"])])
+
+
+def test_the_authors_losses_have_the_optima_that_the_decisions_name():
+    points = read_published(AUTHORS, "train_loss")
+    assert len(points) == 36
+    curves = published_curves(points)["sp"]
+    optima = {width: find_optimum(curve, 5) for width, curve in curves.items()}
+    assert [2**best.log2_lr for best in optima.values()] == pytest.approx([3.6e-3, 2.5e-3, 1.7e-3, 1.04e-3], rel=0.02)
+    assert regret(curves[512], optima[512], optima[64].log2_lr).nats == pytest.approx(0.20, abs=0.005)
+    drift = np.polyfit(np.log2(list(optima)), [best.log2_lr for best in optima.values()], 1)[0]
+    assert drift == pytest.approx(-0.59, abs=0.005)
+
+
+def test_the_differences_are_ours_minus_theirs(tmp_path):
+    request = make_request(seeds=2)
+
+    def loss(cell):
+        if cell.parametrization != "sp":
+            return 5.0
+        diverges = cell.width == 512 and float(cell.learning_rate) == 0.05
+        return math.nan if diverges else published_at(cell) + cell.width / 1000 + (0.1 if cell.seed else -0.1)
+
+    make_tables(tmp_path, request, loss)
+    assert command(tmp_path, request) == 0
+    with (tmp_path / "reference.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = ["parametrization", "width", "learning_rate", "published_loss", "our_loss", "difference"]
+    assert list(rows[0]) == columns
+    assert len(rows) == 36
+    for row in rows:
+        if (row["width"], row["learning_rate"]) == ("512", "0.05"):
+            assert row["our_loss"] == row["difference"] == ""
+        else:
+            assert float(row["difference"]) == pytest.approx(int(row["width"]) / 1000)
+            assert float(row["our_loss"]) - float(row["published_loss"]) == pytest.approx(float(row["difference"]))
+
+
+def test_points_without_a_cell_of_ours_are_kept_and_empty(tmp_path):
+    request = make_request(widths=(64, 128), learning_rate=["2^-10", *RATES[:4]])
+    make_tables(tmp_path, request, lambda _: 5.0)
+    assert command(tmp_path, request) == 0
+    rows = pd.read_csv(tmp_path / "reference.csv")
+    assert len(rows) == 36
+    ours = rows[rows["our_loss"].notna()]
+    assert set(ours["width"]) == {64, 128}
+    assert sorted(set(ours["learning_rate"])) == [1e-4, 2e-4, 5e-4, 1e-3]
+
+
+@pytest.mark.parametrize(("factor", "same"), [(1 + 1e-12, True), (1 + 1e-6, False)])
+def test_a_learning_rate_is_the_same_but_for_rounding(factor, same):
+    (_, *rest), *_ = read_published(AUTHORS, "train_loss")
+    curve = Curve(np.log2([rest[1] * factor]), np.array([[6.0]]))
+    found = [row[-2] for row in compare(read_published(AUTHORS, "train_loss"), {"sp": {rest[0]: curve}})]
+    assert [loss for loss in found if loss is not None] == ([6.0] if same else [])
+
+
+HEADER = "parametrization,width,learning_rate,train_loss\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "does not exist"),
+        ("parametrization,width,learning_rate,loss\nsp,64,1e-3,5\n", "lacks the column `train_loss`"),
+        (HEADER + "sp,64,fast,5\n", "line 2"),
+        (HEADER + "sp,64,1e-3\n", "line 2"),
+        (HEADER + "sp,64,1e-3,nan\n", "finite"),
+        (HEADER + "sp,64,1e-3,5\nsp,64,0.001,6\n", "twice"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("", "lacks the column"),
+        (HEADER + "mup,64,1e-3,5\nsp,65,1e-3,5\n", "none of the figure's"),
+    ],
+)
+def test_a_file_that_does_not_serve_is_named(tmp_path, capsys, text, sentence):
+    path = tmp_path / "theirs.csv"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    request = make_request(path, widths=(64, 128), parametrization=["sp"])
+    make_tables(tmp_path, request, lambda _: 5.0)
+    capsys.readouterr()
+    assert command(tmp_path, request) == 1
+    error = capsys.readouterr().err
+    assert "theirs.csv" in error
+    assert sentence in error
+    figure = ["--optima", tmp_path / "optima.csv", "--name", "f", "--out", tmp_path / "f.pdf"]
+    inputs = ["--runs", tmp_path / "runs.csv", "--figure", json.dumps(request)]
+    assert main(["figure", *map(str, [*inputs, *figure])]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"curve": "experts", "axes": {"width": [64], "experts": [4, 8]}},
+        {"axes": {"architecture": ["dense"], "experts": [1]}},
+        {"panel": "granularity", "axes": {"parametrization": ["sp"]}},
+    ],
+)
+def test_losses_over_width_are_laid_over_no_other_figure(changes):
+    request = make_request()
+    request |= changes | {"axes": request["axes"] | changes["axes"]}
+    with pytest.raises(UserError, match="curve per width"):
+        check_reference(FigureRequest.of(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
+
+
+def test_published_points_lie_over_their_own_panel_alone(tmp_path):
+    request = make_request(widths=(64, 128))
+    make_tables(tmp_path, request, lambda cell: published_at(cell) + 0.05)
+    content = content_of(tmp_path, request)
+    assert list(content.published["sp"]) == [64, 128]
+    assert content.published["mup"] == {}
+    with drawing_style():
+        figure = new_figure(*content.size)
+        draw(figure, content, content.size[0])
+        sp, mup = figure.axes
+        theirs = {tuple(line.get_ydata()) for line in sp.lines}
+        assert tuple(content.published["sp"][64].mean) in theirs
+        assert len(sp.lines) == len(mup.lines) + 2
+    assert "published" in [text.get_text().split(" (")[0] for text in figure.legends[1].get_texts()]
+
+
+def test_the_scale_holds_what_is_published_while_ours_stays_readable(tmp_path):
+    request = make_request()
+    make_tables(tmp_path, request, lambda cell: published_at(cell) - 0.3)
+    content = content_of(tmp_path, request)
+    alone = shared_scale(content.curves, content.rows, {})
+    near = shared_scale(content.curves, content.rows, content.published)
+    best = [curve.mean.min() for curve in content.published["sp"].values()]
+    assert near.bottom == pytest.approx(alone.bottom, abs=0.1)
+    assert near.bottom < min(best) < max(best) < near.top
+    make_tables(tmp_path, request, lambda cell: published_at(cell) - 3)
+    content = content_of(tmp_path, request)
+    assert shared_scale(content.curves, content.rows, content.published) == shared_scale(
+        content.curves, content.rows, {}
+    )
+
+
+def dry_run(folder, references):
+    """What Snakemake would do for Figure 1, from a folder outside of the repository."""
+    figures = {"figure1": {"axes": {"width": [32, 64, 128]}}, "figure2a": {}, "figure3": {}, "figure4": {}}
+    figures = {name: overlay | {"reference": references.get(name)} for name, overlay in figures.items()}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"figures": figures}))
+    arguments = ["-s", ROOT / "Snakefile", "--configfile", "mine.yaml", "--cores", "1", "-n", "results/figure1.pdf"]
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *map(str, arguments)],
+        cwd=folder,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.workflow
+def test_a_reference_is_found_in_the_repository_and_its_differences_come_with_the_figure(tmp_path):
+    done = dry_run(tmp_path, {"figure1": "reference/authors_sp.csv"})
+    assert done.returncode == 0, done.stdout
+    assert "output: results/figure1/reference.csv" in done.stdout
+    assert os.path.relpath(AUTHORS, tmp_path) in done.stdout
+
+
+@pytest.mark.workflow
+def test_a_file_beside_the_results_goes_before_the_repository_s(tmp_path):
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "reference/authors_sp.csv").write_text(HEADER + "sp,64,1e-3,nan\n")
+    done = dry_run(tmp_path, {"figure1": "reference/authors_sp.csv"})
+    assert "reference/authors_sp.csv, line 2 must name" in done.stdout
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("references", "sentence"),
+    [
+        ({"figure1": "nowhere.csv"}, "`figures.figure1.reference`"),
+        ({"figure3": "reference/authors_sp.csv"}, "`figures.figure3.reference`"),
+    ],
+)
+def test_a_reference_that_does_not_serve_is_told_before_anything_runs(tmp_path, references, sentence):
+    done = dry_run(tmp_path, references)
+    assert done.returncode != 0
+    assert sentence in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,0 +1,161 @@
+"""Snakemake's own report, from results that are stand-ins: what it holds, not what they say."""
+
+import base64
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import CONFIG, ROOT
+
+pytestmark = pytest.mark.workflow
+
+IN_PARTS = {part for parts in CONFIG.compositions.values() for part in parts}
+DRAWN = [name for name in [*CONFIG.figures, *CONFIG.compositions] if name not in IN_PARTS]
+HEADINGS = (
+    "1 Claims",
+    "2 Learning-rate transfer over widths",
+    "3 Experts and granularity",
+    "4 Dense models",
+    "5 Coordinate check",
+    "6 Lemma B.1",
+)
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Resources(HTMLParser):
+    """What a browser would load to show a page; `data:` and inline scripts load nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "embed"):
+            self.found.append(attributes.get("src"))
+        if tag == "link":
+            self.found.append(attributes.get("href"))
+
+
+def stand_ins(folder: Path) -> None:
+    """A file in place of every result that a report may hold."""
+    results = folder / "results"
+    results.mkdir()
+    names = [*DRAWN, *CONFIG.probes, "claims", "table1", "table2", "plan"]
+    for index, name in enumerate(names):
+        Image.new("RGB", (40, 30), (index, 2, 3)).save(results / f"{name}.png")
+        (results / f"{name}.pdf").write_bytes(b"%PDF-1.4 " + name.encode())
+        (results / f"{name}.html").write_text(f"<!doctype html><meta charset='utf-8'><p>the page of {name}")
+        with (results / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["claim", "says", "criterion"], ["C1", f"the rows of {name}, in short", "a*b"]])
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    """The report of the whole paper, made outside of the repository."""
+    folder = tmp_path_factory.mktemp("report")
+    stand_ins(folder)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--report", "results/report.html"],
+        cwd=folder,
+        env=environment,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder / "results/report.html"
+
+
+def held(report: Path, name: str):
+    """A variable of the report's page."""
+    found = re.search(
+        rf'<script id="{name.replace("_", "-")}">\s*var {name} = (.*?);\n\s*</script>', report.read_text(), re.S
+    )
+    return json.loads(found[1])
+
+
+def test_the_report_is_one_file_with_every_figure_in_it(report):
+    results = held(report, "results")
+    for name in DRAWN:
+        for suffix in ("png", "pdf"):
+            path = f"results/{name}.{suffix}"
+            data = base64.b64decode(results[path]["data_uri"].partition(";base64,")[2])
+            assert data == (report.parent / f"{name}.{suffix}").read_bytes()
+    assert not any(Path(path).stem in IN_PARTS for path in results)
+    assert all(entry["data_uri"].startswith("data:") for entry in results.values())
+
+
+def test_the_claims_come_first_and_figures_under_the_paper_s_headings(report):
+    categories = held(report, "categories")
+    headings = sorted(categories)
+    assert headings[: len(HEADINGS)] == list(HEADINGS)
+    of_heading = {
+        heading: {Path(path).stem for paths in categories[heading].values() for path in paths} for heading in HEADINGS
+    }
+    assert of_heading == {
+        HEADINGS[0]: {"claims"},
+        HEADINGS[1]: {"figure1", "figure4"},
+        HEADINGS[2]: {"figure2"},
+        HEADINGS[3]: {"figure3"},
+        HEADINGS[4]: {"coordinate_check"},
+        HEADINGS[5]: {"lemma_b1"},
+    }
+
+
+def test_a_figure_is_shown_before_its_print_is_offered(report):
+    results = held(report, "results")
+    for name in DRAWN:
+        labels = {suffix: results[f"results/{name}.{suffix}"]["labels"] for suffix in ("png", "pdf")}
+        assert {label["result"] for label in labels.values()} == {name}
+        # The viewer makes a toggle of the formats and shows what sorts first.
+        assert labels["png"]["format"] < labels["pdf"]["format"]
+
+
+def test_captions_say_what_to_look_for(report):
+    results = held(report, "results")
+    for entry in results.values():
+        assert re.search(r"\blook\b", entry["caption"], re.IGNORECASE), entry["name"]
+        assert "system-message" not in entry["caption"]
+        assert "{" not in entry["caption"]
+    captions = {name: results[f"results/{name}.png"]["caption"] for name in DRAWN}
+    assert "dense" in captions["figure3"]
+    assert "granularity" in captions["figure2"]
+    assert "SP" in captions["figure1"]
+
+
+def test_the_front_page_asks_the_question_and_shows_the_claims(report):
+    front = held(report, "workflow_desc")
+    assert "Does the best learning rate" in front
+    assert "the rows of claims, in short" in front
+    assert "system-message" not in front
+
+
+def test_nothing_is_loaded_from_a_network(report):
+    parser = Resources()
+    parser.feed(report.read_text())
+    parser.feed(held(report, "workflow_desc"))
+    assert not [source for source in parser.found if source and not source.startswith("data:")]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium to open the report in")
+def test_a_browser_opens_the_report_from_the_file(report, tmp_path):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}"]
+    flags += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run([BROWSER, *flags, report.as_uri()], check=True, capture_output=True, text=True)
+    assert not re.findall(r".*CONSOLE.*(?:Error|Uncaught|ERR_).*", done.stderr)
+    page = done.stdout[done.stdout.index('<div id="app">') : done.stdout.index('<script id="workflow-desc">')]
+    assert "Does the best learning rate" in page
+    assert "1 Claims" in page

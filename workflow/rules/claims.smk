@@ -1,0 +1,63 @@
+# What the results say of the paper's claims, and the whole paper as one target.
+
+CLAIMS = CONFIG.claims.table.values()
+
+
+rule claims:
+    input:
+        runs=sorted(
+            {f"results/{d.figure}/runs.csv" for claim in CLAIMS for d in claim.drifts}
+        ),
+        optima=sorted(
+            {
+                f"results/{d.figure}/optima.csv"
+                for claim in CLAIMS
+                for d in claim.drifts
+            }
+        ),
+        slopes=sorted(
+            {f"results/{s.probe}.csv" for claim in CLAIMS for s in claim.slopes}
+        ),
+    output:
+        csv="results/claims.csv",
+        md="results/claims.md",
+        html=report(
+            "results/claims.html",
+            caption="../report/claims.rst",
+            category="1 Claims",
+            labels={"result": "claims", "format": "HTML"},
+        ),
+        tests="results/claims/tests.csv",
+    log:
+        "results/logs/claims.log",
+    benchmark:
+        "results/benchmarks/claims.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        claims=json.dumps(asdict(CONFIG.claims)),
+        confidence=CONFIG.analysis.confidence,
+        preset=CONFIG.preset or "default",
+    shell:
+        "python -m mup_moe claims --claims {params.claims:q} --results results"
+        " --confidence {params.confidence} --preset {params.preset:q}"
+        " --out results/claims --tests {output.tests} 2> {log}"
+
+
+rule paper:
+    input:
+        expand("results/{figure}.pdf", figure=DRAWN),
+        expand("results/{probe}.pdf", probe=CONFIG.probes),
+        expand(
+            "results/{table}.csv",
+            table=["table1", "table2", "plan", "runs", "optima", "claims"],
+        ),
+    output:
+        "results/paper",
+    log:
+        "results/logs/paper.log",
+    conda:
+        "../../environment.yml"
+    shell:
+        "printf '%s\n' {input} > {output} 2> {log}"

@@ -1,0 +1,92 @@
+# What goes on inside models, against width: one job per width, slopes and a figure from them.
+
+
+rule probe:
+    input:
+        manifest=lambda wildcards: f"{probe_tokens(wildcards)}/manifest.json",
+        tokens=lambda wildcards: ancient(
+            [f"{probe_tokens(wildcards)}/{split}.bin" for split in ("train", "valid")]
+        ),
+        sources=ancient(SOURCE_FILES),
+    output:
+        csv="results/{probe}/w{width}.csv",
+        json="results/{probe}/w{width}.json",
+    log:
+        "results/logs/probe/{probe}/w{width}.log",
+    benchmark:
+        "results/benchmarks/probe/{probe}/w{width}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: CONFIG.execution.threads
+    resources:
+        gpu=1 if CONFIG.execution.device == "cuda" else 0,
+        mem_mb=6000,
+        runtime=120,
+        device=CONFIG.execution.device,
+    params:
+        code=PROBE_CODE,
+        steps=lambda wildcards: ",".join(map(str, CONFIG.probes[wildcards.probe].steps)),
+        measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
+        requests=lambda wildcards: "\n".join(
+            request_json(cell.id) for cell in probe_cells(wildcards)
+        ),
+    shell:
+        "printf '%s' {params.requests:q} | python -m mup_moe probe"
+        " --measure {params.measure} --steps {params.steps}"
+        " --tokens $(dirname {input.manifest}) --out {output.csv}"
+        " --device {resources.device} --threads {threads} 2> {log}"
+
+
+rule slopes:
+    input:
+        probe_values,
+    output:
+        report(
+            "results/{probe}.csv",
+            caption="../report/slopes.rst",
+            category=lambda wildcards: PROBE_CATEGORY[
+                CONFIG.probes[wildcards.probe].measure
+            ],
+            labels={"result": "{probe}", "format": "slopes, CSV"},
+        ),
+    log:
+        "results/logs/slopes/{probe}.log",
+    benchmark:
+        "results/benchmarks/slopes/{probe}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        confidence=CONFIG.analysis.confidence,
+    shell:
+        "python -m mup_moe slopes {input} --confidence {params.confidence}"
+        " --out {output} 2> {log}"
+
+
+rule probe_figure:
+    input:
+        values=probe_values,
+        slopes="results/{probe}.csv",
+    output:
+        pdf="results/{probe}.pdf",
+        png=report(
+            "results/{probe}.png",
+            caption="../report/probe.rst",
+            category=lambda wildcards: PROBE_CATEGORY[
+                CONFIG.probes[wildcards.probe].measure
+            ],
+            labels={"result": "{probe}", "format": "figure"},
+        ),
+    log:
+        "results/logs/probe_figure/{probe}.log",
+    benchmark:
+        "results/benchmarks/probe_figure/{probe}.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
+    shell:
+        "python -m mup_moe probe-figure {input.values} --slopes {input.slopes}"
+        " --measure {params.measure}"
+        " --out {output.pdf} --png {output.png} 2> {log}"

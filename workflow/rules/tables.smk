@@ -1,0 +1,90 @@
+# Tables of what the config says; they train nothing.
+from dataclasses import asdict
+
+# The bill depends on the whole config, which is short however many cells it spans.
+CONFIG_JSON = json.dumps(asdict(CONFIG))
+
+
+rule table1:
+    output:
+        csv="results/table1.csv",
+        md="results/table1.md",
+        html=report(
+            "results/table1.html",
+            caption="../report/table1.rst",
+            category="7 Parametrizations and models",
+            labels={"result": "table1", "format": "page"},
+        ),
+        tex="results/table1.tex",
+    log:
+        "results/logs/table1.log",
+    benchmark:
+        "results/benchmarks/table1.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        table=json.dumps({name: row.as_row() for name, row in PARAMETRIZATIONS.items()}),
+    shell:
+        "python -m mup_moe table1 --parametrizations {params.table:q}"
+        " --out results/table1 2> {log}"
+
+
+rule table2:
+    input:
+        # The vocabulary that tokenization found enters every count.
+        expand(
+            "results/data/{corpus}/manifest.json",
+            corpus=sorted(
+                {CONFIG.setups[f.setup].corpus for f in CONFIG.figures.values()}
+            ),
+        ),
+    output:
+        csv="results/table2.csv",
+        md="results/table2.md",
+        html=report(
+            "results/table2.html",
+            caption="../report/table2.rst",
+            category="7 Parametrizations and models",
+            labels={"result": "table2", "format": "page"},
+        ),
+        tex="results/table2.tex",
+    log:
+        "results/logs/table2.log",
+    benchmark:
+        "results/benchmarks/table2.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=[ANALYSIS_CODE, CODE],
+        config=CONFIG_JSON,
+    shell:
+        "python -m mup_moe table2 --config {params.config:q} --data results/data"
+        " --out results/table2 2> {log}"
+
+
+rule plan:
+    input:
+        # Measured by `make benchmark`, on your machine or ours.
+        benchmark=os.path.relpath(Path(workflow.basedir) / "benchmarks/step.csv"),
+    output:
+        csv="results/plan.csv",
+        md="results/plan.md",
+        html=report(
+            "results/plan.html",
+            caption="../report/plan.rst",
+            category="8 The bill",
+            labels={"result": "plan", "format": "page"},
+        ),
+    log:
+        "results/logs/plan.log",
+    benchmark:
+        "results/benchmarks/plan.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=[ANALYSIS_CODE, CODE],
+        config=CONFIG_JSON,
+    shell:
+        "python -m mup_moe plan --config {params.config:q} --benchmark {input.benchmark}"
+        " --out results/plan 2> {log}"
