@@ -55,3 +55,10 @@ def test_conda_installs_the_same_lock():
 def test_the_tests_run_on_the_locked_versions():
     for name in ("torch", "snakemake", "numpy", "datasets", "tokenizers"):
         assert metadata.version(name).partition("+")[0] == RUN[name]
+
+
+def test_the_readme_shows_the_recorded_claims():
+    recorded = (ROOT / "results/recorded/default/claims.md").read_text().splitlines()
+    table = [line for line in recorded if line.startswith("| **C") or line.startswith("| claim")]
+    assert len(table) == 1 + 7
+    assert set(table) <= set((ROOT / "README.md").read_text().splitlines())
