@@ -1,6 +1,9 @@
 """Small models and tokens, made from config.yaml so that tests hold no second set of defaults."""
 
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,3 +49,33 @@ def tokens() -> np.ndarray:
     generator = np.random.default_rng(0)
     steps = generator.choice([1, 2, 5], p=[0.7, 0.2, 0.1], size=20_000)
     return (np.cumsum(steps) % VOCABULARY).astype(np.uint16)
+
+
+PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock")
+PARTS += ("benchmarks", "presets", "profiles", "reference", "src", "workflow")
+
+
+def copy_project(folder: Path) -> Path:
+    """What a user's checkout holds, copied; nothing is made there yet."""
+    folder.mkdir(exist_ok=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / part)
+    return folder
+
+
+def snakemake(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs the real Snakemake in a folder; all that it says is in `stdout`."""
+    # One stream: Snakemake tells a dry run's errors on standard output.
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", *arguments],
+        cwd=folder,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )

@@ -2,11 +2,7 @@
 
 import gzip
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +11,7 @@ import pytest
 import yaml
 from tokenizers import pre_tokenizers
 
-from conftest import CONFIG, ROOT
+from conftest import CONFIG, ROOT, copy_project, snakemake
 from mup_moe.analysis import plan
 from mup_moe.analysis.cost import tokens_of_run, tokens_of_step
 from mup_moe.config.load import overlay, read_document, read_preset, validate
@@ -23,8 +19,6 @@ from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
-PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock", "workflow", "profiles", "src")
-PARTS += ("presets", "reference", "benchmarks")
 
 
 def preset(name: str) -> Config:
@@ -136,29 +130,9 @@ def test_gpu_is_what_one_device_does():
     assert config.corpora[setup.corpus].source == "python"
 
 
-def make_project(folder: Path) -> Path:
-    folder.mkdir()
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, folder / part)
-    return folder
-
-
-def snakemake(project: Path, *arguments: str) -> str:
+def make(project: Path, *arguments: str) -> str:
     """What Snakemake says; it must succeed."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
-        cwd=project,
-        env=environment,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    done = snakemake(project, "--cores", "2", *arguments)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -166,7 +140,7 @@ def snakemake(project: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory) -> Path:
     """The workflow, with text in C4's format and a tokenizer in GPT-2's."""
-    project = make_project(tmp_path_factory.mktemp("presets") / "project")
+    project = copy_project(tmp_path_factory.mktemp("presets") / "project")
     generator = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     (project / "en").mkdir()
@@ -215,7 +189,7 @@ def write_override(project: Path, setup: str, figures: dict[str, dict[str, list]
 @pytest.mark.workflow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_of_a_preset_resolves(name, project):
-    said = snakemake(project, "results/plan.csv", "results/figure1.pdf", "--dry-run", "--config", f"preset={name}")
+    said = make(project, "results/plan.csv", "results/figure1.pdf", "--dry-run", "--config", f"preset={name}")
     cells = re.search(r"^train +(\d+)$", said, re.M)
     assert cells
     assert int(cells[1]) == len(preset(name).figures["figure1"].cells())
@@ -235,7 +209,7 @@ def test_a_dry_run_of_a_preset_resolves(name, project):
 def test_a_preset_runs_from_c4_to_figure(name, figure, axes, project):
     write_override(project, name, {figure: axes})
     targets = [f"results/{figure}.pdf", "results/table2.csv", "results/plan.csv"]
-    said = snakemake(project, *targets, "--configfile", "few.yaml", "--config", f"preset={name}")
+    said = make(project, *targets, "--configfile", "few.yaml", "--config", f"preset={name}")
     runs = pd.read_csv(project / f"results/{figure}/runs.csv")
     assert set(runs["setup"]) == {name}
     assert set(runs["status"]) == {"finished"}

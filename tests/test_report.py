@@ -3,18 +3,16 @@
 import base64
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from conftest import CONFIG, ROOT
+from conftest import CONFIG, ROOT, snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -64,16 +62,7 @@ def report(tmp_path_factory) -> Path:
     """The report of the whole paper, made outside of the repository."""
     folder = tmp_path_factory.mktemp("report")
     stand_ins(folder)
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile", "--report", "results/report.html"],
-        cwd=folder,
-        env=environment,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    done = snakemake(folder, "-s", ROOT / "Snakefile", "--report", "results/report.html")
     assert done.returncode == 0, done.stdout
     return folder / "results/report.html"
 

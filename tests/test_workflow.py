@@ -9,41 +9,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from conftest import ROOT
+import conftest
+from conftest import ROOT, copy_project
 from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
 
-PARTS = (
-    "Snakefile",
-    "config.yaml",
-    "environment.yml",
-    "requirements.lock",
-    "benchmarks",
-    "presets",
-    "profiles",
-    "reference",
-    "src",
-    "workflow",
-)
 TARGET = "results/figure1.pdf"
+COMMAND = ("--configfile", "smoke.yaml", "--cores", "2")
 CELLS = 2 * 2 * 3
 
 
 def make_project(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy2(source, folder / part)
+    copy_project(folder)
     shutil.copy2(ROOT / "tests" / "smoke.yaml", folder)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     generator = np.random.default_rng(0)
@@ -51,22 +36,14 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--configfile", "smoke.yaml", "--cores", "2", *arguments]
-
-
 def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    # One stream: Snakemake tells a dry run's errors on standard output.
-    return subprocess.run(
-        command(*arguments),
-        cwd=project,
-        env=environment,
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return conftest.snakemake(project, *COMMAND, *arguments)
+
+
+def start(project: Path, output: Any) -> subprocess.Popen[str]:
+    """Snakemake as a process group of its own, to be killed."""
+    command = [sys.executable, "-m", "snakemake", *COMMAND, TARGET]
+    return subprocess.Popen(command, cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
@@ -295,9 +272,7 @@ def test_results_are_recorded_with_what_made_them(project):
 
 def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):
     project = make_project(tmp_path / "project")
-    process = subprocess.Popen(
-        command(TARGET), cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    process = start(project, subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while len(list(project.glob("results/cells/*/summary.json"))) < CELLS // 2:
         assert time.monotonic() < deadline
@@ -320,9 +295,7 @@ def test_two_runs_in_one_folder_are_refused(project):
     edit(project, "setups.small.training.steps", 3000)
     told = project / "first.log"
     with told.open("w") as output:
-        first = subprocess.Popen(
-            command(TARGET), cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        first = start(project, output)
     try:
         deadline = time.monotonic() + 60
         while "Select jobs to execute" not in told.read_text():

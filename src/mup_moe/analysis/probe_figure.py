@@ -32,6 +32,7 @@ PREDICTED = {
     "router logits": _ALIGNING,
     "router-logit change": {range(2, 1000): 0.0},
 }
+TITLES = {"feed-forward": "feed-forward (MoE)"}
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -72,7 +73,7 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
             )
         axes_of_rule[0].set_ylabel(parametrization_title(rule), fontweight="bold")
     for axes, quantity in zip(grid[0], quantities, strict=True):
-        axes.set_title(quantity, pad=12)
+        axes.set_title(TITLES.get(quantity, quantity), pad=12)
     for column in grid.T:
         # What hardly moves should look so.
         low, high = column[0].get_ylim()
