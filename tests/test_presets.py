@@ -14,7 +14,7 @@ from tokenizers import pre_tokenizers
 from conftest import CONFIG, ROOT, copy_project, snakemake
 from mup_moe.analysis import plan
 from mup_moe.analysis.cost import tokens_of_run, tokens_of_step
-from mup_moe.config.load import overlay, read_document, read_preset, validate
+from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
 
@@ -27,6 +27,15 @@ def preset(name: str) -> Config:
 
 def test_all_three_are_there():
     assert set(NAMES) >= {"authors", "paper", "gpu"}
+
+
+def test_the_default_is_the_config_itself():
+    assert preset("default") == CONFIG
+
+
+def test_another_name_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="`preset` is 'huge' but must be one of default, authors, gpu, paper"):
+        read_preset(ROOT / "presets", "huge")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -38,7 +38,7 @@ rule claims:
         code=ANALYSIS_CODE,
         claims=json.dumps(asdict(CONFIG.claims)),
         confidence=CONFIG.analysis.confidence,
-        preset=CONFIG.preset or "default",
+        preset=CONFIG.preset,
     shell:
         "python -m mup_moe claims --claims {params.claims:q} --results results"
         " --confidence {params.confidence} --preset {params.preset:q}"

@@ -19,6 +19,7 @@ class ConfigError(UserError):
     """A mistake in the configuration, told in one sentence per key."""
 
 
+DEFAULT_PRESET = "default"  # config.yaml itself
 _ADAPTER = pydantic.TypeAdapter(Config)
 # Sections whose entries may start from another one by `like`; parametrizations resolve their own.
 _LIKE = ("corpora", "setups", "figures", "probes")
@@ -41,12 +42,12 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:
-    """The overlay `name` in the folder of presets, empty for None. Raises ConfigError."""
-    if name is None:
+    """The overlay `name` in the folder of presets; nothing for the default. Raises ConfigError."""
+    if name == DEFAULT_PRESET:
         return {}
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"`preset` is {name!r} but must be one of {', '.join(known)}, or null")
+        raise ConfigError(f"`preset` is {name!r} but must be one of {', '.join([DEFAULT_PRESET, *known])}")
     return read_document(folder / f"{name}.yaml")
 
 

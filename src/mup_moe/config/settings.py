@@ -344,7 +344,7 @@ class Config(_Section):
     claims: ClaimsSettings
     analysis: AnalysisSettings
     execution: ExecutionSettings
-    preset: str | None = None  # applied before validation; kept as the name of what ran
+    preset: str  # laid over the rest before it is validated; kept as the name of what runs
 
     def __post_init__(self) -> None:
         for section in ("parametrizations", "corpora", "setups"):
