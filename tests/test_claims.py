@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,8 @@ from scipy import stats
 
 from conftest import CONFIG, ROOT
 from mup_moe.__main__ import main
-from mup_moe.analysis.claims import judge, parse_claims
+from mup_moe.analysis.claims import parse_claims
+from mup_moe.analysis.verdict import judge
 from mup_moe.config.load import read_config
 from mup_moe.files import write_csv
 
@@ -70,16 +71,21 @@ def test_claims_survive_json():
 # ---------------------------------------------------------------- the command
 
 
-def write_results(folder: Path, drift: float, noise: float, tokens: int) -> None:
+def write_results(
+    folder: Path, drift: float, noise: float, tokens: int, widths: tuple[int, ...] = (), vertex: float = -4.5
+) -> None:
     """One figure whose optimum drifts, through the real optima command."""
     config = read_config(ROOT / "config.yaml")
     figure = config.figures["figure1"]
+    if widths:
+        figure = replace(figure, axes=replace(figure.axes, width=tuple(widths)))
+        config = replace(config, figures=config.figures | {"figure1": figure})
     generator = np.random.default_rng(0)
     rows = []
     shift = {(c.parametrization, c.width): generator.normal(0, noise) for c in figure.cells()}
     for cell in figure.cells():
-        vertex = -4.5 + drift * math.log2(cell.width / 32) + shift[cell.parametrization, cell.width]
-        loss = 3 + 0.1 * (math.log2(cell.learning_rate) - vertex) ** 2
+        best = vertex + drift * math.log2(cell.width / 32) + shift[cell.parametrization, cell.width]
+        loss = 3 + 0.1 * (math.log2(cell.learning_rate) - best) ** 2
         rows.append([cell.id, "finished", loss, loss, tokens])
     write_csv(folder / "figure1/runs.csv", ["cell", "status", "train_loss", "valid_loss", "tokens"], rows)
     from mup_moe.analysis.request import figure_request
@@ -91,7 +97,8 @@ def write_results(folder: Path, drift: float, noise: float, tokens: int) -> None
 
 def judge_figure(folder: Path, expect: str, panel: str = "mup") -> pd.Series:
     drifts = [{"figure": "figure1", "panel": panel, "expect": expect}]
-    claims = asdict(CONFIG.claims) | {"table": {"C9": {"says": "It.", "drifts": drifts, "slopes": []}}}
+    claim = {"says": "It.", "decided_by": "more", "drifts": drifts, "slopes": []}
+    claims = asdict(CONFIG.claims) | {"table": {"C9": claim}}
     arguments = ["--claims", json.dumps(claims), "--confidence", "0.95", "--results", str(folder)]
     outputs = ["--out", str(folder / "claims"), "--tests", str(folder / "tests.csv")]
     assert main(["claims", *arguments, *outputs]) == 0
@@ -121,6 +128,58 @@ def test_a_drift_is_judged_by_the_criterion(tmp_path, drift, expect, verdict):
     assert f"### C9: {verdict}" in report
     assert ("too small a sweep" in report) == (verdict == "inconclusive")
     assert "<table>" in (tmp_path / "claims.html").read_text()
+
+
+def test_a_large_sweep_refutes(tmp_path):
+    widths = [32, 64, 128, 256]
+    write_results(tmp_path, 0.0, 0.01, LARGE, widths)
+    assert judge_figure(tmp_path, "falls")["verdict"] == "not replicated"
+    write_results(tmp_path, -0.6, 0.01, LARGE, widths)
+    assert judge_figure(tmp_path, "keeps")["verdict"] == "not replicated"
+    write_results(tmp_path, -0.6, 0.01, LARGE - 1, widths)
+    assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
+
+
+def test_optima_at_the_grids_end_keep_nothing(tmp_path):
+    write_results(tmp_path, 0.0, 0.01, LARGE, vertex=-20.0)
+    assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
+    write_results(tmp_path, 0.0, 0.01, LARGE, vertex=-2.2)
+    assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
+    assert "grid's end" in (tmp_path / "claims.md").read_text()
+
+
+def test_a_panel_that_was_left_out_leaves_its_claim_open(tmp_path):
+    write_results(tmp_path, 0.0, 0.01, LARGE)
+    assert judge_figure(tmp_path, "keeps", "experts-only")["verdict"] == "inconclusive"
+    assert "figure1 has no panel experts-only" in (tmp_path / "claims.md").read_text()
+
+
+def judge_slope(folder: Path, slope: float, values: list[float], predicted: float) -> str:
+    widths = [64, 128, 256, 512, 1024]
+    rows = [
+        ["mup", width, seed, 2, "inner product", "0", value * (width / 64) ** slope * (1 + 0.01 * seed)]
+        for width, value in zip(widths, values, strict=True)
+        for seed in (0, 1)
+    ]
+    columns = ["parametrization", "width", "seed", "step", "quantity", "block", "value"]
+    write_csv(folder / "values.csv", columns, rows)
+    assert main(["slopes", str(folder / "values.csv"), "--confidence", "0.95", "--out", str(folder / "p.csv")]) == 0
+    test = {"probe": "p", "parametrization": "mup", "quantity": "inner product", "step": 2, "slope": predicted}
+    claim = {"says": "It.", "decided_by": "more", "drifts": [], "slopes": [test]}
+    claims = asdict(CONFIG.claims) | {"table": {"C9": claim}}
+    arguments = ["--claims", json.dumps(claims), "--confidence", "0.95", "--results", str(folder)]
+    assert main(["claims", *arguments, "--out", str(folder / "claims"), "--tests", str(folder / "tests.csv")]) == 0
+    return str(pd.read_csv(folder / "claims.csv").loc[0, "verdict"])
+
+
+def test_a_slope_is_judged_around_what_is_predicted(tmp_path):
+    steady, shaken = [1.0, 1.01, 0.99, 1.0, 1.01], [1.0, 2.0, 0.3, 3.0, 1.0]
+    assert judge_slope(tmp_path, -0.5, steady, -0.5) == "replicated"
+    assert judge_slope(tmp_path, -0.5, steady, 0.0) == "not replicated"
+    assert judge_slope(tmp_path, 0.0, shaken, 0.0) == "inconclusive"
+    # A model without a value leaves its width out of the slope.
+    assert judge_slope(tmp_path, 0.0, [1.0, 1.01, 0.99, 1.0, 0.0], 0.0) == "inconclusive"
+    assert "2 of 10 models" in (tmp_path / "claims.md").read_text()
 
 
 def test_noise_makes_a_verdict_inconclusive(tmp_path):
@@ -162,15 +221,21 @@ def optimum(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> float:
 
 
 def line(points: list[tuple[int, float, float]], confidence: float) -> tuple[float, float, float]:
-    """Slope and Student's interval, an intercept per seed."""
-    seeds = sorted({seed for seed, *_ in points})
-    design = np.array([[*(seed == s for s in seeds), x] for seed, x, _ in points], dtype=float)
-    y = np.array([y for *_, y in points])
-    solution = np.linalg.lstsq(design, y, rcond=None)[0]
-    freedom = len(y) - len(seeds) - 1
-    variance = ((y - design @ solution) ** 2).sum() / freedom * np.linalg.inv(design.T @ design)[-1, -1]
-    margin = math.sqrt(variance) * stats.t.ppf((1 + confidence) / 2, freedom)
-    return solution[-1], solution[-1] - margin, solution[-1] + margin
+    """Slope and Student's interval with an intercept per seed, or that of the means where it is wider."""
+
+    def fit(points):
+        seeds = sorted({seed for seed, *_ in points})
+        design = np.array([[*(seed == s for s in seeds), x] for seed, x, _ in points], dtype=float)
+        y = np.array([y for *_, y in points])
+        solution = np.linalg.lstsq(design, y, rcond=None)[0]
+        freedom = len(y) - len(seeds) - 1
+        variance = ((y - design @ solution) ** 2).sum() / freedom * np.linalg.inv(design.T @ design)[-1, -1]
+        return solution[-1], math.sqrt(variance) * stats.t.ppf((1 + confidence) / 2, freedom)
+
+    means = [(0, x, np.mean([y for _, other, y in points if other == x])) for x in sorted({x for _, x, _ in points})]
+    slope, margin = fit(points)
+    margin = max(margin, fit(means)[1])
+    return slope, slope - margin, slope + margin
 
 
 def verdict(expect: str, low: float, high: float, margin: float, can_refute: bool) -> str:
@@ -192,8 +257,8 @@ def overall(verdicts: list[str]) -> str:
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_recorded_verdicts_follow_from_recorded_runs(folder):
     # The criteria that were recorded along with the runs, not those of today.
-    paths = [folder / "config.yaml", *sorted(p for p in folder.glob("*.yaml") if p.name != "config.yaml")]
-    config = read_config(*paths)
+    made_by = json.loads((folder / "provenance.json").read_text())
+    config = read_config(*(folder / name for name in made_by["config"]))
     claims, confidence = config.claims, config.analysis.confidence
     runs = pd.read_csv(folder / "runs.csv").set_index("cell")
     recorded = pd.read_csv(folder / "claims.csv", keep_default_na=False).set_index("claim")
@@ -204,7 +269,7 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
         for test in claim.drifts:
             figure = config.figures[test.figure]
             cells = [c for c in figure.cells() if str(getattr(c, figure.panel)) == test.panel]
-            points = []
+            points, at_edge = [], False
             for seed in figure.axes.seed:
                 for value in getattr(figure.axes, figure.curve):
                     curve = sorted(
@@ -212,14 +277,19 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
                         for c in cells
                         if c.seed == seed and getattr(c, figure.curve) == value
                     )
-                    if not all(np.isnan(loss) for _, loss in curve):
-                        best = optimum(*np.array(curve).T, config.analysis.fit_points)
-                        points.append((seed, math.log2(value), best))
+                    losses = np.array([loss for _, loss in curve])
+                    lowest = int(np.nanargmin(losses))
+                    at_edge |= np.isnan([np.nan, *losses, np.nan][lowest : lowest + 3]).any()
+                    best = optimum(*np.array(curve).T, config.analysis.fit_points)
+                    points.append((seed, math.log2(value), best))
             slope, low, high = line(points, confidence)
             octaves = np.ptp([math.log2(value) for value in getattr(figure.axes, figure.curve)])
             tokens = runs.loc[[c.id for c in figure.cells()], "tokens"].max()
             can_refute = octaves >= claims.refuting_octaves and tokens >= claims.refuting_tokens
-            found.append(verdict(test.expect, low, high, claims.drift_margin, can_refute))
+            outcome = verdict(test.expect, low, high, claims.drift_margin, can_refute)
+            if outcome == ("replicated" if test.expect == "keeps" else "not replicated") and at_edge:
+                outcome = "inconclusive"
+            found.append(outcome)
             estimates.append((slope, low, high))
         for test in claim.slopes:
             probe = config.probes[test.probe]

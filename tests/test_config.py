@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import ConfigError, read_config, validate
+from mup_moe.config.load import ConfigError, overlay, read_config, validate
 from mup_moe.parametrization import VARIABLES, Parametrization, Power
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -108,7 +109,7 @@ def test_simplep_and_mup_differ_in_the_router_alone():
 def _set(document, path, value):
     *parents, last = path.split(".")
     for key in parents:
-        document = document[key]
+        document = document[int(key) if isinstance(document, list) else key]
     if value is ...:
         del document[last]
     else:
@@ -209,3 +210,94 @@ def test_a_grid_is_the_product_of_its_axes():
     axes = DOCUMENT["figures"]["figure1"]["axes"] | {"learning_rate": [LearningRate("2^-9"), LearningRate(0.1)]}
     ids = [cell.id for cell in grid("small", axes)]
     assert len(ids) == len(set(ids)) == 3 * len(axes["width"]) * 2
+
+
+# ---------------------------------------------------------------- entries that start from another one
+
+
+def test_an_entry_starts_from_another_key_by_key():
+    config = validate(DOCUMENT)
+    first, second = config.figures["figure1"], config.figures["figure2a"]
+    assert second.axes.learning_rate == first.axes.learning_rate
+    assert second.axes.experts != first.axes.experts
+    small, medium = config.setups["small"], config.setups["medium"]
+    assert medium.training == small.training
+    assert medium.model.base_experts != small.model.base_experts
+
+
+@pytest.mark.parametrize("section", ["corpora", "setups", "figures", "probes"])
+@pytest.mark.parametrize("parent", ["nothing", "itself", ["figure1"], None])
+def test_what_is_no_other_entry_can_not_be_started_from(section, parent):
+    document = copy.deepcopy(DOCUMENT)
+    document[section]["itself"] = {"like": parent}
+    with pytest.raises(ConfigError, match=rf"`{section}.itself.like` is .* without a circle"):
+        validate(document)
+
+
+def test_a_circle_is_refused():
+    document = copy.deepcopy(DOCUMENT)
+    document["setups"] |= {"one": {"like": "two"}, "two": {"like": "one"}}
+    with pytest.raises(ConfigError, match="without a circle"):
+        validate(document)
+
+
+def test_a_mistake_that_others_inherit_is_told_once_where_it_is_made():
+    document = copy.deepcopy(DOCUMENT)
+    document["figures"]["figure1"]["axes"]["seed"] = [0.5]
+    with pytest.raises(ConfigError) as error:
+        validate(document)
+    assert str(error.value).count("\n") == 0
+    assert "`figures.figure1.axes.seed.0`" in str(error.value)
+
+
+def test_a_parent_that_is_no_mapping_is_told_as_that():
+    document = copy.deepcopy(DOCUMENT)
+    document["setups"]["small"] = 3
+    with pytest.raises(ConfigError, match=r"`setups\.small` is 3"):
+        validate(document)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("compositions.figure9", ["figure8"], "figure8"),
+        ("compositions.figure9", [], "empty"),
+        ("compositions.figure9", ["figure1", "figure1"], "more than once"),
+        ("compositions.figure1", ["figure3"], "rename it"),
+        ("compositions.claims", ["figure3"], "rename it"),
+        ("probes.lemma_b1.steps", [0, 5, 2], "ascend"),
+        ("probes.lemma_b1.steps", [1, 2], "begin with 0"),
+        ("probes.lemma_b1.steps", [0, 99], "trains 10 steps"),
+        ("probes.lemma_b1.axes.width", [64], "two widths"),
+        ("probes.lemma_b1.axes.architecture", ["dense"], "moe"),
+        ("probes.lemma_b1.setup", "big", "'big'"),
+        ("claims.drift_margin", 0.0, "positive"),
+        ("claims.table.C1.drifts", [], "tests nothing"),
+        ("claims.table.C1.drifts.0.figure", "figure9", "figure9"),
+        ("claims.table.C1.drifts.0.panel", "mupp", "mupp"),
+        ("claims.table.C1.drifts.0.expect", "stays", "keeps"),
+        ("claims.table.C7.slopes.0.probe", "lemma", "lemma"),
+    ],
+)
+def test_results_that_can_not_be_made_are_refused(key, value, expected):
+    document = copy.deepcopy(DOCUMENT)
+    _set(document, key, value)
+    with pytest.raises(ConfigError) as error:
+        validate(document)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_readmes_examples_are_configs():
+    readme = (ROOT / "README.md").read_text()
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", readme, re.S)]
+    examples += [yaml.safe_load(text) for text in re.findall(r"`(figures: \{.*?\})`", readme)]
+    assert len(examples) >= 3
+    for example in examples:
+        validate(overlay(DOCUMENT, example))
+
+
+def test_leaving_out_a_panel_leaves_its_claims_open():
+    document = copy.deepcopy(DOCUMENT)
+    document["figures"]["figure1"]["axes"]["parametrization"] = ["sp", "mup"]
+    validate(document)

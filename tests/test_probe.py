@@ -58,8 +58,7 @@ def test_the_gradient_of_a_gate_is_the_inner_product_of_expert_and_gradient(toke
 
 
 def test_the_gradient_of_router_logits_is_that_of_finite_differences(tokens):
-    # The balance loss sees the logits too: without it, nudging a logit moves the loss by its gradient.
-    trainer = make_trainer(tokens, balance_loss=0.0, capacity_factor="dropless")
+    trainer = make_trainer(tokens, balance_loss=0.5, capacity_factor="dropless")
     batch = trainer.training_batch(0)
     seen = observe(trainer, batch)
     path = "blocks.1.feed_forward.logits"
@@ -142,12 +141,15 @@ def write_tokens(folder, tokens):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.floats(-2, 2), st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.integers(0, 2**31))
-def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, intercepts, noise_seed):
+@given(st.floats(-2, 2), st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**31))
+def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, intercepts, shared, noise_seed):
     from scipy import stats
 
-    noise = np.random.default_rng(noise_seed).normal(0, 0.3, (3, 4))
-    points = [(s, float(x), slope * x + intercepts[s] + noise[s, x]) for s in range(3) for x in range(4)]
+    generator = np.random.default_rng(noise_seed)
+    noise = generator.normal(0, 0.3, (3, 5))
+    if shared:  # a departure from the line that all seeds have in common
+        noise = 0.1 * noise + generator.normal(0, 1, 5)
+    points = [(s, float(x), slope * x + intercepts[s] + noise[s, x]) for s in range(3) for x in range(5)]
     found, interval = regress(points, 0.9)
     # The same model spelled out: a dummy per seed, and x.
     design = np.array([[*(seed == s for s in range(3)), x] for seed, x, _ in points], dtype=float)
@@ -155,12 +157,23 @@ def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, int
     solution, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
     freedom = len(points) - 4
     error = math.sqrt(residual[0] / freedom * np.linalg.inv(design.T @ design)[3, 3])
-    margin = error * stats.t.ppf(0.95, freedom)
+    of_points = error * stats.t.ppf(0.95, freedom)
+    means = stats.linregress(range(5), y.reshape(3, 5).mean(0))
+    of_means = means.stderr * stats.t.ppf(0.95, 3)
+    margin = max(of_points, of_means)
     assert found == pytest.approx(solution[3], abs=1e-9)
     assert (interval.low, interval.high) == (
         pytest.approx(solution[3] - margin, abs=1e-9),
         pytest.approx(solution[3] + margin, abs=1e-9),
     )
+
+
+def test_more_seeds_do_not_shrink_what_they_share():
+    bent = [0.0, 0.3, 0.1, 0.9]
+    few, many = ([(s, float(x), bent[x] + 0.001 * s * x) for s in range(n) for x in range(4)] for n in (2, 40))
+    intervals = [regress(points, 0.95)[1] for points in (few, many)]
+    widths = [interval.high - interval.low for interval in intervals]
+    assert widths[1] > 0.9 * widths[0]
 
 
 def test_what_is_not_finite_or_zero_is_left_out_and_counted():

@@ -23,6 +23,7 @@ class Row(NamedTuple):
     """
 
     figure: str
+    setup: str
     panel: Any
     parametrization: str
     axis: str
@@ -70,6 +71,7 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
                 points = int(np.isfinite(curve.mean).sum())
                 yield Row(
                     figure=name,
+                    setup=request.figure.setup,
                     panel=panel,
                     parametrization=request.parametrization(panel),
                     axis=request.figure.curve,
@@ -95,7 +97,7 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
 
 def read_rows(path: Path) -> list[Row]:
     """Reads what `optima` wrote. Raises UserError."""
-    text = ("figure", "panel", "parametrization", "axis", "interval", "fit", "drift_interval")
+    text = ("figure", "setup", "panel", "parametrization", "axis", "interval", "fit", "drift_interval")
     table = read_table(path, Row._fields, text)
     table = table.fillna(dict.fromkeys(text, ""))
     return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False, name=None)]

@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 
+from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
-# In the folder of a result of the same name: the tests of claims, what probes measured.
-DETAILS = ("tests.csv", "w*.csv", "w*.json", "reference.csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,33 +26,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="what to call the record, such as the preset")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished results")
     parser.add_argument(
-        "--config", type=Path, nargs="+", default=[Path("config.yaml")], help="the config that made them"
+        "--config", type=Path, nargs="+", default=[Path("config.yaml")], help="config.yaml and what was laid over it"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Copies the results to RESULTS/recorded/NAME and writes provenance.json beside them."""
     results: Path = arguments.results
+    if not RESULT_NAME.fullmatch(arguments.name):
+        raise UserError(
+            f"the name {arguments.name!r} must be lower-case letters and digits, words joined by '-' or '_'"
+        )
     if not (results / LISTING).exists():
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
+    first, *over = (read_document(path) for path in arguments.config)
+    name, folder = overlay(first, *over).get("preset"), arguments.config[0].parent / "presets"
+    config = validate(overlay(first, read_preset(folder, name), *over))
+    sources = list(arguments.config)
+    if name != DEFAULT_PRESET:
+        sources.insert(1, folder / f"{name}.yaml")
     folder = results / "recorded" / arguments.name
     made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
     shutil.rmtree(folder, ignore_errors=True)
-    for source in _files(results):
+    for source in _files(results, config):
         target = folder / source.relative_to(results)
         make_folder(target.parent)
         shutil.copy2(source, target)
-    for source in arguments.config:
+    for source in sources:
         shutil.copy2(source, folder / source.name)
-    write_json(folder / "provenance.json", made_by)
+    write_json(folder / "provenance.json", made_by | {"config": [source.name for source in sources]})
 
 
-def _files(results: Path) -> Iterator[Path]:
+def _files(results: Path, config: Config) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
         stem = Path(name).stem
         yield from (path for path in sorted(results.glob(f"{stem}.*")) if path.suffix in SUFFIXES)
-        for pattern in DETAILS:
-            yield from sorted((results / stem).glob(pattern))
+    yield results / "claims/tests.csv"
+    for name, probe in config.probes.items():
+        yield from (results / name / f"w{width}.{kind}" for width in probe.axes.width for kind in ("csv", "json"))
+    for name, figure in config.figures.items():
+        yield from [results / name / "reference.csv"] if figure.reference else []
 
 
 def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
@@ -61,7 +74,7 @@ def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
     corpora = sorted(results.glob("data/*/manifest.json"))
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "config.yaml")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "workflow", "presets", "config.yaml")),
         "cells": len(cells),
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries), 1),
         **{

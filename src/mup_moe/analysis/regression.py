@@ -30,26 +30,34 @@ class Interval:
 
 
 NO_INTERVAL = Interval(np.nan, np.nan, "")
+EQUAL = 1e-9  # less is rounding
 
 
 def regress(points: Sequence[tuple[int, float, float]], confidence: float) -> tuple[float, Interval]:
-    """The slope that points (seed, x, y) share, each seed with an intercept of its own.
+    """The slope of points (seed, x, y), and the wider of two Student's intervals.
 
-    What shifts all points of a seed alike says nothing of the slope. The interval is Student's with
-    as many degrees of freedom as there are points, less the intercepts and the slope; there is none
-    where residuals allow none. NaN where no seed has two distinct x.
+    One is of all points, each seed with an intercept of its own: it knows the seeds' noise. The
+    other is of the means over seeds: it knows departures from a line that all seeds share, which
+    more seeds do not make smaller. With one seed they are the same. NaN where there are not two
+    distinct x; no interval where residuals allow neither.
     """
     table = pd.DataFrame(points, columns=["seed", "x", "y"], dtype=float)
     table = table[np.isfinite(table["y"])]
     within = table[["x", "y"]] - table.groupby("seed")[["x", "y"]].transform("mean")
-    if within.empty or np.ptp(within["x"]) == 0:
-        return np.nan, NO_INTERVAL
-    line = stats.linregress(within["x"], within["y"])
-    slope = float(line.slope)
-    freedom = len(within) - table["seed"].nunique() - 1
-    # Two points leave no residual to judge by, nor do equal ones, such as optima all at one edge.
-    if freedom < 1 or not np.isfinite(line.stderr) or np.ptp(within["y"]) == 0:
-        return slope, NO_INTERVAL
-    error = line.stderr * np.sqrt((len(within) - 2) / freedom)  # linregress knows of one intercept only
-    margin = float(error * stats.t.ppf((1 + confidence) / 2, freedom))
-    return slope, Interval(slope - margin, slope + margin, "t")
+    slope, of_points = _line(within, len(table) - table["seed"].nunique() - 1, confidence)
+    means = table.groupby("x", as_index=False)["y"].mean()
+    _, of_means = _line(means, len(means) - 2, confidence)
+    margin = float(np.nanmax([of_points, of_means, -1.0]))  # -1: neither allows one
+    return slope, NO_INTERVAL if margin < 0 else Interval(slope - margin, slope + margin, "t")
+
+
+def _line(table: pd.DataFrame, freedom: int, confidence: float) -> tuple[float, float]:
+    """The slope of y on x with so many degrees of freedom, and its margin; NaN where there is none."""
+    if table.empty or np.ptp(table["x"]) == 0:
+        return np.nan, np.nan
+    line = stats.linregress(table["x"], table["y"])
+    # No residual to judge by: too few points, or all y equal, such as optima all at one edge.
+    if freedom < 1 or not np.isfinite(line.stderr) or np.ptp(table["y"]) < EQUAL:
+        return float(line.slope), np.nan
+    error = line.stderr * np.sqrt((len(table) - 2) / freedom)  # linregress knows of one intercept only
+    return float(line.slope), float(error * stats.t.ppf((1 + confidence) / 2, freedom))

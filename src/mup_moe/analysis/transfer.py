@@ -42,10 +42,9 @@ class Transfer:
 def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: AnalysisSettings) -> Transfer:
     """Optima, intervals, regrets and drift of the curves of one panel (curve value -> curve).
 
-    The drift is the slope of every seed's own optima on the curve axis, in log2 of both, with
-    Student's interval: noise of the seeds and departures from a line widen it alike. The interval
-    of one curve's optimum is a bootstrap over seeds where there are several; with few its coverage
-    is below its level.
+    The drift is the slope of every seed's own optima on the curve axis, in log2 of both, with the
+    interval of `regress`. That of one curve's optimum is a bootstrap over seeds where there are
+    several; with few its coverage is below its level.
     """
     if len({curve.seeds for curve in curves.values()}) != 1:
         raise ValueError("the curves of a panel must have the same seeds")

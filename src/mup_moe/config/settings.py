@@ -234,7 +234,7 @@ class ProbeSettings(_Section):
 
     setup: str
     measure: Measure
-    steps: tuple[int, ...]  # measured before this many training steps are taken
+    steps: tuple[int, ...]  # measured after so many training steps
     axes: AxesSettings
 
     def __post_init__(self) -> None:
@@ -245,6 +245,10 @@ class ProbeSettings(_Section):
         _require(len(self.axes.width) >= 2, "`axes.width` needs two widths or more: a slope is measured over them")
         for axis in ("architecture", "experts", "granularity", "learning_rate"):
             _require(len(getattr(self.axes, axis)) == 1, f"`axes.{axis}` of a probe has one value")
+        _require(
+            self.measure != "covariance" or self.steps[0] == 0,
+            "`steps` of measure covariance must begin with 0: changes are measured from there",
+        )
         _require(
             self.measure != "covariance" or self.axes.architecture == ("moe",),
             "`measure` covariance is that of experts: set `axes.architecture` to [moe]",
@@ -280,6 +284,7 @@ class ClaimSettings(_Section):
     """A claim of the paper in our words, and the tests whose verdicts make its own."""
 
     says: str
+    decided_by: str  # what would decide it, where a sweep does not
     drifts: tuple[DriftTest, ...] = ()
     slopes: tuple[SlopeTest, ...] = ()
 
@@ -295,7 +300,6 @@ class ClaimsSettings(_Section):
     slope_margin: float
     refuting_tokens: int  # a cell's, from which on a sweep can speak against a claim
     refuting_octaves: float  # of the axis, likewise
-    decided_by: str
     table: dict[str, ClaimSettings]
 
     def __post_init__(self) -> None:
@@ -412,18 +416,16 @@ class Config(_Section):
             raise ValueError(f"`{key}.axes`: {error}") from None
 
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
+        # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
         for drift in claim.drifts:
             _require(drift.figure in self.figures, f"`{key}.drifts` names figure {drift.figure!r}, which is not listed")
-            figure = self.figures[drift.figure]
-            panels = [str(value) for value in getattr(figure.axes, figure.panel)]
             _require(
-                drift.panel in panels,
-                f"`{key}.drifts` names panel {drift.panel!r} of {drift.figure}, whose panels are {', '.join(panels)}",
+                self.figures[drift.figure].panel != "parametrization" or drift.panel in self.parametrizations,
+                f"`{key}.drifts` names panel {drift.panel!r}, which `parametrizations` does not list",
             )
         for slope in claim.slopes:
             _require(slope.probe in self.probes, f"`{key}.slopes` names probe {slope.probe!r}, which is not listed")
-            probe = self.probes[slope.probe]
             _require(
-                slope.parametrization in probe.axes.parametrization and slope.step in probe.steps,
-                f"`{key}.slopes`: probe {slope.probe} does not measure {slope.parametrization} at step {slope.step}",
+                slope.parametrization in self.parametrizations,
+                f"`{key}.slopes` names {slope.parametrization!r}, which `parametrizations` does not list",
             )

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--requests", default="-", help="file of training requests as JSON, one a line; - reads stdin")
     parser.add_argument("--measure", required=True, choices=["activations", "covariance"])
-    parser.add_argument("--steps", required=True, help="measure before this many steps are taken, such as 0,1,10")
+    parser.add_argument("--steps", required=True, help="measure after so many steps, such as 0,1,10")
     parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
     parser.add_argument("--out", required=True, type=Path, help="the CSV to write; a JSON beside it says what made it")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -93,15 +93,18 @@ def _row(cell: Cell, step: int, key: tuple[str, str], value: float) -> list[obje
 def measure(
     request: TrainingRequest, what: Measure, steps: Sequence[int], tokens: Tokens, device: torch.device
 ) -> Iterator[tuple[int, tuple[tuple[str, str], float]]]:
-    """Trains one model and yields (step, ((quantity, block), value)) at each of the ascending `steps`.
+    """Trains one model and yields (steps taken, ((quantity, block), value)) at each of the ascending `steps`.
 
-    All steps are measured on the batch of step 0, so that what changes is the model alone.
+    All are measured on the batch of step 0, so that what changes is the model alone. A model that
+    diverges yields no more.
     """
     trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
     batch = trainer.training_batch(0)
     first: Seen = {}
     for step in steps:
         trainer.run(until=step)
+        if trainer.step < step:
+            return
         seen = observe(trainer, batch)
         first = first or {path: tensor.detach().clone() for path, tensor in seen.items() if path.endswith("logits")}
         values = activations(seen) if what == "activations" else covariance(seen, first)
@@ -111,10 +114,10 @@ def measure(
 def observe(trainer: Trainer, batch: tuple[Tensor, Tensor]) -> Seen:
     """What every tap of the model sees of a batch [R, B, S], with its gradient; trains nothing.
 
-    The gradients are those of the mean over tokens that is minimised.
+    The gradients are those of the mean cross-entropy, without the auxiliary losses that are minimised too.
     """
     with _tapped(trainer) as seen:
-        trainer.model.objective(trainer.losses(*batch)).backward()
+        trainer.losses(*batch).cross_entropy_R.sum().backward()
     for parameter in trainer.model.parameters():
         parameter.grad = None
     return seen
@@ -140,9 +143,19 @@ def _tapped(trainer: Trainer) -> Iterator[Seen]:
 
 
 def activations(seen: Seen) -> Values:
-    """Mean absolute entries (Tensor Programs V, coordinate check) of what `ACTIVATIONS` lists."""
+    """Mean absolute entries (Tensor Programs V, coordinate check) of what `ACTIVATIONS` lists.
+
+    A token that no expert had a place for has no MoE output, and does not count there.
+    """
+
+    def size(path: str, tensor: Tensor) -> float:
+        gates_RKN = seen.get(path.removesuffix("feed_forward_output") + "feed_forward.gates")
+        if path.endswith("feed_forward_output") and gates_RKN is not None:
+            tensor = tensor[(gates_RKN != 0).any(1)]
+        return float(tensor.detach().float().abs().mean())
+
     return {
-        (quantity, block): float(tensor.detach().float().abs().mean())
+        (quantity, block): size(path, tensor)
         for wanted, quantity in ACTIVATIONS.items()
         for path, tensor in seen.items()
         for block, name in [_split(path)]
@@ -153,11 +166,11 @@ def activations(seen: Seen) -> Values:
 def covariance(seen: Seen, first: Seen) -> Values:
     """How experts and the gradient they receive align (paper, Lemma B.1), block by block.
 
-    Over the choices that found a place, with E the expert's output and g the gradient of one
-    token's loss with respect to the layer's output: the root mean squares of their inner product
-    (the gradient with respect to the gate) and of their cosine. Over tokens and experts: the root
-    mean squares of the loss's gradient with respect to a router logit and of a logit's change
-    since `first`, and the standard deviation of the logits.
+    Over the choices that found a place, with E the expert's output and g the gradient, with respect
+    to the layer's output, of the cross-entropy summed over tokens: the root mean squares of their
+    inner product (the gradient with respect to the gate) and of their cosine. Over tokens and
+    experts: the root mean squares of that loss's gradient with respect to a router logit and of a
+    logit's change since `first`, and the standard deviation of the logits.
     """
     found: Values = {}
     for path, gates_RKN in seen.items():
@@ -167,7 +180,7 @@ def covariance(seen: Seen, first: Seen) -> Values:
         layer = path.removesuffix(".feed_forward.gates")
         experts_RKND = seen[f"{layer}.feed_forward.expert_outputs"].detach()
         logits_RNE = seen[f"{layer}.feed_forward.logits"]
-        # The loss is a mean over tokens; a token's own is N times that.
+        # From the mean over N tokens to the sum.
         tokens = gates_RKN.shape[-1]
         inner_RKN = tokens * _gradient(gates_RKN)
         gradient_RND = tokens * _gradient(seen[f"{layer}.feed_forward_output"])
@@ -176,7 +189,7 @@ def covariance(seen: Seen, first: Seen) -> Values:
         change_RNE = logits_RNE.detach() - first[f"{layer}.feed_forward.logits"]
         values = (
             _rms(inner_RKN[kept_RKN]),
-            _rms((inner_RKN / norms_RKN)[kept_RKN]),
+            _rms((inner_RKN / norms_RKN)[kept_RKN & (norms_RKN > 0)]),
             _rms(tokens * _gradient(logits_RNE)),
             float(logits_RNE.detach().std()),
             _rms(change_RNE),

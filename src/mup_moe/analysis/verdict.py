@@ -1,0 +1,188 @@
+"""Whether a claim of the paper replicates, by the criteria that the config fixes.
+
+A test is a number with its interval and an expectation; `judge` compares them, and what the
+measurement cannot bear stays inconclusive. A claim is replicated if all its tests are, not
+replicated if one is not, and otherwise inconclusive.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.optima import Row, read_rows
+from mup_moe.analysis.runs import read_table
+from mup_moe.analysis.slopes import Slope, read_slopes
+from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
+
+Expectation = Literal["keeps", "moves", "falls"]
+Verdict = Literal["replicated", "not replicated", "inconclusive"]
+
+
+def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdict:
+    """What an interval says of an expectation, whatever the scale; inconclusive without an interval.
+
+    keeps: within +-margin; refuted where the two do not meet. moves, falls: 0 is excluded (falls:
+    from below) and the interval reaches beyond the margin; refuted within it (falls: or above 0).
+    """
+    if math.isnan(low) or math.isnan(high):
+        return "inconclusive"
+    within = -margin <= low and high <= margin
+    if expect == "keeps":
+        apart = low > margin or high < -margin
+        return "replicated" if within else "not replicated" if apart else "inconclusive"
+    moved = high < 0 or (expect == "moves" and low > 0)
+    if moved and not within:
+        return "replicated"
+    return "not replicated" if within or (expect == "falls" and low > 0) else "inconclusive"
+
+
+class Test(NamedTuple):
+    """One test of a claim.
+
+    kind: "drift" or "slope". estimate, low, high: a drift in octaves of learning rate per octave of
+    the axis, or a slope; NaN where there is none. expected: what is subtracted before the
+    comparison with the margin. octaves: of the axis, over the points that entered; tokens: of a
+    cell, 0 for a slope. verdict: replicated, not replicated, or inconclusive for the `reason`.
+    """
+
+    claim: str
+    result: str
+    kind: str
+    what: str
+    expect: str
+    expected: float
+    margin: float
+    estimate: float
+    low: float
+    high: float
+    octaves: float
+    tokens: int
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tests are read from: figure -> its optima and the most tokens of a cell; probe -> slopes."""
+
+    optima: Mapping[str, Sequence[Row]]
+    tokens: Mapping[str, int]
+    slopes: Mapping[str, Sequence[Slope]]
+
+
+def read_evidence(settings: ClaimsSettings, results: Path) -> Evidence:
+    """Reads what the tests of all claims rest on. Raises UserError."""
+    claims = settings.table.values()
+    figures = dict.fromkeys(drift.figure for claim in claims for drift in claim.drifts)
+    probes = dict.fromkeys(slope.probe for claim in claims for slope in claim.slopes)
+    return Evidence(
+        optima={name: read_rows(results / name / "optima.csv") for name in figures},
+        tokens={name: int(read_table(results / name / "runs.csv", ("tokens",))["tokens"].max()) for name in figures},
+        slopes={name: read_slopes(results / f"{name}.csv") for name in probes},
+    )
+
+
+def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
+    """Every test of a claim; a slope is tested in each block."""
+    for drift in claim.drifts:
+        yield _drift_test(name, drift, settings, evidence)
+    for slope in claim.slopes:
+        yield from _slope_tests(name, slope, settings, evidence)
+
+
+def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence: Evidence) -> Test:
+    rows = [row for row in evidence.optima[drift.figure] if str(row.panel) == drift.panel]
+    test = Test(
+        claim=name,
+        result=drift.figure,
+        kind="drift",
+        what=f"drift, {parametrization_title(drift.panel)}",
+        expect=drift.expect,
+        expected=0.0,
+        margin=settings.drift_margin,
+        estimate=math.nan,
+        low=math.nan,
+        high=math.nan,
+        octaves=0.0,
+        tokens=evidence.tokens[drift.figure],
+        verdict="inconclusive",
+        reason=f"{drift.figure} has no panel {drift.panel}",
+    )
+    if not rows:
+        return test
+    found = [row.value for row in rows if not math.isnan(row.log2_lr)]
+    test = test._replace(
+        what=f"drift over {rows[0].axis}, {parametrization_title(drift.panel)}",
+        estimate=rows[0].drift,
+        low=rows[0].drift_low,
+        high=rows[0].drift_high,
+        octaves=math.log2(max(found) / min(found)) if found else 0.0,
+    )
+    large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
+    says = judge(drift.expect, test.low, test.high, settings.drift_margin)
+    seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
+    if seems_small and any(row.at_edge or math.isnan(row.log2_lr) for row in rows):
+        reason = "an optimum lies at the grid's end, or is missing, so that the drift may be larger than it seems"
+        return test._replace(verdict="inconclusive", reason=reason)
+    return _with_verdict(test, says, large)
+
+
+def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
+    key = (slope.parametrization, slope.quantity, slope.step)
+    rows = [s for s in evidence.slopes[slope.probe] if (s.parametrization, s.quantity, s.step) == key]
+    what = f"slope of {slope.quantity} after {slope.step} steps, {parametrization_title(slope.parametrization)}"
+    test = Test(
+        claim=name,
+        result=slope.probe,
+        kind="slope",
+        what=what,
+        expect="keeps",
+        expected=slope.slope,
+        margin=settings.slope_margin,
+        estimate=math.nan,
+        low=math.nan,
+        high=math.nan,
+        octaves=0.0,
+        tokens=0,
+        verdict="inconclusive",
+        reason=f"{slope.probe} did not measure it",
+    )
+    if not rows:
+        yield test
+    for row in rows:
+        measured = test._replace(
+            what=f"{what}, block {row.block}" if row.block else what,
+            estimate=row.slope,
+            low=row.low,
+            high=row.high,
+            octaves=math.log2(row.highest_width / row.lowest_width),
+        )
+        says = judge("keeps", row.low - slope.slope, row.high - slope.slope, settings.slope_margin)
+        if row.points < row.models:
+            reason = f"{row.models - row.points} of {row.models} models have no value that is positive and finite"
+            yield measured._replace(verdict="inconclusive", reason=reason)
+        else:
+            yield _with_verdict(measured, says, measured.octaves >= settings.refuting_octaves)
+
+
+def _with_verdict(test: Test, says: Verdict, large: bool) -> Test:
+    """The test with what its interval says, unless that refutes and the sweep is not large enough to."""
+    if says == "not replicated" and not large:
+        scale = f"{test.octaves:.1f} octaves" + (f" and {test.tokens:,} tokens a cell" if test.tokens else "")
+        reason = f"the interval speaks against the claim, but {scale} are too small a sweep to refute it"
+        return test._replace(verdict="inconclusive", reason=reason)
+    if math.isnan(test.low):
+        return test._replace(verdict="inconclusive", reason="too few points, or all alike, leave no interval")
+    reason = "the interval neither meets the criterion nor rules it out" if says == "inconclusive" else ""
+    return test._replace(verdict=says, reason=reason)
+
+
+def verdict_of(tests: Sequence[Test]) -> Verdict:
+    """A claim's verdict from those of its tests."""
+    verdicts = {test.verdict for test in tests}
+    if "not replicated" in verdicts:
+        return "not replicated"
+    return "replicated" if verdicts == {"replicated"} else "inconclusive"
