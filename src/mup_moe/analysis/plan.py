@@ -29,7 +29,7 @@ from mup_moe.files import UserError, read_json, write_csv, write_text
 FloatArray = npt.NDArray[np.float64]
 
 GPT2_VOCABULARY = 50_257
-START_SECONDS = 2.5  # of a job's process, imports and digests, before its first step
+START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
 COPIES = 2  # a cell's result and the copy that it keeps
