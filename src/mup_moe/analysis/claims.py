@@ -97,6 +97,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
     ]
     for name, claim in settings.table.items():
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in tests[name])
+        estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = ", ".join(dict.fromkeys(test.result for test in tests[name]))
         lines.append(f"| **{name}** {_symbols(claim.says)} | **{verdict_of(tests[name])}** | {estimates} | {rests} |")
     lines += [
@@ -126,7 +127,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
             "| result | test | criterion | estimate | interval | verdict |",
             "|---|---|---|---|---|---|",
             *(
-                f"| {test.result} | {test.what} {test.expect if test.kind == 'drift' else ''} | {criterion(test)} "
+                f"| {test.result} | {test.what}{f' {test.expect}' if test.kind == 'drift' else ''} | {criterion(test)} "
                 f"| {_number(test.estimate)} | {_interval(test)} | {test.verdict} |"
                 for test in tests[name]
             ),

@@ -11,7 +11,8 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;width:fit-content}"
+    "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;padding:0 1.5em;"
+    "width:fit-content;max-width:70em}"
     "p,li{max-width:60em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.35em .7em;text-align:left;"
     "border-bottom:1px solid #ddd;vertical-align:top}th{border-bottom:2px solid #888}code{background:#f3f3f3}"
 )
