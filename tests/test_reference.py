@@ -4,15 +4,13 @@ import csv
 import json
 import math
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from conftest import ROOT
+from conftest import ROOT, snakemake
 from mup_moe.__main__ import main
 from mup_moe.analysis.curve import Curve, find_optimum, regret
 from mup_moe.analysis.figure import draw, drawing_style, new_figure, read_content, shared_scale
@@ -212,15 +210,7 @@ def dry_run(folder, references):
     figures = {name: overlay | {"reference": references.get(name)} for name, overlay in figures.items()}
     (folder / "mine.yaml").write_text(yaml.safe_dump({"figures": figures}))
     arguments = ["-s", ROOT / "Snakefile", "--configfile", "mine.yaml", "--cores", "1", "-n", "results/figure1.pdf"]
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", *map(str, arguments)],
-        cwd=folder,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-        check=False,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return snakemake(folder, *arguments)
 
 
 @pytest.mark.workflow
