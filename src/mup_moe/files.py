@@ -79,11 +79,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV atomically, floats in their shortest exact spelling."""
+    """Writes a CSV atomically, floats in their shortest exact spelling; None and NaN are empty fields."""
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(["" if field != field else field for field in row] for row in rows)
 
 
 def read_json(path: Path) -> Any:

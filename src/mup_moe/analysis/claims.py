@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     evidence = read_evidence(settings, arguments.results)
     tests = {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
     report = markdown(settings, tests, arguments.preset, arguments.confidence)
-    write_csv(arguments.tests, Test._fields, ([_plain(x) for x in test] for found in tests.values() for test in found))
+    write_csv(arguments.tests, Test._fields, (test for found in tests.values() for test in found))
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]
     write_csv(Path(f"{arguments.out}.csv"), list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
     write_text(Path(f"{arguments.out}.md"), report)
@@ -148,7 +148,3 @@ def _number(value: float) -> str:
 
 def _interval(test: Test) -> str:
     return "[none]" if math.isnan(test.low) else f"[{_number(test.low)}, {_number(test.high)}]"
-
-
-def _plain(value: Any) -> Any:
-    return "" if isinstance(value, float) and math.isnan(value) else value

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     requests = parse_json(arguments.figures, "--figures")
     figures = {name: FigureRequest.of(request) for name, request in requests.items()}
     found = rows(read_runs(arguments.runs), figures)
-    write_csv(arguments.out, Row._fields, (["" if field != field else field for field in row] for row in found))
+    write_csv(arguments.out, Row._fields, found)
 
 
 def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[Row]:

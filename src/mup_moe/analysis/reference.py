@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("the figure's request names no reference: pass what the workflow passes")
     curves = figure_curves(read_runs(arguments.runs), request)
     rows = compare(published_points(request), curves)
-    write_csv(arguments.out, COLUMNS, (["" if field is None else field for field in row] for row in rows))
+    write_csv(arguments.out, COLUMNS, rows)
 
 
 def published_points(request: FigureRequest) -> list[Point]:

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the slopes. Raises UserError for values that are missing or damaged."""
     found = slopes(read_values(arguments.values), arguments.confidence)
-    write_csv(arguments.out, Slope._fields, (["" if field != field else field for field in row] for row in found))
+    write_csv(arguments.out, Slope._fields, found)
 
 
 def read_values(paths: Sequence[Path]) -> pd.DataFrame:
