@@ -30,7 +30,7 @@ lint: $(VENV)/dev.stamp
 
 benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/tokenize.py
+	$(BIN)/python benchmarks/tokenization.py
 
 # A stamp is newer than the lock that it installed.
 $(VENV)/run.stamp: requirements.lock

@@ -1,106 +1,142 @@
-"""Speed of the training step: tokens/s of the default cells, beside the machine's matmul rate.
+"""Speed of a training step: ours beside transformers' Mixtral and Llama, and the machine's matmul rate.
 
-python benchmarks/step.py [--figure figure1] [--out benchmarks/step.csv] [--seconds 3]
+python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
+                          [--steps 6300] [--no-compile] [--device cuda] [--request request.json]
 
-Both are measured in turn, in one process with one thread, and the medians of the interleaved rounds
-are reported, so that a noisy machine disturbs both alike. The fraction of the matmul rate counts the
-training FLOPs of `model_size` (6 per active matrix entry, and attention).
+A step is forward, backward, clipping and AdamW on 1,024 tokens. Every variant of a shape is in a
+process of its own, and all of them take turns, so that a noisy machine disturbs all alike: `ratio` is
+the median, over the turns, of a variant's tokens/s to those of the fastest peer in its stock
+environment; `ratio_same_allocator` to those of the fastest peer whose malloc keeps freed pages too.
+Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
+them. Compilation counts in `tokens_per_second_of_run`, a run of --steps steps (default: what one shape
+of figure 1 trains, 21 cells of 300 steps), and in `ratio_of_run`, to the best peer's run. The fraction
+of the matmul rate counts training FLOPs (6 per active matrix entry, and attention) against one product
+of square matrices in the precision of the variant. `default` marks how the pipeline trains.
 """
 
-import argparse
-import statistics
 import sys
-import time
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-import torch
+from common import (
+    OURS,
+    PEER,
+    PROVENANCE,
+    Measured,
+    Rates,
+    Variant,
+    default_variant,
+    machine_row,
+    measure,
+    out_path,
+    parser,
+    read_request,
+    told,
+)
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+from mup_moe.files import write_csv
+from mup_moe.training.request import TrainingRequest
 
-from mup_moe import provenance  # noqa: E402
-from mup_moe.config.load import read_config  # noqa: E402
-from mup_moe.files import write_csv  # noqa: E402
-from mup_moe.parametrization import parse_table  # noqa: E402
-from mup_moe.training.request import TrainingRequest  # noqa: E402
-from mup_moe.training.trainer import Trainer  # noqa: E402
-
-COLUMNS = [
-    *("architecture", "width", "experts", "granularity", "parameters", "flops_per_token"),
-    *("tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "torch", "cpu", "threads"),
-]
-WARM_UP_STEPS = 3
-MATMUL_SIZE = 1024
+COLUMNS = (
+    *("system", "architecture", "width", "experts", "granularity", "top_k", "precision", "step", "allocator"),
+    *("experts_implementation", "attention", "default", "parameters", "active_parameters", "flops_per_token"),
+    *("tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio", "ratio_same_allocator"),
+    *("compile_seconds", "cached_compile_seconds", "run_steps", "tokens_per_second_of_run", "ratio_of_run"),
+    *PROVENANCE,
+)
 
 
-def matmul_gflops() -> float:
-    """The rate (GFLOP/s) of one float32 product of square matrices."""
-    a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE)
-    start = time.perf_counter()
-    torch.mm(a, b)
-    return 2 * MATMUL_SIZE**3 / (time.perf_counter() - start) / 1e9
+def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
+    """Ours and the peer's, at one shape."""
+    default = default_variant(base, device, **shape)
+    yield default
+    ways = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
+    for step in ways:
+        for precision in ("float32", "bfloat16"):
+            variant = replace(default, precision=precision, step=step)
+            if variant != default:
+                yield variant
+    yield replace(default, allocator="stock")
+    dense = shape["architecture"] == "dense"
+    grouped = "" if dense else "grouped_mm"
+    peer = replace(default, system=PEER, allocator="stock", experts_implementation=grouped, attention="sdpa")
+    for step in ("eager", "compiled") if compiling else ("eager",):
+        for precision in ("float32", "bfloat16"):
+            for allocator in ("stock", "kept"):
+                yield replace(peer, precision=precision, step=step, allocator=allocator)
+    eager = replace(peer, precision="float32", step="eager")
+    yield replace(eager, attention="eager")
+    yield replace(eager, precision="bfloat16-weights")
+    if not dense:
+        yield replace(eager, experts_implementation="eager")
 
 
-def shapes_of(figure: str) -> list[TrainingRequest]:
-    """One request per shape among a figure's cells."""
-    config = read_config(ROOT / "config.yaml")
-    table = parse_table(config.parametrizations)
-    requests = {}
-    for cell in config.figures[figure].cells():
-        setup = config.setups[cell.setup]
-        request = TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization])
-        requests.setdefault((cell.architecture, cell.width, cell.experts, cell.granularity), request)
-    return list(requests.values())
+def best_peer(results: Sequence[Measured], allocator: str, steps: int | None = None) -> Measured | None:
+    """The fastest peer in this environment that keeps float32 weights, over a run of `steps` or beyond it."""
+    peers = [r for r in results if r.variant.system == PEER and r.variant.allocator == allocator]
+    peers = [r for r in peers if not r.variant.precision.endswith("-weights")]
+    return max(peers, key=lambda r: r.rate if steps is None else r.rate_over(steps), default=None)
+
+
+def rows_of(
+    base: TrainingRequest, default: Variant, results: Sequence[Measured], matmul: Rates, steps: int
+) -> Iterator[list[Any]]:
+    """A row for each variant of a shape, the machine apart."""
+    stock, kept = best_peer(results, "stock"), best_peer(results, "kept")
+    run = best_peer(results, "stock", steps)
+    for result in results:
+        variant, peak = result.variant, matmul.of(result.variant.precision)
+        of_run = result.rate_over(steps)
+        yield [
+            *(variant.system, variant.architecture, variant.width, variant.experts, variant.granularity),
+            *(1 if variant.architecture == "dense" else base.model.top_k * variant.granularity,),
+            *(variant.precision, variant.step, variant.allocator),
+            *(variant.experts_implementation, variant.attention, "yes" if variant == default else "no"),
+            *(result.sizes.parameters, result.sizes.active_parameters, result.sizes.flops_per_token),
+            *(round(result.rate), round(result.gflops, 1), round(peak, 1), round(result.gflops / peak, 3)),
+            *(round(result.ratio(peer), 3) if peer is not None else None for peer in (stock, kept)),
+            *(round(result.compile_seconds, 1), round(result.cached_compile_seconds, 1), steps),
+            *(round(of_run), round(of_run / run.rate_over(steps), 3) if run is not None else None),
+        ]
 
 
 def main() -> None:
-    """Measures every shape and writes a row for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", default="figure1")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "step.csv")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of training per shape")
-    parser.add_argument("--vocabulary", type=int, default=1024)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    # The speed of a step does not depend on which tokens it sees, but the router's balance does a
-    # little: a skewed distribution is closer to text than a flat one.
-    ids = np.random.default_rng(0).zipf(1.3, 200_000) % arguments.vocabulary
-    tokens = ids.astype(np.uint16)
-    trainers = [
-        Trainer([request], tokens, tokens, arguments.vocabulary, torch.device("cpu"))
-        for request in shapes_of(arguments.figure)
-    ]
-    for trainer in trainers:
-        trainer.run(WARM_UP_STEPS)
-        matmul_gflops()
-    rates: dict[Trainer, list[float]] = {trainer: [] for trainer in trainers}
-    peaks = []
-    deadline = time.perf_counter() + arguments.seconds * len(trainers)
-    while time.perf_counter() < deadline and all(t.step < t.settings.steps for t in trainers):
-        for trainer in trainers:
-            start = time.perf_counter()
-            trainer.run(trainer.step + 1)
-            rates[trainer].append(trainer.tokens_per_step / (time.perf_counter() - start))
-            peaks.append(matmul_gflops())
-    peak = statistics.median(peaks)
-    versions, machine = provenance.versions("torch"), provenance.machine()
+    """Measures every shape and writes a row for each variant."""
+    options = parser(__doc__, "step")
+    options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
+    options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
+    options.add_argument("--seconds", type=float, default=3.0, help="of training per variant")
+    options.add_argument("--steps", type=int, default=6300, help="of the run that compilation is spread over")
+    options.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
+    arguments = options.parse_args()
+    base, device = read_request(arguments.request), arguments.device
     rows = []
-    for trainer, samples in rates.items():
-        cell, rate = trainer.requests[0].cell, statistics.median(samples)
-        gflops = rate * trainer.size.flops_per_token / 1e9
-        rows.append(
-            [
-                *(cell.architecture, cell.width, cell.experts, cell.granularity),
-                *(trainer.size.parameters, trainer.size.flops_per_token, round(rate)),
-                *(round(gflops, 1), round(peak, 1), round(gflops / peak, 3)),
-                *(versions["torch"], machine["cpu"], torch.get_num_threads()),
-            ]
-        )
-        print(
-            f"{cell.architecture} width {cell.width}: {rate:,.0f} tokens/s, {gflops / peak:.0%} of {peak:.0f} GFLOP/s"
-        )
-    write_csv(arguments.out, COLUMNS, rows)
+    for architecture in arguments.architectures:
+        for width in arguments.widths:
+            shape = {"architecture": architecture, "width": width}
+            shape["experts"] = base.cell.experts if architecture == "moe" else 1
+            variants = list(variants_of(base, device, shape, not arguments.no_compile))
+            with told(f"{architecture}, width {width}"):
+                results, matmul = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
+            for row in rows_of(base, variants[0], results, matmul, arguments.steps):
+                rows.append(row + machine_row(device, arguments.threads))
+                _show(dict(zip(COLUMNS, rows[-1], strict=True)))
+            # What is measured so far is kept should a later shape fail.
+            write_csv(out_path(arguments, "step"), COLUMNS, rows)
+    if not any(row[0] == OURS for row in rows):
+        sys.exit("nothing of ours was measured")
+
+
+def _show(row: dict[str, Any]) -> None:
+    how = " ".join(str(row[name]) for name in ("precision", "step", "experts_implementation", "attention") if row[name])
+    print(
+        f"{row['architecture']:5} {row['width']:4} {row['system']:12} {how:36} {row['allocator']:5}"
+        f" {row['tokens_per_second']:9,} tokens/s, {row['fraction_of_matmul']:4.0%} of matmul,"
+        f" {row['ratio'] or 0:.2f}x the best peer, {row['ratio_of_run'] or 0:.2f}x with compilation"
+        f" ({row['compile_seconds']:.0f} s)",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def make_request(**changes: Any) -> TrainingRequest:
     cell = Cell("small", "moe", "mup", 8, 4, 1, LearningRate("2^-6"), 0)
     model = replace(setup.model, base_width=8, base_experts=4, sequence=16, heads=2)
     training = replace(setup.training, steps=12, batch_size=4, warmup_steps=3, final_loss_steps=4, validation_batches=2)
+    training = replace(training, precision="float32")
     table = changes.pop("table", TABLE)
     parts: dict[str, Any] = {"cell": cell, "model": model, "training": training}
     for name, part in parts.items():

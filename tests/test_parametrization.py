@@ -16,7 +16,8 @@ from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer, model_size
 from mup_moe.model.weight import Weight, weights_of
 from mup_moe.parametrization import ROLES, Parametrization, Rule
-from mup_moe.training.trainer import METRICS, Trainer
+from mup_moe.training.stack import METRICS
+from mup_moe.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

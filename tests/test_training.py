@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import SOURCES
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.trainer import METRICS, Trainer
+from mup_moe.training.stack import METRICS
+from mup_moe.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 LOSS = METRICS.index("train_loss")
@@ -49,24 +51,23 @@ def outcome_of(tokens, **changes):
 @given(seed=st.integers(0, 2**40), step=st.integers(0, 2**40), batch=st.integers(1, 9), length=st.integers(1, 40))
 def test_a_batch_is_a_function_of_seed_and_step(seed, step, batch, length):
     tokens = np.arange(1000, dtype=np.uint16)
-    inputs, targets = Batches(tokens, batch, length).training(seed, step)
-    again, _ = Batches(tokens.copy(), batch, length).training(seed, step)
-    assert torch.equal(inputs, again)
-    assert inputs.shape == (batch, length)
-    assert torch.equal(targets, inputs + 1)
+    windows = Batches(tokens, batch, length).training(seed, step)
+    assert torch.equal(windows, Batches(tokens.copy(), batch, length).training(seed, step))
+    assert windows.shape == (batch, length + 1)
+    assert torch.equal(windows[:, 1:], windows[:, :-1] + 1)
 
 
 def test_batches_differ_between_steps_and_seeds_and_reach_every_window():
     batches = Batches(np.arange(50, dtype=np.uint16), 16, 8)
-    draws = [batches.training(seed, step)[0] for seed in (0, 1) for step in (0, 1)]
+    draws = [batches.training(seed, step) for seed in (0, 1) for step in (0, 1)]
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 4
-    starts = {start for step in range(100) for start in batches.training(0, step)[0][:, 0].tolist()}
+    starts = {start for step in range(100) for start in batches.training(0, step)[:, 0].tolist()}
     assert starts == set(range(50 - 8))
 
 
 def test_fixed_batches_span_the_split():
     batches = Batches(np.arange(100, dtype=np.uint16), 4, 9)
-    starts = torch.cat([batches.fixed(i, 3)[0][:, 0] for i in range(3)]).tolist()
+    starts = torch.cat([batches.fixed(i, 3)[:, 0] for i in range(3)]).tolist()
     assert starts[0] == 0
     assert starts[-1] == 100 - 9 - 1
     assert len(set(np.diff(starts))) <= 2
@@ -101,8 +102,7 @@ def test_a_step_is_torch_adamw_with_clipping_on_the_whole_gradient(tokens):
     adamw = torch.optim.AdamW(parameters, betas=training.adam_betas, eps=training.adam_eps, weight_decay=0.1)
     for step in range(5):
         ours.run(step + 1)
-        inputs, targets = theirs._train.training(request.cell.seed, step)
-        losses = theirs.model.losses(inputs[None], targets[None])
+        losses = theirs.losses(theirs.training_batch(step))
         adamw.zero_grad()
         theirs.model.objective(losses).backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 0.3)
@@ -115,10 +115,10 @@ def test_a_step_is_torch_adamw_with_clipping_on_the_whole_gradient(tokens):
 
 def test_the_objective_adds_the_weighted_auxiliary_losses(tokens):
     trainer = make_trainer(tokens, make_request(balance_loss=0.5, z_loss=0.25))
-    inputs, targets = trainer._train.training(0, 0)
-    losses = trainer.model.losses(inputs[None], targets[None])
-    logits, routers = trainer.model(inputs[None])
-    expected = F.cross_entropy(logits[0], targets.flatten())
+    windows = trainer.training_batch(0)
+    losses = trainer.losses(windows)
+    logits, routers = trainer.model(windows[..., :-1].contiguous())
+    expected = F.cross_entropy(logits[0], windows[..., 1:].flatten())
     torch.testing.assert_close(losses.cross_entropy_R[0], expected)
     expected = expected + sum(0.5 * r.balance_R[0] + 0.25 * r.z_R[0] for r in routers) / len(routers)
     torch.testing.assert_close(trainer.model.objective(losses), expected)
@@ -198,9 +198,9 @@ def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
 @pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"architecture": "dense", "experts": 1}], ids=str)
 def test_the_step_compiles_as_one_graph(tokens, changes):
     trainer = make_trainer(tokens, make_request(**changes))
-    batch = [part[None] for part in trainer._train.training(0, 0)]
-    eager = trainer.model.losses(*batch)
-    compiled = torch.compile(trainer.model.losses, fullgraph=True, backend="aot_eager")(*batch)
+    windows = trainer.training_batch(0)
+    eager = trainer.losses(windows)
+    compiled = torch.compile(trainer.losses, fullgraph=True, backend="aot_eager")(windows)
     trainer.model.objective(compiled).backward()
     torch.testing.assert_close(compiled.cross_entropy_R, eager.cross_entropy_R)
 
@@ -230,13 +230,13 @@ def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, 
         part = make_trainer(tokens, request)
         if path.exists():
             saved = checkpoint.load(path)
-            part.load_state(saved.step, saved.tensors)
+            part.load_states(saved.step, [saved.tensors])
         part.run(stop)
-        checkpoint.save(path, Checkpoint(part.step, 0.0, "test", part.state()))
+        checkpoint.save(path, Checkpoint(part.step, 0.0, "test", part.states()[0]))
     last = make_trainer(tokens, request)
     if path.exists():
         saved = checkpoint.load(path)
-        last.load_state(saved.step, saved.tensors)
+        last.load_states(saved.step, [saved.tensors])
     last.run()
     (expected,), (got,) = whole.outcomes(), last.outcomes()
     np.testing.assert_array_equal(got.history_TM, expected.history_TM)
@@ -291,77 +291,134 @@ def corpus(tmp_path_factory):
     return folder / "tokens"
 
 
-def train_command(request: TrainingRequest, corpus: Path, out: Path, every: float = 1e9) -> list[str]:
-    return [
-        *(sys.executable, "-m", "mup_moe", "train", "--request", request.to_json()),
-        *("--tokens", str(corpus), "--out", str(out), "--checkpoint-seconds", str(every), "--device", "cpu"),
-    ]
+def train_command(requests: Sequence[TrainingRequest], corpus: Path, out: Path, *options: str) -> list[str]:
+    asked = [part for request in requests for part in ("--request", request.to_json())]
+    rest = ("--tokens", str(corpus), "--out", str(out), "--device", "cpu", *options)
+    return [sys.executable, "-m", "mup_moe", "train", *asked, *rest]
 
 
 @pytest.fixture(scope="module")
-def long_request():
-    return make_request(steps=200, warmup_steps=10, width=16)
+def curve():
+    """Cells that share a job; the last diverges early."""
+    rates = [LearningRate("2^-6"), LearningRate("2^-7"), LearningRate(1e5)]
+    changes = {"steps": 200, "warmup_steps": 10, "width": 16, "divergence_span": 0.1}
+    return [make_request(**changes, learning_rate=rate) for rate in rates]
+
+
+def results_in(out: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in out.glob("*/history.csv")}
+
+
+@pytest.fixture(scope="module", params=["1", "3"], ids=["one after the other", "stacked"])
+def replicas(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus, long_request, tmp_path_factory):
+def undisturbed(corpus, curve, replicas, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run(train_command(long_request, corpus, out), check=True, capture_output=True)
+    subprocess.run(train_command(curve, corpus, out, "--replicas", replicas), check=True, capture_output=True)
     return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
-def test_a_killed_process_resumes_to_the_same_bytes(corpus, long_request, undisturbed, tmp_path, number):
-    command = train_command(long_request, corpus, tmp_path, every=0.05)
+def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
+    corpus, curve, replicas, undisturbed, tmp_path, number
+):
+    command = train_command(curve, corpus, tmp_path, "--replicas", replicas, "--checkpoint-seconds", "0.05")
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "checkpoint.safetensors").exists():
+    while not list(tmp_path.glob("*/checkpoint.safetensors")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.communicate()
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert not (tmp_path / "summary.json").exists()
+    assert len(results_in(tmp_path)) < len(curve)
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "continuing from step" in again.stderr
-    assert (tmp_path / "history.csv").read_bytes() == (undisturbed / "history.csv").read_bytes()
-    ours, theirs = read_json(tmp_path / "summary.json"), read_json(undisturbed / "summary.json")
-    assert {**ours, "wall_seconds": 0} == {**theirs, "wall_seconds": 0}
-    # Finished, it is not trained again, even where Snakemake has deleted its outputs.
-    (tmp_path / "history.csv").unlink()
-    (tmp_path / "summary.json").unlink()
+    assert results_in(tmp_path) == results_in(undisturbed)
+    summaries = sorted(tmp_path.glob("*/summary.json"))
+    for path in summaries:
+        ours, theirs = read_json(path), read_json(undisturbed / path.parent.name / path.name)
+        # A kill between two checkpoints can leave a replica behind, to go on by itself.
+        varying = {"wall_seconds": 0, "replicas": 0}
+        assert {**ours, **varying} == {**theirs, **varying}
+    assert [read_json(path)["status"] for path in summaries].count("diverged") == 1
+    # Finished, they are not trained again, even where Snakemake has deleted the outputs.
+    kept = [path.read_bytes() for path in summaries]
+    for path in [*summaries, *tmp_path.glob("*/history.csv")]:
+        path.unlink()
     subprocess.run(command, check=True, capture_output=True)
-    assert read_json(tmp_path / "summary.json") == ours
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == ["history.csv", "summary.json"]
+    assert [path.read_bytes() for path in summaries] == kept
+    names = {path.name for path in tmp_path.glob("*/*") if not path.name.startswith(".")}
+    assert names == {"history.csv", "summary.json"}
 
 
-def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, long_request, undisturbed, tmp_path):
+def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_path):
+    subprocess.run(train_command(curve[:1], corpus, tmp_path), check=True, capture_output=True)
+    before = read_json(tmp_path / curve[0].cell.id / "summary.json")
+    done = subprocess.run(train_command(curve[:2], corpus, tmp_path), check=True, capture_output=True, text=True)
+    assert read_json(tmp_path / curve[0].cell.id / "summary.json") == before
+    assert curve[1].cell.id in done.stderr
+    assert curve[0].cell.id not in done.stderr
+
+
+def test_cells_that_were_interrupted_apart_go_on_in_stacks_of_their_own(corpus, curve, undisturbed, tmp_path):
+    pair = curve[:2]
+    for request, seconds in zip(pair, ("0.05", "0.2"), strict=True):
+        command = train_command([request], corpus, tmp_path, "--checkpoint-seconds", seconds)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        path = tmp_path / request.cell.id / "checkpoint.safetensors"
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert path.exists()
+    steps = {checkpoint.load(tmp_path / request.cell.id / "checkpoint.safetensors").step for request in pair}
+    done = subprocess.run(
+        train_command(pair, corpus, tmp_path, "--replicas", "2"), check=True, capture_output=True, text=True
+    )
+    assert done.stderr.count("continuing from step") == len(steps)
+    for request in pair:
+        ours, theirs = (
+            np.genfromtxt(folder / request.cell.id / "history.csv", delimiter=",", skip_header=1)
+            for folder in (tmp_path, undisturbed)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, curve, tmp_path):
+    request = curve[0]
     for content, message in ((b"damaged", "is damaged"), (None, "of another config")):
         out = tmp_path / message.replace(" ", "-")
-        out.mkdir()
-        path = out / "checkpoint.safetensors"
+        path = out / request.cell.id / "checkpoint.safetensors"
+        path.parent.mkdir(parents=True)
         if content is None:
             checkpoint.save(path, Checkpoint(7, 0.0, "another", {"a": torch.ones(1)}))
         else:
             path.write_bytes(content)
-        done = subprocess.run(train_command(long_request, corpus, out), check=True, capture_output=True, text=True)
+        done = subprocess.run(train_command([request], corpus, out), check=True, capture_output=True, text=True)
         assert message in done.stderr
-        assert file_digest(out / "history.csv") == file_digest(undisturbed / "history.csv")
+        assert read_json(out / request.cell.id / "summary.json")["status"] == "finished"
 
 
-def test_summary_tells_what_made_it(undisturbed, long_request):
-    summary = read_json(undisturbed / "summary.json")
-    assert summary["id"] == long_request.cell.id
+def test_summary_tells_what_made_it(undisturbed, curve, replicas):
+    request = curve[0]
+    folder = undisturbed / request.cell.id
+    summary = read_json(folder / "summary.json")
+    assert summary["id"] == request.cell.id
+    assert (summary["replicas"], summary["step"]) == (int(replicas), "eager")
     assert summary["status"] == "finished"
     assert summary["steps"] == 200
     assert summary["tokens"] == 200 * 4 * 16
     assert summary["flops"] > 0
     assert summary["versions"]["torch"] == torch.__version__
-    assert summary["history_sha256"] == file_digest(undisturbed / "history.csv")
+    assert summary["history_sha256"] == file_digest(folder / "history.csv")
     assert summary["machine"]["cores"] >= 1
-    assert TrainingRequest.from_json(long_request.to_json()) == long_request
-    rows = np.genfromtxt(undisturbed / "history.csv", delimiter=",", names=True)
+    assert TrainingRequest.from_json(request.to_json()) == request
+    rows = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     assert list(rows["step"]) == list(range(200))
     assert rows["train_loss"][-4:].mean() == pytest.approx(summary["train_loss"], rel=1e-6)
 
@@ -373,14 +430,16 @@ def test_summary_tells_what_made_it(undisturbed, long_request):
         ("--request", "nonsense", "training request"),
         ("--tokens", "nowhere", "nowhere"),
         ("--out", "/dev/null/cell", "/dev/null/cell"),
+        ("--replicas", "none", "--replicas"),
+        ("--step", "graph", "on a GPU only"),
         pytest.param(
             *("--device", "cuda", "no GPU is visible"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
         ),
     ],
 )
-def test_what_users_can_cause_ends_in_one_sentence(corpus, long_request, tmp_path, option, value, sentence):
-    command = [*train_command(long_request, corpus, tmp_path), option, value]
+def test_what_users_can_cause_ends_in_one_sentence(corpus, curve, tmp_path, option, value, sentence):
+    command = [*train_command(curve[:1], corpus, tmp_path), option, value]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert sentence in done.stderr

@@ -1,18 +1,44 @@
-# One cell, one training run.
+# One cell, one training run. Cells that `execution.lockstep` lets differ share a process: a rule is
+# made for each such job, with the folders of its cells as outputs.
+
+for job, cells in JOBS.items():
+
+    rule:
+        name:
+            f"train_{job}"
+        input:
+            # The manifest holds the tokens' digest, and stands for them.
+            manifest=f"{corpus_of(cells[0])}/manifest.json",
+            tokens=ancient(token_files(cells[0])),
+            # All that can change a result. What the files say enters below, as CODE: an edit that
+            # means something retrains, a touch or a comment does not.
+            sources=ancient(SOURCE_FILES),
+        output:
+            history=expand("results/cells/{cell}/history.csv", cell=cells),
+            summary=expand("results/cells/{cell}/summary.json", cell=cells),
+        log:
+            f"results/logs/train/{job}.log",
+        benchmark:
+            f"results/benchmarks/train/{job}.tsv"
+        conda:
+            "../../environment.yml"
+        # The longest first, so that none is left over in the end.
+        priority: request_of(cells[0]).cell.width
+        threads: CONFIG.execution.threads
+        resources:
+            **TRAINING_RESOURCES,
+        params:
+            requests=request_arguments(cells),
+            code=CODE,
+        shell:
+            TRAIN
 
 
+# A cell on its own: every one where nothing is shared, and those of no figure.
 rule train:
     input:
-        # The manifest holds the tokens' digest, and stands for them.
         manifest=lambda wildcards: f"{corpus_of(wildcards.cell)}/manifest.json",
-        tokens=lambda wildcards: ancient(
-            [
-                f"{corpus_of(wildcards.cell)}/{split}.bin"
-                for split in ("train", "valid")
-            ]
-        ),
-        # All that can change a result. What the files say enters below, as CODE: an edit that means
-        # something retrains, a touch or a comment does not.
+        tokens=lambda wildcards: ancient(token_files(wildcards.cell)),
         sources=ancient(SOURCE_FILES),
     output:
         history="results/cells/{cell}/history.csv",
@@ -25,17 +51,9 @@ rule train:
         "../../environment.yml"
     threads: CONFIG.execution.threads
     resources:
-        gpu=1 if CONFIG.execution.device == "cuda" else 0,
-        mem_mb=1500,
-        runtime=720,
-        # Not params: how a cell is run must not make it run again.
-        device=CONFIG.execution.device,
-        checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
+        **TRAINING_RESOURCES,
     params:
-        request=lambda wildcards: request_json(wildcards.cell),
+        requests=lambda wildcards: request_arguments([wildcards.cell]),
         code=CODE,
     shell:
-        "python -m mup_moe train --request {params.request:q}"
-        " --tokens $(dirname {input.manifest}) --out results/cells/{wildcards.cell}"
-        " --device {resources.device} --threads {threads}"
-        " --checkpoint-seconds {resources.checkpoint_seconds} 2>> {log}"
+        TRAIN

@@ -20,6 +20,7 @@ shell.prefix(
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
+from mup_moe.config.jobs import jobs
 from mup_moe.config.load import ConfigError, overlay, read_preset, validate
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError, hold_folder
@@ -94,15 +95,53 @@ def request_json(cell_id):
     return request_of(cell_id).to_json()
 
 
+def request_arguments(cell_ids):
+    """The options that ask `train` for cells."""
+    return " ".join(f"--request {shlex.quote(request_json(id))}" for id in cell_ids)
+
+
 def corpus_of(cell_id):
     """The folder of the tokens that a cell is trained on."""
     return f"results/data/{CONFIG.setups[request_of(cell_id).cell.setup].corpus}"
+
+
+def token_files(cell_id):
+    """The files of those tokens."""
+    return [f"{corpus_of(cell_id)}/{split}.bin" for split in ("train", "valid")]
 
 
 @cache
 def cells_of(figure):
     """The ids of a figure's cells."""
     return [cell.id for cell in CONFIG.figures[figure].cells()]
+
+
+# The ids of the cells of each job, by its name.
+JOBS = {
+    job: [cell.id for cell in cells]
+    for job, cells in jobs(
+        {name: list(figure.cells()) for name, figure in CONFIG.figures.items()},
+        CONFIG.execution.lockstep,
+    ).items()
+    if CONFIG.execution.lockstep
+}
+
+TRAINING_RESOURCES = dict(
+    gpu=1 if CONFIG.execution.device == "cuda" else 0,
+    mem_mb=1500,
+    runtime=720,
+    # Not params: how a cell is run must not make it run again.
+    device=CONFIG.execution.device,
+    replicas=str(CONFIG.execution.replicas),
+    step=CONFIG.execution.step,
+    checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
+)
+TRAIN = (
+    "python -m mup_moe train {params.requests}"
+    " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
+    " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
+    " --checkpoint-seconds {resources.checkpoint_seconds} 2>> {log:q}"
+)
 
 
 def probe_cells(wildcards):
@@ -132,8 +171,14 @@ onstart:
         hold_folder(Path("results"))
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    cells = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "train"]
-    report_progress([Path(job.output.summary) for job in cells])
+    report_progress(
+        [
+            Path(path)
+            for job in workflow.dag.needrun_jobs()
+            for path in job.output
+            if "/cells/" in path and path.endswith("/summary.json")
+        ]
+    )
 
 
 onsuccess:

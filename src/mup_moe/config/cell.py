@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -53,10 +53,21 @@ class Cell:
         A later axis is appended after the seed and left out at its default, so that adding one
         renames nothing.
         """
-        return (
-            f"{self.setup}_{self.architecture}_{self.parametrization}_w{self.width}"
-            f"_e{self.experts}_g{self.granularity}_lr{self.learning_rate}_s{self.seed}"
-        )
+        return self.name()
+
+    def name(self, without: Collection[str] = ()) -> str:
+        """The id, or what is left of it without some axes: the name of cells that differ in those alone."""
+        parts = {
+            "setup": self.setup,
+            "architecture": self.architecture,
+            "parametrization": self.parametrization,
+            "width": f"w{self.width}",
+            "experts": f"e{self.experts}",
+            "granularity": f"g{self.granularity}",
+            "learning_rate": f"lr{self.learning_rate}",
+            "seed": f"s{self.seed}",
+        }
+        return "_".join(part for axis, part in parts.items() if axis not in without)
 
     @classmethod
     def parse(cls, text: str) -> "Cell":

@@ -322,16 +322,26 @@ class AnalysisSettings(_Section):
         _require(0 < self.confidence < 1, f"`confidence` is {self.confidence} but must lie between 0 and 1")
 
 
+# How the steps of training are issued to the device.
+STEPS = ("eager", "compiled", "graph")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings(_Section):
     """How cells are run; nothing here may change a result beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads: int
+    lockstep: tuple[Literal["learning_rate", "seed", "parametrization"], ...]
+    replicas: int | Literal["auto"]
+    step: Literal["auto", "eager", "compiled", "graph"]
     checkpoint_seconds: float
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "threads")
+        _require(self.replicas == "auto" or self.replicas >= 1, f"`replicas` is {self.replicas} but must be at least 1")
+        _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
+        _require(self.step != "graph" or self.device != "cpu", "`step` graph is for GPUs: set `device` to auto or cuda")
         _positive(self, "checkpoint_seconds")
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mup_moe.config.settings import ModelSettings
+from mup_moe.model.attention import Attention
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Attention, Transformer
+from mup_moe.model.transformer import Transformer
 from mup_moe.model.weight import Weight, weights_of
 from mup_moe.parametrization import Parametrization
 

@@ -1,7 +1,7 @@
 """The decoder-only transformer of the paper, MoE or dense, for R replicas at once.
 
-Axes: R replicas, B sequences, S positions, N = B * S tokens, D width, H heads, P head size,
-F feed-forward size, V vocabulary. The model knows nothing of parametrizations but a role per
+Axes: R replicas, B sequences, S positions, N = B * S tokens, D width, F feed-forward size,
+V vocabulary. The model knows nothing of parametrizations but a role per
 tensor: what a role means is applied from outside (`model.scaling`).
 """
 
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
+from mup_moe.model.attention import Attention
+from mup_moe.model.cross_entropy import cross_entropy
 from mup_moe.model.moe import ACTIVATIONS, MoE, RouterStatistics
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
@@ -30,33 +32,6 @@ class Norm(nn.Module):
         """Normalised tokens [R, N, D]."""
         normal_RND = F.layer_norm(x_RND, x_RND.shape[-1:])
         return self.gain.scale(normal_RND * self.gain.value[:, None]) + self.bias.scale(self.bias.value[:, None])
-
-
-class Attention(nn.Module):
-    """Causal multi-head attention without biases."""
-
-    def __init__(self, shape: ModelShape, replicas: int) -> None:
-        super().__init__()
-        width = shape.width
-        self.heads = shape.heads
-        self.qkv = Weight("attention", (width, 3 * width), fan_in=width, fan_out=width, replicas=replicas)
-        self.out = Weight(
-            "attention", (width, width), fan_in=width, fan_out=width, replicas=replicas, into_residual=True
-        )
-        # The scale of the logits q.k, one per replica; `model.scaling` sets it.
-        self.register_buffer("logit_scale_R", torch.full((replicas,), float("nan")), persistent=False)
-        self.logit_scale_R: Tensor
-
-    def forward(self, x_RND: Tensor, sequence: int) -> Tensor:
-        """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
-        replicas, tokens, width = x_RND.shape
-        q, k, v = self.qkv.scale(x_RND @ self.qkv.value).chunk(3, dim=-1)
-        q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)
-        heads = (replicas * tokens // sequence, sequence, self.heads, width // self.heads)
-        q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
-        mixed_RND = mixed.transpose(1, 2).reshape(replicas, tokens, width)
-        return self.out.scale(mixed_RND @ self.out.value)
 
 
 class FeedForward(nn.Module):
@@ -125,6 +100,11 @@ class Transformer(nn.Module):
         )
         self.embedded, self.logits = Tap(), Tap()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors live, all of them."""
+        return self.token.value.device
+
     def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[RouterStatistics]]:
         """Token ids [R, B, S] to logits [R, N, V], and the routers' statistics, block by block."""
         replicas, _, sequence = tokens_RBS.shape
@@ -147,8 +127,7 @@ class Transformer(nn.Module):
     def losses(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> Losses:
         """The losses of predicting `targets_RBS` from `tokens_RBS`; each replica's own batch mean."""
         logits_RNV, statistics = self(tokens_RBS)
-        entropies = F.cross_entropy(logits_RNV.flatten(0, 1), targets_RBS.flatten(), reduction="none")
-        cross_entropy_R = entropies.view(self.replicas, -1).mean(-1)
+        cross_entropy_R = cross_entropy(logits_RNV, targets_RBS.flatten(1)).mean(-1)
         if not statistics:
             zero_R = torch.zeros_like(cross_entropy_R)
             return Losses(cross_entropy_R, zero_R, zero_R, zero_R, zero_R)

@@ -1,6 +1,6 @@
 """Batches as a pure function of (seed, step), the same for every learning rate and width.
 
-Axes: B sequences, S positions.
+Axes: B sequences, S positions. A window of S + 1 tokens holds S inputs and, one further, their targets.
 """
 
 import numpy as np
@@ -32,17 +32,15 @@ class Batches:
         self._sequence = sequence
         self._starts = len(tokens) - sequence
 
-    def training(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [B, S] of a step: windows drawn uniformly, with replacement."""
+    def training(self, seed: int, step: int) -> Tensor:
+        """Windows [B, S + 1] of a step, drawn uniformly, with replacement."""
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, step], np.uint64)))
         return self._windows(generator.integers(self._starts, size=self._batch_size))
 
-    def fixed(self, index: int, count: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [B, S] of the `index`-th of `count` batches spread evenly over the split."""
+    def fixed(self, index: int, count: int) -> Tensor:
+        """Windows [B, S + 1] of the `index`-th of `count` batches spread evenly over the split."""
         windows = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
         return self._windows(windows * (self._starts - 1) // max(count * self._batch_size - 1, 1))
 
-    def _windows(self, starts: np.ndarray) -> tuple[Tensor, Tensor]:
-        windows = self._tokens[starts[:, None] + np.arange(self._sequence + 1)].astype(np.int64)
-        tokens = torch.from_numpy(windows)
-        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    def _windows(self, starts: np.ndarray) -> Tensor:
+        return torch.from_numpy(self._tokens[starts[:, None] + np.arange(self._sequence + 1)].astype(np.int64))

@@ -1,9 +1,11 @@
-"""Trains one cell: python -m mup_moe train."""
+"""Trains cells of one shape: python -m mup_moe train."""
 
 import argparse
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ import torch
 from tqdm import tqdm
 
 from mup_moe import provenance
+from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import SPLITS, Tokens
 from mup_moe.files import UserError, claim_folder, remove_leftovers
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
-from mup_moe.training.device import claim_device
+from mup_moe.training.device import claim_device, keep_freed_pages, precision_on, replicas_on, step_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
-from mup_moe.training.trainer import METRICS, Outcome, Trainer, learning_rate, precision_on
+from mup_moe.training.stack import METRICS
+from mup_moe.training.trainer import Outcome, Trainer, learning_rate
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -39,86 +43,141 @@ class Stopwatch:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--request", required=True, help="a training request as JSON")
+    help_request = "a training request as JSON; once for each cell, all of one shape"
+    parser.add_argument("--request", required=True, action="append", dest="requests", help=help_request)
     parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
-    parser.add_argument("--out", required=True, type=Path, help="the cell's folder")
+    parser.add_argument("--out", required=True, type=Path, help="the folder that has a folder for each cell")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--replicas", default="auto", help="cells trained at once, or auto")
+    parser.add_argument("--step", default="auto", choices=["auto", *STEPS])
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--checkpoint-seconds", default=60.0, type=float)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains to the end, from the folder's checkpoint or result if it belongs to this very run."""
+    """Trains to the end, each cell from its own checkpoint or result if that belongs to this very run."""
     torch.set_num_threads(arguments.threads)
-    request = TrainingRequest.from_json(arguments.request)
+    keep_freed_pages()
+    requests = [TrainingRequest.from_json(text) for text in arguments.requests]
     tokens = Tokens.open(arguments.tokens, verify=True)
-    tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
-    digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
-    digests["fingerprint"] = request.fingerprint(tokens_digest, digests["code"])
-    result = Result(arguments.out)
     try:
-        with claim_folder(arguments.out), claim_device(arguments.device) as device:
-            remove_leftovers(arguments.out / CHECKPOINT, *result.files)
-            # Rounding differs between devices and precisions: what one wrote serves that one alone.
-            owner = f"{digests['fingerprint']}/{device.type}/{precision_on(device, request.training)}"
-            if not result.is_of(owner):
-                trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
-                _train(trainer, arguments, owner, result, digests)
-            result.publish()
+        with contextlib.ExitStack() as held:
+            device = held.enter_context(claim_device(arguments.device))
+            cells = [_Cell(request, tokens, device, arguments.out) for request in requests]
+            for cell in cells:
+                held.enter_context(claim_folder(cell.folder))
+            _Job(cells, tokens, device, arguments).run()
     except torch.OutOfMemoryError as error:
-        raise UserError(f"{request.cell.id} does not fit in the GPU's memory: lower `batch_size` ({error})") from None
+        raise UserError(
+            f"{len(requests)} cells such as {requests[0].cell.id} do not fit in the GPU's memory:"
+            f" lower `execution.replicas` or `batch_size` ({error})"
+        ) from None
     return 0
 
 
-def _train(
-    trainer: Trainer, arguments: argparse.Namespace, owner: str, result: Result, digests: dict[str, str]
-) -> None:
-    path = arguments.out / CHECKPOINT
-    watch = _resume(trainer, path, owner)
-    _Interruptible(path, owner, watch, arguments.checkpoint_seconds).train(trainer)
-    (outcome,) = trainer.outcomes()
-    result.keep(owner, *_tables(trainer, outcome, watch.elapsed, digests))
-    path.unlink(missing_ok=True)
+class _Cell:
+    """A cell's folder: where its result and its checkpoint are, and whose they have to be."""
+
+    def __init__(self, request: TrainingRequest, tokens: Tokens, device: torch.device, out: Path) -> None:
+        tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
+        code = code_digest()
+        fingerprint = request.fingerprint(tokens_digest, code)
+        self.request = request
+        self.folder = out / request.cell.id
+        self.result = Result(self.folder)
+        self.checkpoint = self.folder / CHECKPOINT
+        self.digests = {
+            "request": request.digest,
+            "tokens_digest": tokens_digest,
+            "code": code,
+            "fingerprint": fingerprint,
+        }
+        # Rounding differs between devices and precisions: what one wrote serves that one alone.
+        self.owner = f"{fingerprint}/{device.type}/{precision_on(device, request.training)}"
+
+    def finish(self, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
+        """Writes the result, which makes the checkpoint needless."""
+        self.result.keep(self.owner, *_tables(self.request, trainer, outcome, seconds, self.digests))
+        self.result.publish()
+        self.checkpoint.unlink(missing_ok=True)
+
+    def saved(self) -> Checkpoint | None:
+        """The checkpoint, if there is one of this very run."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            saved = checkpoint.load(self.checkpoint)
+        except DamagedCheckpointError as error:
+            print(f"{self.checkpoint} is damaged ({error}): starting from step 0", file=sys.stderr)
+            return None
+        if saved.fingerprint != self.owner:
+            print(f"{self.checkpoint} is of another config, corpus or version: starting from step 0", file=sys.stderr)
+            return None
+        return saved
 
 
-def _resume(trainer: Trainer, path: Path, owner: str) -> Stopwatch:
-    if not path.exists():
-        return Stopwatch()
-    try:
-        saved = checkpoint.load(path)
-    except DamagedCheckpointError as error:
-        print(f"{path} is damaged ({error}): starting from step 0", file=sys.stderr)
-        return Stopwatch()
-    if saved.fingerprint != owner:
-        print(f"{path} is of another config, corpus or version: starting from step 0", file=sys.stderr)
-        return Stopwatch()
-    trainer.load_state(saved.step, saved.tensors)
-    print(f"continuing from step {saved.step} of {trainer.settings.steps}", file=sys.stderr)
-    return Stopwatch(saved.elapsed)
+class _Job:
+    """The cells of one process, as many at once as the device likes."""
 
-
-class _Interruptible:
-    """Trains with a checkpoint every so often, and one more when asked to stop."""
-
-    def __init__(self, path: Path, owner: str, watch: Stopwatch, every_seconds: float) -> None:
-        self._path = path
-        self._owner = owner
-        self._watch = watch
-        self._every_seconds = every_seconds
-        self._saved_at = watch.elapsed
+    def __init__(
+        self, cells: Sequence[_Cell], tokens: Tokens, device: torch.device, arguments: argparse.Namespace
+    ) -> None:
+        self._cells = cells
+        self._tokens = tokens
+        self._device = device
+        self._step = step_on(device, arguments.step)
+        self._replicas = replicas_on(device, arguments.replicas)
+        self._checkpoint_seconds: float = arguments.checkpoint_seconds
         self._signal: int | None = None
 
-    def train(self, trainer: Trainer) -> None:
+    def run(self) -> None:
+        """Trains what is not trained yet. Exits, with checkpoints written, when a signal asks for it."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
-        with tqdm(total=trainer.settings.steps, initial=trainer.step, unit="step", mininterval=5, ascii=True) as bar:
+        pending = []
+        for cell in self._cells:
+            remove_leftovers(cell.checkpoint, *cell.result.files)
+            if cell.result.is_of(cell.owner):
+                cell.result.publish()
+            else:
+                pending.append(cell)
+        size = self._replicas or max(len(pending), 1)
+        for first in range(0, len(pending), size):
+            # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
+            at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
+            for cell in pending[first : first + size]:
+                saved = cell.saved()
+                at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
+            for stack in at_step.values():
+                self._train(stack)
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        self._signal = number
+
+    def _train(self, stack: Sequence[tuple[_Cell, Checkpoint | None]]) -> None:
+        cells = [cell for cell, _ in stack]
+        requests = [cell.request for cell in cells]
+        tokens = self._tokens
+        trainer = Trainer(requests, tokens.train, tokens.valid, tokens.vocabulary, self._device, self._step)
+        saved = [saved for _, saved in stack if saved is not None]
+        if saved:
+            trainer.load_states(saved[0].step, [of_cell.tensors for of_cell in saved])
+            print(f"continuing from step {trainer.step} of {trainer.settings.steps}", file=sys.stderr)
+        # A cell's share of the time that its stack took, so that the shares add up to the device's.
+        watch = Stopwatch(sum(of_cell.elapsed for of_cell in saved))
+        steps = trainer.settings.steps
+        name = cells[0].request.cell.id if len(cells) == 1 else f"{len(cells)} cells"
+        with tqdm(total=steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True) as bar:
+            saved_at = watch.elapsed
 
             def after_step(trainer: Trainer) -> None:
+                nonlocal saved_at
                 bar.update()
-                if trainer.step == trainer.settings.steps:
+                if trainer.step == steps:
                     return  # what is left takes no longer than a checkpoint
-                if self._signal or self._watch.elapsed - self._saved_at >= self._every_seconds:
-                    self._save(trainer)
+                if self._signal or watch.elapsed - saved_at >= self._checkpoint_seconds:
+                    self._save(trainer, cells, watch)
+                    saved_at = watch.elapsed
                 if self._signal:
                     print(
                         f"stopped by {signal.Signals(self._signal).name} at step {trainer.step}: run it again to go on",
@@ -127,20 +186,23 @@ class _Interruptible:
                     sys.exit(128 + self._signal)
 
             trainer.run(after_step=after_step)
+        for cell, outcome in zip(cells, trainer.outcomes(), strict=True):
+            cell.finish(trainer, outcome, watch.elapsed / len(cells))
 
-    def _remember(self, number: int, _frame: Any) -> None:
-        self._signal = number
-
-    def _save(self, trainer: Trainer) -> None:
-        checkpoint.save(self._path, Checkpoint(trainer.step, self._watch.elapsed, self._owner, trainer.state()))
-        self._saved_at = self._watch.elapsed
+    def _save(self, trainer: Trainer, cells: Sequence[_Cell], watch: "Stopwatch") -> None:
+        share = watch.elapsed / len(cells)
+        for replica, state in trainer.states().items():
+            cell = cells[replica]
+            checkpoint.save(cell.checkpoint, Checkpoint(trainer.step, share, cell.owner, state))
+        for replica, outcome in trainer.ended.items():
+            if not cells[replica].result.is_of(cells[replica].owner):
+                cells[replica].finish(trainer, outcome, share)
 
 
 def _tables(
-    trainer: Trainer, outcome: Outcome, seconds: float, digests: dict[str, str]
+    request: TrainingRequest, trainer: Trainer, outcome: Outcome, seconds: float, digests: dict[str, str]
 ) -> tuple[list[list[Any]], dict[str, Any]]:
     """The rows of history.csv, its header first, and the content of summary.json."""
-    (request,) = trainer.requests
     steps = len(outcome.history_TM)
     # float32 in nine digits reads back exactly.
     rows: list[list[Any]] = [["step", "learning_rate", *METRICS]]
@@ -162,6 +224,8 @@ def _tables(
         "wall_seconds": round(seconds, 3),
         "device": trainer.device.type,
         "precision": trainer.precision,
+        "step": trainer.how,
+        "replicas": len(trainer.requests),
         **digests,
         "settings": {
             "model": asdict(request.model),

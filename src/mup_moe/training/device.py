@@ -1,17 +1,25 @@
-"""Choosing the device, one GPU to a job."""
+"""Choosing the device, one GPU to a job, and what suits it."""
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from mup_moe.config.settings import TrainingSettings
 from mup_moe.files import UserError
+
+# glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+# The most that glibc takes, and what a step of a small model frees, several times over.
+_MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
 
 
 @contextlib.contextmanager
@@ -29,6 +37,8 @@ def claim_device(wanted: str) -> Iterator[torch.device]:
     # The same bits from run to run: cuBLAS needs a fixed workspace, attention a backward without atomics.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Every tensor is written before it is read: filling each with NaN first would only take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with _free_gpu() as index:
         yield torch.device("cuda", index)
 
@@ -54,3 +64,49 @@ def _free_gpu() -> Iterator[int]:
             print("every GPU is taken by another cell; waiting for one", file=sys.stderr, flush=True)
             waiting = True
         time.sleep(1)
+
+
+def precision_on(device: torch.device, settings: TrainingSettings) -> str:
+    """What `precision` comes to on a device: float32 or bfloat16."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for it; emulated, it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def step_on(device: torch.device, wanted: str) -> str:
+    """What `step` comes to on a device: eager, compiled or graph. Raises UserError for a graph on a CPU."""
+    if wanted == "auto":
+        return "graph" if device.type == "cuda" else "eager"
+    if wanted == "graph" and device.type != "cuda":
+        raise UserError("a step can be replayed as a CUDA graph on a GPU only: set `execution.step` to auto")
+    return wanted
+
+
+def replicas_on(device: torch.device, wanted: str) -> int | None:
+    """What `replicas` comes to on a device: how many cells are trained at once, None for all. Raises UserError."""
+    if wanted == "auto":
+        return None if device.type == "cuda" else 1
+    if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
+        raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
+    return int(wanted)
+
+
+def keep_freed_pages() -> None:
+    """Has malloc reuse what it frees: a step's buffers would cost a page fault each 4 KiB, every step.
+
+    Where there is no glibc, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+    mallopt(_M_TOP_PAD, _MMAP_BYTES)

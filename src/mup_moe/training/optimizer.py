@@ -27,7 +27,7 @@ def schedule(step: int, settings: TrainingSettings) -> float:
 class _Group:
     """Slices of one replica that share their rates, and Adam's state of each."""
 
-    peak: float
+    peak: float  # the learning rate at its highest
     weight_decay: float
     tensors: list[Tensor]
     exp_avgs: list[Tensor]
@@ -73,6 +73,7 @@ class ReplicaAdamW:
             for replica, (row, rate) in enumerate(zip(factors, learning_rates, strict=True))
             for pair in sorted({(f.adam_lr, f.weight_decay) for f in row.values()})
         ]
+        self._peaks_G = torch.tensor([group.peak for group in self._groups], device=model.device)
         grouped = sum(tensor.numel() for group in self._groups for tensor in group.tensors)
         total = sum(parameter.numel() for parameter in model.parameters())
         assert grouped == total, f"the groups hold {grouped} of the model's {total} entries"
@@ -89,10 +90,11 @@ class ReplicaAdamW:
         )
 
     @torch.no_grad()
-    def step(self, step: int) -> Tensor:
-        """Clips each replica's gradient and takes step number `step`; the gradient norms [R] before.
+    def step(self, factor: Tensor) -> Tensor:
+        """Clips each replica's gradient and takes a step; the gradient norms [R] before clipping.
 
-        Reads and then clears the gradients of the model's parameters.
+        factor: what `schedule` says of the step, one element on the model's device, so that a
+        captured CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
         """
         for replica, slices in enumerate(self._slices):
             for name, weight in self._weights.items():
@@ -104,9 +106,9 @@ class ReplicaAdamW:
             norms.append(norm)
             if self._settings.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(slices.values(), self._settings.clip_norm, norm)
-        factor = schedule(step, self._settings)
+        rates_G = self._peaks_G * factor
         beta1, beta2 = self._settings.adam_betas
-        for group in self._groups:
+        for group, rate in zip(self._groups, rates_G.unbind(), strict=True):
             adamw(
                 group.tensors,
                 [tensor.grad for tensor in group.tensors if tensor.grad is not None],
@@ -118,7 +120,7 @@ class ReplicaAdamW:
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,
-                lr=group.peak * factor,
+                lr=rate,
                 weight_decay=group.weight_decay,
                 eps=self._settings.adam_eps,
                 maximize=False,
@@ -131,10 +133,8 @@ class ReplicaAdamW:
         """Adam's moments, stacked over replicas as the parameters are: "moment/tensor" -> [R, ...]."""
         return {f"{moment}/{name}": t for moment, of_name in self._moments.items() for name, t in of_name.items()}
 
-    def load_state(self, moments: Mapping[str, Tensor], steps: int) -> None:
-        """Restores `state` as it was after `steps` steps."""
-        for key, tensor in self.state().items():
-            tensor.copy_(moments[key])
+    def set_steps(self, steps: int) -> None:
+        """Says how many steps the moments in `state` have seen."""
         for group in self._groups:
             for taken in group.steps:
                 taken.fill_(steps)

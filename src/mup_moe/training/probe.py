@@ -111,13 +111,13 @@ def measure(
         yield from ((step, item) for item in values.items())
 
 
-def observe(trainer: Trainer, batch: tuple[Tensor, Tensor]) -> Seen:
-    """What every tap of the model sees of a batch [R, B, S], with its gradient; trains nothing.
+def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
+    """What every tap of the model sees of windows [R, B, S + 1], with its gradient; trains nothing.
 
     The gradients are those of the mean cross-entropy, without the auxiliary losses that are minimised too.
     """
     with _tapped(trainer) as seen:
-        trainer.losses(*batch).cross_entropy_R.sum().backward()
+        trainer.losses(windows_RBS).cross_entropy_R.sum().backward()
     for parameter in trainer.model.parameters():
         parameter.grad = None
     return seen

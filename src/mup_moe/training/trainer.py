@@ -1,6 +1,6 @@
-"""The training loop: R cells of one shape, step by step, resumable at any step.
+"""The training loop: R cells of one shape in lockstep, block by block, resumable at any step.
 
-Axes: R replicas, B sequences, S positions, T steps, M metrics.
+Axes: R replicas, T steps, M metrics; K steps of a block, U distinct seeds, B sequences, S positions.
 """
 
 import math
@@ -11,19 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mup_moe.config.settings import TrainingSettings
-from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer, model_size
-from mup_moe.model.weight import weights_of
 from mup_moe.training.batches import Batches
-from mup_moe.training.optimizer import ReplicaAdamW, schedule
+from mup_moe.training.device import precision_on
+from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
+from mup_moe.training.stack import METRICS, Stack
 
-METRICS = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
+# A block of steps is issued to the device at once. Divergence is looked for between blocks; which
+# step it is found at does not depend on their length.
+BLOCK_STEPS = 20
 
-# Divergence is looked for this often; which step it is found at does not depend on it.
-_POLL_STEPS = 20
+_LOSS, _NORM = METRICS.index("train_loss"), METRICS.index("gradient_norm")
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,10 @@ class Trainer:
     Args:
         requests: one per replica; ValueError where they disagree on anything else.
         train, valid: flat token files. vocabulary: their number of ids.
-        device: where tensors live. The same request, tokens, device and thread count give the same
-            bits, however often the run is interrupted.
+        device: where tensors live. step: how steps are issued (`Stack`). The same requests, tokens,
+            device, step and thread count give the same bits, however often the run is interrupted.
+
+    A replica that has diverged is taken out of the stack: it stays as it was and costs no more time.
 
     """
 
@@ -59,32 +61,45 @@ class Trainer:
         valid: np.ndarray,
         vocabulary: int,
         device: torch.device,
+        step: str = "eager",
     ) -> None:
         first = requests[0]
-        shape = ModelShape.of(first.cell, first.model, vocabulary)
+        self._shape = ModelShape.of(first.cell, first.model, vocabulary)
         for request in requests:
             same = (request.model, request.training, ModelShape.of(request.cell, request.model, vocabulary))
-            if same != (first.model, first.training, shape):
+            if same != (first.model, first.training, self._shape):
                 raise ValueError(
                     f"{request.cell.id} and {first.cell.id} cannot be trained in lockstep: their shapes differ"
                 )
         self.requests = tuple(requests)
         self.settings = first.training
         self.device = device
-        self.size = model_size(shape, first.model)
+        self.precision = precision_on(device, self.settings)
+        self.size = model_size(self._shape, first.model)
         self.step = 0
+        self.ended: dict[int, Outcome] = {}
+        """How those replicas ended that are no longer in the stack, by their index."""
+        self.how = step
+        # A compiled step is compiled anew for every number of replicas: not for less than half of them.
+        self._least_share_to_shed = 0.0 if step == "eager" else 0.5
         self._train = Batches(train, self.settings.batch_size, first.model.sequence)
         self._valid = Batches(valid, self.settings.batch_size, first.model.sequence)
         self._divergence_loss = math.log(vocabulary) + self.settings.divergence_margin
         self._divergence_steps = math.ceil(self.settings.divergence_span * self.settings.steps)
+        self._history_TRM = torch.zeros(self.settings.steps, len(requests), len(METRICS))
+        self._build_stack(range(len(requests)))
 
-        self.model = Transformer(shape, first.model, len(requests)).to(device)
-        base = ModelShape.base_of(first.cell, first.model, vocabulary)
-        factors = initialize(self.model, base, [(r.parametrization, r.cell.seed) for r in requests])
-        rates = [request.cell.learning_rate for request in requests]
-        self._optimizer = ReplicaAdamW(self.model, factors, rates, self.settings)
-        self._history_TRM = torch.zeros(self.settings.steps, len(requests), len(METRICS), device=device)
-        self.precision = precision_on(device, self.settings)
+    def _build_stack(self, replicas: Sequence[int]) -> None:
+        self._active = list(replicas)
+        requests = [self.requests[replica] for replica in replicas]
+        self._stack = Stack(requests, self._shape, self.device, self.precision, self.how, BLOCK_STEPS)
+        self._seen = self.step  # the history is known before this step
+        self._loaded: int | None = None  # the first step of the block that the stack has
+
+    @property
+    def model(self) -> Transformer:
+        """The models of the replicas that are in the stack."""
+        return self._stack.model
 
     @property
     def tokens_per_step(self) -> int:
@@ -94,45 +109,61 @@ class Trainer:
     def run(self, until: int | None = None, after_step: Callable[["Trainer"], None] | None = None) -> None:
         """Trains up to step `until` (the last by default), or until every replica has diverged.
 
-        `after_step` is called between steps, when `state` is whole; what it raises ends the run.
+        `after_step` is called between steps, when `state` is whole; what it raises ends the run. On a
+        GPU it comes when a step is issued, up to a block before it is done.
         """
         last = self.settings.steps if until is None else min(until, self.settings.steps)
         while self.step < last:
-            if self.step % _POLL_STEPS == 0 and all(s is not None for s in self._diverged_steps()):
-                break
-            self._train_step()
+            first = self.step - self.step % BLOCK_STEPS
+            if self._loaded != first:
+                # Drawn while the device is still at the block before.
+                block = self._draw_block(first)
+                if self.step == first and not self._shed():
+                    break
+                self._stack.load_block(*block, self.step - first)
+                self._loaded = first
+            self._stack.advance()
             self.step += 1
             if after_step is not None:
                 after_step(self)
+        self._collect()
 
-    def _train_step(self) -> None:
-        losses = self.losses(*self.training_batch(self.step))
-        self.model.objective(losses).backward()
-        norms_R = self._optimizer.step(self.step)
-        metrics_MR = torch.stack(
-            [
-                losses.cross_entropy_R,
-                losses.balance_R,
-                losses.z_R,
-                norms_R,
-                losses.dropped_R,
-                losses.max_load_R,
-            ]
-        )
-        self._history_TRM[self.step] = metrics_MR.detach().T
+    def _draw_block(self, first: int) -> tuple[Tensor, Tensor]:
+        steps = range(first, min(first + BLOCK_STEPS, self.settings.steps))
+        seeds = self._stack.seeds
+        windows_KUBS = torch.stack([torch.stack([self._train.training(seed, s) for seed in seeds]) for s in steps])
+        return windows_KUBS, torch.tensor([schedule(step, self.settings) for step in steps])
 
-    def training_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [R, B, S] of a step, each replica's by its own seed."""
-        return self._batch([self._train.training(request.cell.seed, step) for request in self.requests])
+    def _collect(self) -> None:
+        """Fetches the metrics of the steps since the last time."""
+        if self._loaded is not None and self._seen < self.step:
+            block = slice(self._seen, self.step)
+            metrics_TRM = self._stack.metrics(self._seen - self._loaded, self.step - self._loaded)
+            self._history_TRM[block, self._active] = metrics_TRM
+        self._seen = self.step
 
-    def losses(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
-        """The model's losses on a batch, in the precision of the training."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.model.losses(inputs_RBS, targets_RBS)
+    def _shed(self) -> bool:
+        """Takes diverged replicas out of the stack; whether any is left."""
+        self._collect()
+        diverged = self._diverged_steps()
+        left = [replica for replica in self._active if diverged[replica] is None]
+        gone = len(self._active) - len(left)
+        if left and gone > self._least_share_to_shed * len(self._active):
+            states = [self._stack.state(self._active.index(replica)) for replica in left]
+            for replica in set(self._active) - set(left):
+                self.ended[replica] = self._outcome(replica, diverged[replica], math.nan)
+            self._build_stack(left)
+            self._stack.load_state(self.step, states)
+        return bool(left)
 
-    def _batch(self, per_replica: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        inputs, targets = zip(*per_replica, strict=True)
-        return torch.stack(inputs).to(self.device), torch.stack(targets).to(self.device)
+    def training_batch(self, step: int) -> Tensor:
+        """Windows [R, B, S + 1] of a step, each replica's by its own seed."""
+        seeds = (self.requests[replica].cell.seed for replica in self._active)
+        return torch.stack([self._train.training(seed, step) for seed in seeds]).to(self.device)
+
+    def losses(self, windows_RBS: Tensor) -> Losses:
+        """The losses of the stack's models on windows, in the precision of the training."""
+        return self._stack.losses(windows_RBS)
 
     def _diverged_steps(self) -> list[int | None]:
         """For each replica, the step at which it had diverged, if it has.
@@ -141,8 +172,7 @@ class Trainer:
         on end whose loss is `divergence_margin` above a uniform prediction's.
         """
         history_TRM = self._history_TRM[: self.step]
-        loss_TR = history_TRM[:, :, METRICS.index("train_loss")]
-        norm_TR = history_TRM[:, :, METRICS.index("gradient_norm")]
+        loss_TR, norm_TR = history_TRM[:, :, _LOSS], history_TRM[:, :, _NORM]
         above_TR = loss_TR > self._divergence_loss
         count_TR = above_TR.cumsum(0)
         # Steps on end: those so far, less those before the last one that was not above.
@@ -152,54 +182,51 @@ class Trainer:
         return [column.index(True) if True in column else None for column in columns]
 
     @torch.no_grad()
-    def _validate(self) -> list[float]:
-        count = self.settings.validation_batches
-        total_R = torch.zeros(len(self.requests), dtype=torch.float64, device=self.device)
+    def _validate(self) -> dict[int, float]:
+        """The validation loss of each replica in the stack, by its index."""
+        count, replicas = self.settings.validation_batches, len(self._active)
+        total_R = torch.zeros(replicas, dtype=torch.float64, device=self.device)
         for index in range(count):
-            batch = self._valid.fixed(index, count)
-            losses = self.losses(*self._batch([batch] * len(self.requests)))
-            total_R += losses.cross_entropy_R.double()
-        return [total / count for total in total_R.tolist()]
+            windows_BS = self._valid.fixed(index, count).to(self.device)
+            total_R += self.losses(windows_BS.expand(replicas, -1, -1)).cross_entropy_R.double()
+        return dict(zip(self._active, (total_R / count).tolist(), strict=True))
 
     def outcomes(self) -> list[Outcome]:
         """How each cell ended. To be called once `run` has come to its end."""
         diverged = self._diverged_steps()
-        unfinished = self.step < self.settings.steps and any(step is None for step in diverged)
-        assert not unfinished, f"{self.step} of {self.settings.steps} steps are trained"
-        valid = self._validate() if None in diverged else [math.nan] * len(self.requests)
-        history_RTM = self._history_TRM[: self.step].cpu().numpy().transpose(1, 0, 2)
-        return [self._outcome(*replica) for replica in zip(history_RTM, diverged, valid, strict=True)]
+        running = [replica for replica in self._active if diverged[replica] is None]
+        assert not running or self.step == self.settings.steps, f"{self.step} of {self.settings.steps} steps"
+        valid = self._validate() if running else {}
+        return [
+            self.ended.get(replica) or self._outcome(replica, diverged[replica], valid.get(replica, math.nan))
+            for replica in range(len(self.requests))
+        ]
 
-    def _outcome(self, history_TM: np.ndarray, diverged: int | None, valid_loss: float) -> Outcome:
+    def _outcome(self, replica: int, diverged: int | None, valid_loss: float) -> Outcome:
+        history_TM = self._history_TRM[: self.step, replica].numpy().copy()
         if diverged is not None:
             return Outcome("diverged", history_TM[: diverged + 1], None, None)
-        final_T = history_TM[-self.settings.final_loss_steps :, METRICS.index("train_loss")]
+        final_T = history_TM[-self.settings.final_loss_steps :, _LOSS]
         train_loss = float(final_T.mean(dtype=np.float64))
         if train_loss > self._divergence_loss or not math.isfinite(valid_loss):
             return Outcome("diverged", history_TM, None, None)
         return Outcome("finished", history_TM, train_loss, valid_loss)
 
-    def state(self) -> dict[str, Tensor]:
-        """Everything that `load_state` needs beside the step: parameters, moments, history."""
-        parameters = {f"parameter/{name}": weight.value.detach() for name, weight in weights_of(self.model).items()}
-        return parameters | self._optimizer.state() | {"history": self._history_TRM[: self.step]}
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """All that changes with a step, of each replica in the stack by its index: tensors by name."""
+        self._collect()
+        return {
+            replica: self._stack.state(place) | {"history": self._history_TRM[: self.step, replica]}
+            for place, replica in enumerate(self._active)
+        }
 
-    def load_state(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Continues from `state` as it was after `step` steps, to the bit."""
-        with torch.no_grad():
-            for name, weight in weights_of(self.model).items():
-                weight.value.copy_(state[f"parameter/{name}"])
-        if step > 0:
-            self._optimizer.load_state(state, step)
-        self._history_TRM[:step] = state["history"].to(self.device)
-        self.step = step
-
-
-def precision_on(device: torch.device, settings: TrainingSettings) -> str:
-    """What `precision` comes to on a device: float32 or bfloat16."""
-    if settings.precision == "auto":
-        return "bfloat16" if device.type == "cuda" else "float32"
-    return settings.precision
+    def load_states(self, step: int, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Continues from a state for every request as it was after `step` steps, to the bit."""
+        self._stack.load_state(step, states)
+        for replica, state in enumerate(states):
+            self._history_TRM[:step, replica] = state["history"]
+        self.step = self._seen = step
+        self._loaded = None
 
 
 def learning_rate(request: TrainingRequest, step: int) -> float:

@@ -1,7 +1,7 @@
 """Speed and memory of tokenizing C4's format, beside `datasets.map` with the same tokenizer.
 
-python benchmarks/tokenize.py [--tokenizer-files vocab.json merges.txt] [--megabytes 16 64]
-                              [--rounds 2] [--out benchmarks/tokenize.csv]
+python benchmarks/tokenization.py [--tokenizer-files vocab.json merges.txt] [--megabytes 16 64]
+                              [--rounds 2] [--out benchmarks/tokenization.csv]
 
 The text is the Python standard library's and some packages', in shards as C4 has them. The methods run
 in turn, each in a process of its own, and the medians of the rounds are reported, so that a noisy

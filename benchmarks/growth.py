@@ -1,0 +1,134 @@
+"""Speed of a training step against width, experts, granularity and replicas, beside what FLOPs predict.
+
+python benchmarks/growth.py [--axes width experts granularity replicas] [--seconds 2]
+                            [--device cuda] [--request request.json]
+
+Each axis grows from the default shape (width 64, 8 experts, granularity 1, one replica) trained as the
+pipeline trains it. All values of an axis take turns, each in a process of its own. `predicted` is the
+tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and trained in lockstep;
+their tokens/s are all replicas' together, and on a GPU their number doubles until that gains less
+than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
+(imports, about 0.4 GB, too) on a CPU.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from common import (
+    PROVENANCE,
+    Measured,
+    Rates,
+    Variant,
+    default_variant,
+    machine_row,
+    measure,
+    out_path,
+    parser,
+    read_request,
+    told,
+)
+
+from mup_moe.files import write_csv
+from mup_moe.training.request import TrainingRequest
+
+COLUMNS = (
+    *("axis", "value", "architecture", "width", "experts", "granularity", "replicas", "precision", "step"),
+    *("parameters", "flops_per_token", "tokens_per_second", "predicted_tokens_per_second", "ratio_to_base"),
+    *("of_prediction", "gflops", "matmul_gflops", "fraction_of_matmul", "memory_mb"),
+    *PROVENANCE,
+)
+VALUES = {
+    "width": (64, 32, 128, 256, 512),
+    "experts": (8, 2, 4, 16, 32),
+    "granularity": (1, 2, 4, 8, 16),
+    "replicas": (1, 2, 4, 8, 16),
+}
+"""The values of each axis, the base's first."""
+MOST_REPLICAS = 1024
+LEAST_GAIN = 1.05
+
+
+def rows_of(axis: str, results: list[Measured], matmul: Rates) -> Iterator[list[Any]]:
+    """A row for each value, ascending, the machine apart."""
+    base = results[0]
+    for result in sorted(results, key=lambda r: getattr(r.variant, axis)):
+        variant, peak = result.variant, matmul.of(result.variant.precision)
+        ratio, less_work = result.ratio(base), base.sizes.flops_per_token / result.sizes.flops_per_token
+        yield [
+            *(axis, getattr(variant, axis), variant.architecture, variant.width, variant.experts),
+            *(variant.granularity, variant.replicas, variant.precision, variant.step),
+            *(result.sizes.parameters, result.sizes.flops_per_token, round(result.rate)),
+            *(round(base.rate * less_work), round(ratio, 3), round(ratio / less_work, 3)),
+            *(round(result.gflops, 1), round(peak, 1), round(result.gflops / peak, 3)),
+            round(result.memory_bytes / 2**20),
+        ]
+
+
+def until_saturated(
+    base: Variant, request: TrainingRequest, threads: int, seconds: float
+) -> tuple[list[Measured], Rates]:
+    """Twice as many replicas each time, always beside half of them, until that gains little."""
+    kept: list[Measured] = []
+    counts = [2**power for power in range(MOST_REPLICAS.bit_length())]
+    for fewer, more in pairwise(counts):
+        pair, rates = measure(
+            [replace(base, replicas=count) for count in (fewer, more)], request, threads=threads, seconds=seconds
+        )
+        if not kept:
+            kept.append(pair[0])
+        if len(pair) < 2:
+            break  # told already; memory, most likely
+        kept.append(pair[1])
+        if pair[1].ratio(pair[0]) < LEAST_GAIN:
+            break
+    turns = min(len(result.rates) for result in kept)
+    for result in kept:
+        del result.rates[turns:]
+    return kept, rates
+
+
+def main() -> None:
+    """Measures every axis and writes a row for each value."""
+    options = parser(__doc__, "growth")
+    options.add_argument("--axes", nargs="+", choices=list(VALUES), default=list(VALUES))
+    options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
+    options.add_argument("--width", type=int, default=VALUES["width"][0], help="of the base")
+    options.add_argument("--values", nargs="+", type=int, help="of every axis, the base's first")
+    options.add_argument("--seconds", type=float, default=2.0, help="of training per value")
+    arguments = options.parse_args()
+    request, device = read_request(arguments.request), arguments.device
+    rows: list[list[Any]] = []
+    for axis in arguments.axes:
+        for architecture in arguments.architectures:
+            if architecture == "dense" and axis in ("experts", "granularity"):
+                continue
+            dense = {"architecture": "dense", "experts": 1} if architecture == "dense" else {}
+            base = default_variant(request, device, **{"width": arguments.width} | dense)
+            with told(f"{architecture}, {axis}"):
+                if axis == "replicas" and device == "cuda":
+                    results, matmul = until_saturated(base, request, arguments.threads, arguments.seconds)
+                else:
+                    values = arguments.values or VALUES[axis]
+                    variants = [replace(base, **{axis: value}) for value in values]
+                    results, matmul = measure(variants, request, threads=arguments.threads, seconds=arguments.seconds)
+            if not results or getattr(results[0].variant, axis) != getattr(base, axis):
+                sys.exit(f"the base of {axis} could not be measured")
+            for row in rows_of(axis, results, matmul):
+                rows.append(row + machine_row(device, arguments.threads))
+                _show(dict(zip(COLUMNS, rows[-1], strict=True)))
+            write_csv(out_path(arguments, "growth"), COLUMNS, rows)
+
+
+def _show(row: dict[str, Any]) -> None:
+    print(
+        f"{row['architecture']:5} {row['axis']:11} {row['value']:4}: {row['tokens_per_second']:9,} tokens/s,"
+        f" {row['of_prediction']:.2f}x what FLOPs predict, {row['memory_mb']:,} MB",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Overhead of the pipeline: a figure's wall time against its pure training time over the cores.
+
+python benchmarks/pipeline.py [--cores 2] [--widths 32 64 128] [--rates 2^-8 ... 2^-2] [--steps 300]
+                              [--out benchmarks/pipeline.csv]
+
+Runs `snakemake results/figure1.pdf`, as `make figure1` does, in a copy of the checkout, with 63 cells of
+307,200 tokens: SP, simpleP and muP, three widths, seven learning rates. The training part is what is
+left without tokenizing; `overhead` is how much longer that took than the cells' own training seconds,
+spread evenly over the cores. Both have a goal beside them.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import PROVENANCE, ROOT, machine_row, seconds_of
+
+from mup_moe.files import read_json, write_csv
+
+COLUMNS = (
+    *("figure", "cells", "jobs", "steps", "tokens", "cores", "device", "precision", "step", "replicas"),
+    *("wall_seconds", "tokenize_seconds", "training_part_seconds", "goal_seconds"),
+    *("training_seconds", "training_seconds_over_cores", "overhead", "goal_overhead"),
+    *PROVENANCE,
+)
+GOAL_SECONDS, GOAL_OVERHEAD = 240, 0.10
+FIGURE = "figure1"
+# Neither results nor environments travel to the copy.
+_LEFT_OUT = (".git", ".venv*", ".snakemake", "results", "tests", "__pycache__", ".*_cache")
+
+
+def overlay(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is laid over config.yaml."""
+    axes = {
+        "parametrization": ["sp", "simplep", "mup"],
+        "width": arguments.widths,
+        "learning_rate": arguments.rates,
+        "seed": [0],
+    }
+    training = {"steps": arguments.steps, "final_loss_steps": min(30, arguments.steps)}
+    execution: dict[str, Any] = {"device": arguments.device}
+    if arguments.step is not None:
+        execution["step"] = arguments.step
+    corpus = {"max_bytes": arguments.max_bytes} if arguments.max_bytes is not None else {}
+    return {
+        "figures": {FIGURE: {"axes": axes}},
+        "setups": {"small": {"training": training}},
+        "corpora": {"python": corpus},
+        "execution": execution,
+    }
+
+
+def run_figure(folder: Path, config: dict[str, Any], cores: int) -> float:
+    """Seconds of Snakemake, from its start to the figure."""
+    path = folder / "benchmark.json"  # JSON is YAML
+    path.write_text(json.dumps(config), encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", f"results/{FIGURE}.pdf", "--cores", str(cores)]
+
+    def work() -> None:
+        done = subprocess.run(
+            [*command, "--configfile", path],
+            cwd=folder,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+
+    return seconds_of(work)
+
+
+def job_seconds(folder: Path) -> float:
+    """The seconds of the jobs whose benchmark files are under a folder."""
+    total = 0.0
+    for path in folder.rglob("*.tsv"):
+        with path.open(encoding="utf-8") as file:
+            total += sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+    return total
+
+
+def row_of(results: Path, wall: float, cores: int, threads: int) -> list[Any]:
+    """The row, the machine apart."""
+    summaries = [read_json(path) for path in results.glob("cells/*/summary.json")]
+    first = summaries[0]
+    tokenize = job_seconds(results / "benchmarks" / "tokenize")
+    training = sum(summary["wall_seconds"] for summary in summaries)
+    part, over_cores = wall - tokenize, training / (cores // threads)
+    return [
+        *(FIGURE, len(summaries), len(list(results.glob("benchmarks/train/*.tsv"))), first["steps"]),
+        *(sum(summary["tokens"] for summary in summaries), cores, first["device"], first["precision"]),
+        *(first["step"], max(summary["replicas"] for summary in summaries)),
+        *(round(wall, 1), round(tokenize, 1), round(part, 1), GOAL_SECONDS),
+        *(round(training, 1), round(over_cores, 1), round(part / over_cores - 1, 3), GOAL_OVERHEAD),
+    ]
+
+
+def main() -> None:
+    """Runs the figure once and writes a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128])
+    parser.add_argument("--rates", nargs="+", default=[f"2^-{power}" for power in range(8, 1, -1)])
+    parser.add_argument("--steps", type=int, default=300, help="of each cell")
+    parser.add_argument("--step", help="how steps are issued, in place of config.yaml's")
+    parser.add_argument("--max-bytes", type=int, help="of text, in place of config.yaml's")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / "checkout"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        wall = run_figure(copy, overlay(arguments), arguments.cores)
+        row = row_of(copy / "results", wall, arguments.cores, threads=1) + machine_row(arguments.device, threads=1)
+    folder = ROOT / "benchmarks" / ("gpu" if arguments.device == "cuda" else "")
+    write_csv(arguments.out or folder / "pipeline.csv", COLUMNS, [row])
+    named = dict(zip(COLUMNS, row, strict=True))
+    print(
+        f"{named['cells']} cells in {named['jobs']} jobs: {named['wall_seconds']:.0f} s,"
+        f" {named['tokenize_seconds']:.0f} s of it tokenizing; the rest took {named['overhead']:.0%} longer than"
+        f" {named['training_seconds']:.0f} s of training over {named['cores']} cores"
+    )
+
+
+if __name__ == "__main__":
+    main()

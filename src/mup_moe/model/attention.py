@@ -1,0 +1,51 @@
+"""Causal multi-head attention.
+
+Axes: R replicas, N tokens, D width, X sequences of all replicas, H heads, S positions, P head size.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.weight import Weight
+
+
+def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
+    """softmax(q.k) v over the positions up to each one's own, [X, H, S, P]; the logits unscaled."""
+    if q_XHSP.device.type != "cpu" or q_XHSP.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q_XHSP, k_XHSP, v_XHSP, is_causal=True, scale=1.0)
+    # torch's own kernel takes several times as long in bfloat16 as in float32 on a CPU (docs/decisions.md).
+    shape, positions = q_XHSP.shape, q_XHSP.shape[-2]
+    q, k, v = (t.reshape(-1, *shape[2:]) for t in (q_XHSP, k_XHSP, v_XHSP))
+    later_SS = torch.full((positions, positions), -math.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(later_SS, q, k.transpose(1, 2)).softmax(-1, dtype=torch.float32)
+    return torch.bmm(weights.to(v.dtype), v).view(shape)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention without biases."""
+
+    def __init__(self, shape: ModelShape, replicas: int) -> None:
+        super().__init__()
+        width = shape.width
+        self.heads = shape.heads
+        self.qkv = Weight("attention", (width, 3 * width), fan_in=width, fan_out=width, replicas=replicas)
+        self.out = Weight(
+            "attention", (width, width), fan_in=width, fan_out=width, replicas=replicas, into_residual=True
+        )
+        # The scale of the logits q.k, one per replica; `model.scaling` sets it.
+        self.register_buffer("logit_scale_R", torch.full((replicas,), float("nan")), persistent=False)
+        self.logit_scale_R: Tensor
+
+    def forward(self, x_RND: Tensor, sequence: int) -> Tensor:
+        """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
+        replicas, tokens, width = x_RND.shape
+        q, k, v = self.qkv.scale(x_RND @ self.qkv.value).chunk(3, dim=-1)
+        q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)
+        heads = (replicas * tokens // sequence, sequence, self.heads, width // self.heads)
+        q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))
+        mixed_RND = causal_attention(q, k, v).transpose(1, 2).reshape(replicas, tokens, width)
+        return self.out.scale(mixed_RND @ self.out.value)
