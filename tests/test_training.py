@@ -170,46 +170,6 @@ def test_divergence_is_that_many_bad_steps_on_end_or_one_that_is_not_finite(abov
     assert trainer._diverged_steps() == [expected]
 
 
-# ---------------------------------------------------------------- lockstep
-
-
-@pytest.mark.parametrize("changes", [{}, {"architecture": "dense", "experts": 1}, {"top_k": 2, "width": 16}], ids=str)
-def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
-    changes = changes | {"divergence_span": 5 / 12}
-    requests = [
-        make_request(**changes, learning_rate=LearningRate("2^-6"), seed=0),
-        make_request(**changes, learning_rate=LearningRate(1e4), seed=1),
-        make_request(**changes, learning_rate=LearningRate("2^-8"), seed=1, parametrization="sp"),
-    ]
-    together = make_trainer(tokens, *requests)
-    together.run()
-    outcomes = together.outcomes()
-    assert [outcome.status for outcome in outcomes] == ["finished", "diverged", "finished"]
-    for request, outcome in zip(requests, outcomes, strict=True):
-        alone = make_trainer(tokens, request)
-        alone.run()
-        (expected,) = alone.outcomes()
-        assert expected.status == outcome.status
-        # What diverges amplifies rounding: its first steps must agree.
-        rows = slice(None) if expected.status == "finished" else slice(0, 2)
-        np.testing.assert_allclose(outcome.history_TM[rows], expected.history_TM[rows], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"architecture": "dense", "experts": 1}], ids=str)
-def test_the_step_compiles_as_one_graph(tokens, changes):
-    trainer = make_trainer(tokens, make_request(**changes))
-    windows = trainer.training_batch(0)
-    eager = trainer.losses(windows)
-    compiled = torch.compile(trainer.losses, fullgraph=True, backend="aot_eager")(windows)
-    trainer.model.objective(compiled).backward()
-    torch.testing.assert_close(compiled.cross_entropy_R, eager.cross_entropy_R)
-
-
-def test_cells_of_different_shapes_are_not_trained_in_lockstep(tokens):
-    with pytest.raises(ValueError, match="lockstep"):
-        make_trainer(tokens, make_request(), make_request(width=16))
-
-
 # ---------------------------------------------------------------- the same bits, interrupted or not
 
 

@@ -25,6 +25,7 @@ METRICS = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fra
 # Steps whose kernels are issued one by one before the graph is captured: torch asks for a few, and
 # the compiler works in the first. They are steps of the run like any other.
 _BEFORE_CAPTURE = 3
+_COMPILATIONS = 64
 
 
 class Stack:
@@ -57,6 +58,8 @@ class Stack:
         self._precision = precision
         self._losses: Callable[[Tensor], Losses] = self.losses
         if step != "eager":
+            # One compilation for each number of replicas and pattern of multipliers that a process meets.
+            torch._dynamo.config.recompile_limit = _COMPILATIONS
             self._losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
         self._captures = step == "graph"
         self._graph: torch.cuda.CUDAGraph | None = None

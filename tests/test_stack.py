@@ -1,0 +1,242 @@
+"""The step of a stack: losses, attention, lockstep, and that nothing in it waits for the host."""
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import CONFIG, VOCABULARY, make_request
+from mup_moe.config.cell import AXES, Cell
+from mup_moe.config.jobs import jobs
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.model.attention import causal_attention
+from mup_moe.model.cross_entropy import cross_entropy
+from mup_moe.model.shape import ModelShape
+from mup_moe.training import optimizer
+from mup_moe.training.stack import METRICS, Stack
+from mup_moe.training.trainer import BLOCK_STEPS, Trainer
+
+CPU = torch.device("cpu")
+DENSE = {"architecture": "dense", "experts": 1}
+SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}]
+
+
+def make_trainer(tokens, *requests, step="eager"):
+    return Trainer(requests, tokens, tokens[:2000], VOCABULARY, CPU, step)
+
+
+# ---------------------------------------------------------------- cross-entropy and attention, against torch's
+
+
+@given(seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]), rows=st.integers(1, 9))
+@settings(deadline=None)
+def test_cross_entropy_and_its_gradient_are_torchs(seed, scale, rows):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, rows, 11, generator=generator) * scale
+    targets = torch.randint(0, 11, (2, rows), generator=generator)
+    weights = torch.rand(2, rows, generator=generator)
+    mine, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    losses = cross_entropy(mine, targets)
+    expected = F.cross_entropy(theirs.flatten(0, 1), targets.flatten(), reduction="none").view(2, rows)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5 * max(scale, 1))
+    (losses * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_of_bfloat16_logits_is_float32_and_not_finite_where_they_are_not():
+    logits = torch.randn(1, 5, 11).bfloat16()
+    targets = torch.arange(5)[None]
+    losses = cross_entropy(logits, targets)
+    expected = F.cross_entropy(logits[0].float(), targets[0], reduction="none")
+    torch.testing.assert_close(losses[0], expected, rtol=1e-6, atol=1e-6)
+    assert not cross_entropy(torch.full((1, 1, 3), float("nan")), torch.zeros(1, 1, dtype=torch.long)).isfinite()
+
+
+def test_cross_entropy_refuses_to_be_walked_backward_twice():
+    logits = torch.randn(1, 3, 5, requires_grad=True)
+    loss = cross_entropy(logits, torch.zeros(1, 3, dtype=torch.long)).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("positions", [1, 7, 64])
+def test_attention_in_bfloat16_is_torchs_in_float32_and_sees_nothing_later(positions):
+    generator = torch.Generator().manual_seed(positions)
+    q, k, v = (torch.randn(3, 2, positions, 8, generator=generator).div(2).bfloat16() for _ in range(3))
+    for tensor in (q, k, v):
+        tensor.requires_grad_()
+    mixed = causal_attention(q, k, v)
+    wide = [tensor.detach().float().requires_grad_() for tensor in (q, k, v)]
+    expected = F.scaled_dot_product_attention(*wide, is_causal=True, scale=1.0)
+    torch.testing.assert_close(mixed.float(), expected, rtol=2e-2, atol=2e-2)
+    mixed.sum().backward()
+    expected.sum().backward()
+    for narrow, exact in zip((q, k, v), wide, strict=True):
+        torch.testing.assert_close(narrow.grad.float(), exact.grad, rtol=5e-2, atol=1e-1)
+    later = k.detach().clone()
+    later[:, :, -1] += 5
+    assert torch.equal(causal_attention(q, later, v)[:, :, :-1], mixed[:, :, :-1])
+
+
+# ---------------------------------------------------------------- lockstep
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
+    changes = changes | {"divergence_span": 5 / 50, "steps": 50}
+    requests = [
+        make_request(**changes, learning_rate=LearningRate("2^-6"), seed=0),
+        make_request(**changes, learning_rate=LearningRate(1e6), seed=1),
+        make_request(**changes, learning_rate=LearningRate("2^-8"), seed=1, parametrization="sp"),
+        make_request(**changes, learning_rate=LearningRate("2^-7"), seed=0, parametrization="simplep"),
+    ]
+    together = make_trainer(tokens, *requests)
+    together.run()
+    outcomes = together.outcomes()
+    assert [outcome.status for outcome in outcomes] == ["finished", "diverged", "finished", "finished"]
+    for request, outcome in zip(requests, outcomes, strict=True):
+        alone = make_trainer(tokens, request)
+        alone.run()
+        (expected,) = alone.outcomes()
+        assert expected.status == outcome.status
+        # What diverges amplifies rounding: its first steps must agree.
+        rows = slice(None) if expected.status == "finished" else slice(0, 2)
+        np.testing.assert_allclose(outcome.history_TM[rows], expected.history_TM[rows], rtol=1e-3, atol=1e-4)
+        if expected.status == "finished":
+            assert outcome.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+            assert outcome.valid_loss == pytest.approx(expected.valid_loss, rel=1e-5)
+    # The one that diverged takes no part any more.
+    assert together.model.replicas == 3
+    assert set(together.ended) == {1}
+    assert set(together.states()) == {0, 2, 3}
+
+
+def test_when_all_have_diverged_training_ends(tokens):
+    rates = [LearningRate(1e6), LearningRate(1e7)]
+    requests = [make_request(steps=200, divergence_span=5 / 200, learning_rate=rate) for rate in rates]
+    trainer = make_trainer(tokens, *requests)
+    trainer.run()
+    assert trainer.step % BLOCK_STEPS == 0
+    assert trainer.step < 200
+    assert [outcome.status for outcome in trainer.outcomes()] == ["diverged", "diverged"]
+
+
+def test_bfloat16_follows_float32(tokens):
+    runs = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(tokens, make_request(precision=precision, steps=60, width=16))
+        trainer.run()
+        runs[precision] = trainer.outcomes()[0]
+    assert runs["bfloat16"].train_loss == pytest.approx(runs["float32"].train_loss, rel=0.02)
+    assert not np.array_equal(runs["bfloat16"].history_TM, runs["float32"].history_TM)
+
+
+def test_cells_of_different_shapes_are_not_trained_in_lockstep(tokens):
+    with pytest.raises(ValueError, match="lockstep"):
+        make_trainer(tokens, make_request(), make_request(width=16))
+
+
+# ---------------------------------------------------------------- a step that compiles and never waits
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_losses_compile_as_one_graph_with_the_same_gradients(tokens, changes, precision):
+    requests = [make_request(**changes, precision=precision, seed=seed) for seed in (0, 1)]
+    trainer = make_trainer(tokens, *requests)
+    windows = trainer.training_batch(0)
+    gradients = []
+    for losses in (trainer.losses, torch.compile(trainer.losses, fullgraph=True, backend="aot_eager")):
+        trainer.model.zero_grad()
+        trainer.model.objective(losses(windows)).backward()
+        gradients.append({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        tolerance = 1e-5 if precision == "float32" else 2e-2
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_run_equals_the_eager_one(tokens):
+    requests = [make_request(learning_rate=LearningRate(rate)) for rate in ("2^-6", "2^-7")]
+    eager, compiled = (make_trainer(tokens, *requests, step=step) for step in ("eager", "compiled"))
+    for trainer in (eager, compiled):
+        trainer.run()
+    for ours, theirs in zip(compiled.outcomes(), eager.outcomes(), strict=True):
+        np.testing.assert_allclose(ours.history_TM, theirs.history_TM, rtol=1e-3, atol=1e-4)
+        assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
+    """Meta tensors have no numbers to read and do not mix with others: what runs on them can be captured."""
+    seen = []
+
+    def adamw(parameters, gradients, *states, lr, **_options):
+        tensors = [*parameters, *gradients, *(tensor for state in states for tensor in state), lr]
+        seen.extend(tensor.device.type for tensor in tensors)
+
+    # There is no kernel of it for meta tensors, nor autocast.
+    monkeypatch.setattr(optimizer, "adamw", adamw)
+    monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
+    requests = [make_request(**changes, seed=seed) for seed in (0, 1, 1)]
+    shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
+    stack = Stack(requests, shape, torch.device("meta"), "float32", "eager", BLOCK_STEPS)
+    settings = requests[0].training
+    windows = torch.zeros(BLOCK_STEPS, 2, settings.batch_size, requests[0].model.sequence + 1, dtype=torch.long)
+    stack.load_block(windows, torch.ones(BLOCK_STEPS), 0)
+    stack.advance()
+    assert set(seen) == {"meta"}
+
+
+# ---------------------------------------------------------------- jobs: which cells share a process
+
+
+def cells_over(**axes):
+    figure = CONFIG.figures["figure1"]
+    return [cell for cell in figure.cells() if all(getattr(cell, axis) in values for axis, values in axes.items())]
+
+
+figures = st.dictionaries(st.sampled_from("abc"), st.lists(st.sampled_from(cells_over()), unique=True), max_size=3)
+shared = st.sets(st.sampled_from(["learning_rate", "seed", "parametrization"]))
+
+
+@given(figures=figures, lockstep=shared)
+def test_every_cell_is_in_one_job_with_cells_of_its_shape_and_its_figures(figures, lockstep):
+    found = jobs(figures, lockstep)
+    placed = [cell for cells in found.values() for cell in cells]
+    assert len(placed) == len(set(placed))
+    assert set(placed) == {cell for cells in figures.values() for cell in cells}
+    for cells in found.values():
+        for cell in cells:
+            assert all(getattr(cell, axis) == getattr(cells[0], axis) for axis in AXES if axis not in lockstep)
+            assert [name for name in figures if cell in figures[name]] == [
+                name for name in figures if cells[0] in figures[name]
+            ]
+    # As few jobs as that allows.
+    keys = {(cell.name(without=lockstep), tuple(name for name in figures if cell in figures[name])) for cell in placed}
+    assert len(found) == len(keys)
+
+
+def test_jobs_are_named_by_what_their_cells_share():
+    cells = cells_over(parametrization=["mup"], width=[32, 64])
+    found = jobs({"a": cells, "b": cells[:2]}, ["learning_rate", "seed"])
+    assert list(found) == ["small_moe_mup_w32_e8_g1", "small_moe_mup_w32_e8_g1~2", "small_moe_mup_w64_e8_g1"]
+    assert all(isinstance(cell, Cell) for cells in found.values() for cell in cells)
+    assert len(jobs({"a": cells}, [])) == len(cells)
+    assert math.prod(len(cells) for cells in jobs({"a": cells}, AXES[:1] + AXES[2:]).values()) > 1
+
+
+def test_metrics_are_finite_and_of_every_step(tokens):
+    trainer = make_trainer(tokens, make_request(steps=47), make_request(steps=47, seed=3))
+    trainer.run(33)
+    trainer.run()
+    for outcome in trainer.outcomes():
+        assert outcome.history_TM.shape == (47, len(METRICS))
+        assert np.isfinite(outcome.history_TM).all()
+        assert (outcome.history_TM[:, METRICS.index("gradient_norm")] > 0).all()
