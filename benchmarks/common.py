@@ -40,7 +40,7 @@ VOCABULARY = 1024
 OURS, PEER = "mup-moe", "transformers"
 PROVENANCE = ("torch", "transformers", "cpu", "gpu", "threads", "date")
 WARM_UP_STEPS = 3
-TURN_SECONDS = 0.3
+TURN_SECONDS, _LEAST_TURNS = 0.3, 3
 MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 # None of a stack diverges, which would make it smaller while it is timed.
 _SLOWEST_RATE, _RATES = 2.0**-10, 9
@@ -235,7 +235,8 @@ class Measured:
 
     compile_seconds: what the first steps took longer than others, with nothing cached;
     cached_compile_seconds: the same once the compiler's cache on disk is filled (0 if not compiled).
-    rates: tokens/s, one for each turn, over all replicas. memory_bytes: the most it held.
+    rates: tokens/s, one for each turn, over all replicas. matmul_rates: the machine's matmul rate in the
+    variant's precision right after each turn, GFLOP/s. memory_bytes: the most it held.
     """
 
     variant: Variant
@@ -243,6 +244,7 @@ class Measured:
     compile_seconds: float
     cached_compile_seconds: float
     rates: list[float] = field(default_factory=list)
+    matmul_rates: list[float] = field(default_factory=list)
     memory_bytes: int = 0
 
     @property
@@ -255,30 +257,29 @@ class Measured:
         """Training FLOPs done, GFLOP/s."""
         return self.rate * self.sizes.flops_per_token / 1e9
 
+    @property
+    def matmul_gflops(self) -> float:
+        """The machine's matmul rate, GFLOP/s, the median of the turns."""
+        return statistics.median(self.matmul_rates)
+
+    @property
+    def fraction_of_matmul(self) -> float:
+        """The share of that rate which training reaches, turn by turn, in the median."""
+        flops = self.sizes.flops_per_token / 1e9
+        return statistics.median(rate * flops / peak for rate, peak in zip(self.rates, self.matmul_rates, strict=True))
+
     def rate_over(self, steps: int) -> float:
         """Tokens/s of so many steps, compilation with nothing cached counted in."""
-        seconds = self.compile_seconds + steps * self.sizes.tokens_per_step / self.rate
-        return steps * self.sizes.tokens_per_step / seconds
+        return statistics.median(self._rates_over(steps))
 
-    def ratio(self, other: "Measured") -> float:
-        """How many times as fast as `other`, turn by turn, in the median."""
-        return statistics.median(a / b for a, b in zip(self.rates, other.rates, strict=True))
+    def ratio(self, other: "Measured", steps: int | None = None) -> float:
+        """How many times as fast as `other`, turn by turn, in the median; over a run of `steps` or beyond it."""
+        mine, theirs = (r.rates if steps is None else r._rates_over(steps) for r in (self, other))
+        return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
-
-@dataclass
-class Rates:
-    """The machine's matmul rate by precision, GFLOP/s, the median of the turns."""
-
-    samples: dict[str, list[float]] = field(default_factory=lambda: {"float32": [], "bfloat16": []})
-
-    def sample(self, device: str) -> None:
-        """Takes one of each."""
-        for precision, rates in self.samples.items():
-            rates.append(matmul_gflops(device, precision))
-
-    def of(self, precision: str) -> float:
-        """That which a training in `precision` is held against."""
-        return statistics.median(self.samples[precision.removesuffix("-weights")])
+    def _rates_over(self, steps: int) -> list[float]:
+        tokens = steps * self.sizes.tokens_per_step
+        return [tokens / (self.compile_seconds + tokens / rate) for rate in self.rates]
 
 
 def matmul_gflops(device: str, precision: str) -> float:
@@ -289,14 +290,16 @@ def matmul_gflops(device: str, precision: str) -> float:
     return 2 * size**3 / seconds_of(lambda: torch.mm(a, a), device) / 1e9
 
 
+# A fork of a process that has done nothing but imports.
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
 class _Worker:
     """A process that holds one variant."""
 
-    def __init__(self, variant: Variant, request: str, threads: int, cache: str) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_preload())
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, variant, request, threads, cache), daemon=True)
+    def __init__(self, variant: Variant, request: str, threads: int, cache: str, turn_seconds: float) -> None:
+        self._connection, theirs = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_serve, args=(theirs, variant, request, threads, cache), daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -304,7 +307,7 @@ class _Worker:
         except UserError:
             self._process.join()
             raise
-        self.turn_steps = min(BLOCK_STEPS, max(1, round(TURN_SECONDS / self.started.step_seconds)))
+        self.turn_steps = min(BLOCK_STEPS, max(1, round(turn_seconds / self.started.step_seconds)))
 
     def turn(self) -> float:
         """Takes a turn of steps; tokens/s."""
@@ -334,28 +337,27 @@ class _Worker:
         self._process.join()
 
 
-@functools.cache
-def _preload() -> list[str]:
-    """What workers find imported: the second of a start is not what is measured."""
-    found = provenance.versions("transformers")["transformers"] != "absent"
+def _preload(variants: Sequence[Variant]) -> list[str]:
+    """What workers find imported: the seconds of a start are not what is measured."""
     peers = ["transformers.models.mixtral.modeling_mixtral", "transformers.models.llama.modeling_llama"]
-    return ["torch", *(peers if found else [])]
+    return ["torch", *(peers if any(variant.system == PEER for variant in variants) else [])]
 
 
-def measure(
-    variants: Sequence[Variant], request: TrainingRequest, *, threads: int, seconds: float
-) -> tuple[list[Measured], Rates]:
+def measure(variants: Sequence[Variant], request: TrainingRequest, *, threads: int, seconds: float) -> list[Measured]:
     """Variants timed turn by turn, about `seconds` of each; one that fails is told and left out.
 
     Compiled ones are started twice, to learn what the compiler's cache on disk saves.
     """
+    _CONTEXT.set_forkserver_preload(_preload(variants))
+    torch.set_num_threads(threads)  # for the matmul rate, which is measured here
     measured: dict[_Worker, Measured] = {}
-    rates = Rates()
+    turns = max(_LEAST_TURNS, round(seconds / TURN_SECONDS))
+    turn_seconds = min(TURN_SECONDS, seconds / turns)
     cold: dict[Variant, tuple[str, float]] = {}
     with ExitStack() as stack:
 
         def start(variant: Variant, cache: str) -> _Worker:
-            worker = _Worker(variant, request.to_json(), threads, cache)
+            worker = _Worker(variant, request.to_json(), threads, cache, turn_seconds)
             stack.callback(worker.stop)
             return worker
 
@@ -374,15 +376,14 @@ def measure(
                 print(f"{variant}: left out, {error}", file=sys.stderr, flush=True)
                 continue
             measured[worker] = Measured(variant, worker.started, compile_seconds, worker.started.compile_seconds)
-        turns = max(3, round(seconds / TURN_SECONDS))
-        device = variants[0].device
         for _ in range(turns):
             for worker, result in measured.items():
                 result.rates.append(worker.turn())
-            rates.sample(device)
+                precision = result.variant.precision.removesuffix("-weights")
+                result.matmul_rates.append(matmul_gflops(result.variant.device, precision))
         for worker, result in measured.items():
             result.memory_bytes = worker.close()
-    return list(measured.values()), rates
+    return list(measured.values())
 
 
 def machine_row(device: str, threads: int) -> list[Any]:

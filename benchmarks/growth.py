@@ -8,7 +8,7 @@ pipeline trains it. All values of an axis take turns, each in a process of its o
 tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and trained in lockstep;
 their tokens/s are all replicas' together, and on a GPU their number doubles until that gains less
 than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
-(imports, about 0.4 GB, too) on a CPU.
+(imports, about 0.35 GB, too) on a CPU.
 """
 
 import sys
@@ -20,7 +20,6 @@ from typing import Any
 from common import (
     PROVENANCE,
     Measured,
-    Rates,
     Variant,
     default_variant,
     machine_row,
@@ -51,30 +50,29 @@ MOST_REPLICAS = 1024
 LEAST_GAIN = 1.05
 
 
-def rows_of(axis: str, results: list[Measured], matmul: Rates) -> Iterator[list[Any]]:
+def rows_of(axis: str, results: list[Measured]) -> Iterator[list[Any]]:
     """A row for each value, ascending, the machine apart."""
     base = results[0]
     for result in sorted(results, key=lambda r: getattr(r.variant, axis)):
-        variant, peak = result.variant, matmul.of(result.variant.precision)
+        variant = result.variant
         ratio, less_work = result.ratio(base), base.sizes.flops_per_token / result.sizes.flops_per_token
         yield [
             *(axis, getattr(variant, axis), variant.architecture, variant.width, variant.experts),
             *(variant.granularity, variant.replicas, variant.precision, variant.step),
             *(result.sizes.parameters, result.sizes.flops_per_token, round(result.rate)),
             *(round(base.rate * less_work), round(ratio, 3), round(ratio / less_work, 3)),
-            *(round(result.gflops, 1), round(peak, 1), round(result.gflops / peak, 3)),
+            *(round(result.gflops, 1), round(result.matmul_gflops, 1)),
+            round(result.fraction_of_matmul, 3),
             round(result.memory_bytes / 2**20),
         ]
 
 
-def until_saturated(
-    base: Variant, request: TrainingRequest, threads: int, seconds: float
-) -> tuple[list[Measured], Rates]:
+def until_saturated(base: Variant, request: TrainingRequest, threads: int, seconds: float) -> list[Measured]:
     """Twice as many replicas each time, always beside half of them, until that gains little."""
     kept: list[Measured] = []
     counts = [2**power for power in range(MOST_REPLICAS.bit_length())]
     for fewer, more in pairwise(counts):
-        pair, rates = measure(
+        pair = measure(
             [replace(base, replicas=count) for count in (fewer, more)], request, threads=threads, seconds=seconds
         )
         if not kept:
@@ -87,7 +85,7 @@ def until_saturated(
     turns = min(len(result.rates) for result in kept)
     for result in kept:
         del result.rates[turns:]
-    return kept, rates
+    return kept
 
 
 def main() -> None:
@@ -109,14 +107,14 @@ def main() -> None:
             base = default_variant(request, device, **{"width": arguments.width} | dense)
             with told(f"{architecture}, {axis}"):
                 if axis == "replicas" and device == "cuda":
-                    results, matmul = until_saturated(base, request, arguments.threads, arguments.seconds)
+                    results = until_saturated(base, request, arguments.threads, arguments.seconds)
                 else:
                     values = arguments.values or VALUES[axis]
                     variants = [replace(base, **{axis: value}) for value in values]
-                    results, matmul = measure(variants, request, threads=arguments.threads, seconds=arguments.seconds)
+                    results = measure(variants, request, threads=arguments.threads, seconds=arguments.seconds)
             if not results or getattr(results[0].variant, axis) != getattr(base, axis):
                 sys.exit(f"the base of {axis} could not be measured")
-            for row in rows_of(axis, results, matmul):
+            for row in rows_of(axis, results):
                 rows.append(row + machine_row(device, arguments.threads))
                 _show(dict(zip(COLUMNS, rows[-1], strict=True)))
             write_csv(out_path(arguments, "growth"), COLUMNS, rows)

@@ -24,7 +24,6 @@ from common import (
     PEER,
     PROVENANCE,
     Measured,
-    Rates,
     Variant,
     default_variant,
     machine_row,
@@ -43,8 +42,13 @@ COLUMNS = (
     *("experts_implementation", "attention", "default", "parameters", "active_parameters", "flops_per_token"),
     *("tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio", "ratio_same_allocator"),
     *("compile_seconds", "cached_compile_seconds", "run_steps", "tokens_per_second_of_run", "ratio_of_run"),
+    "goal_ratio_of_run",
     *PROVENANCE,
 )
+
+
+GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
+"""Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 
 
 def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
@@ -79,25 +83,25 @@ def best_peer(results: Sequence[Measured], allocator: str, steps: int | None = N
     return max(peers, key=lambda r: r.rate if steps is None else r.rate_over(steps), default=None)
 
 
-def rows_of(
-    base: TrainingRequest, default: Variant, results: Sequence[Measured], matmul: Rates, steps: int
-) -> Iterator[list[Any]]:
+def rows_of(base: TrainingRequest, default: Variant, results: Sequence[Measured], steps: int) -> Iterator[list[Any]]:
     """A row for each variant of a shape, the machine apart."""
     stock, kept = best_peer(results, "stock"), best_peer(results, "kept")
     run = best_peer(results, "stock", steps)
     for result in results:
-        variant, peak = result.variant, matmul.of(result.variant.precision)
-        of_run = result.rate_over(steps)
+        variant = result.variant
+        ours = variant.system == OURS and variant.architecture == "moe" and variant.device == "cpu"
         yield [
             *(variant.system, variant.architecture, variant.width, variant.experts, variant.granularity),
             *(1 if variant.architecture == "dense" else base.model.top_k * variant.granularity,),
             *(variant.precision, variant.step, variant.allocator),
             *(variant.experts_implementation, variant.attention, "yes" if variant == default else "no"),
             *(result.sizes.parameters, result.sizes.active_parameters, result.sizes.flops_per_token),
-            *(round(result.rate), round(result.gflops, 1), round(peak, 1), round(result.gflops / peak, 3)),
+            *(round(result.rate), round(result.gflops, 1), round(result.matmul_gflops, 1)),
+            round(result.fraction_of_matmul, 3),
             *(round(result.ratio(peer), 3) if peer is not None else None for peer in (stock, kept)),
             *(round(result.compile_seconds, 1), round(result.cached_compile_seconds, 1), steps),
-            *(round(of_run), round(of_run / run.rate_over(steps), 3) if run is not None else None),
+            *(round(result.rate_over(steps)), round(result.ratio(run, steps), 3) if run is not None else None),
+            GOALS.get(variant.width) if ours else None,
         ]
 
 
@@ -118,8 +122,8 @@ def main() -> None:
             shape["experts"] = base.cell.experts if architecture == "moe" else 1
             variants = list(variants_of(base, device, shape, not arguments.no_compile))
             with told(f"{architecture}, width {width}"):
-                results, matmul = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
-            for row in rows_of(base, variants[0], results, matmul, arguments.steps):
+                results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
+            for row in rows_of(base, variants[0], results, arguments.steps):
                 rows.append(row + machine_row(device, arguments.threads))
                 _show(dict(zip(COLUMNS, rows[-1], strict=True)))
             # What is measured so far is kept should a later shape fail.

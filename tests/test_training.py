@@ -26,6 +26,7 @@ from mup_moe.training import checkpoint
 from mup_moe.training.batches import Batches
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import SOURCES
+from mup_moe.training.command import even_parts
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS
@@ -314,6 +315,15 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     assert [path.read_bytes() for path in summaries] == kept
     names = {path.name for path in tmp_path.glob("*/*") if not path.name.startswith(".")}
     assert names == {"history.csv", "summary.json"}
+
+
+@given(count=st.integers(0, 40), most=st.integers(1, 12))
+def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
+    parts = even_parts(range(count), most)
+    assert [item for part in parts for item in part] == list(range(count))
+    assert len(parts) == -(-count // most)
+    sizes = {len(part) for part in parts}
+    assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and min(sizes) > 0)
 
 
 def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_path):

@@ -1,4 +1,4 @@
-"""The commands that the workflow's rules call: python -m mup_moe COMMAND --help."""
+"""The commands that the workflow's rules, and its users, call: python -m mup_moe COMMAND --help."""
 
 import argparse
 import importlib
@@ -25,6 +25,9 @@ COMMANDS = {
     "probe-figure": "mup_moe.analysis.probe_figure",
     "claims": "mup_moe.analysis.claims",
     "record": "mup_moe.analysis.record",
+    "export-jobs": "mup_moe.offsite.export_jobs",
+    "run-jobs": "mup_moe.offsite.run_jobs",
+    "import-cells": "mup_moe.offsite.import_cells",
 }
 
 

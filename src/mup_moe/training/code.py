@@ -1,5 +1,6 @@
 """Which source files can change a cell's result."""
 
+from functools import cache
 from pathlib import Path
 
 from mup_moe.provenance import source_digest
@@ -14,6 +15,7 @@ SOURCES = tuple(
 )
 
 
+@cache
 def code_digest() -> str:
     """The digest of `SOURCES`."""
     return source_digest(SOURCES)

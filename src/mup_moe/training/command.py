@@ -2,13 +2,15 @@
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -25,6 +27,8 @@ from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Outcome, Trainer, learning_rate
+
+T = TypeVar("T")
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -116,8 +120,15 @@ class _Cell:
         return saved
 
 
+def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
+    """The items in as few parts as hold `most` each, of sizes that differ by one at most: 7 by 6 are 4 and 3."""
+    count = math.ceil(len(items) / most) if items else 0
+    bounds = [round(part * len(items) / count) for part in range(count + 1)] if count else []
+    return [items[first:last] for first, last in pairwise(bounds)]
+
+
 class _Job:
-    """The cells of one process, as many at once as the device likes."""
+    """The cells of one process, in stacks as large as the device likes."""
 
     def __init__(
         self, cells: Sequence[_Cell], tokens: Tokens, device: torch.device, arguments: argparse.Namespace
@@ -141,11 +152,10 @@ class _Job:
                 cell.result.publish()
             else:
                 pending.append(cell)
-        size = self._replicas or max(len(pending), 1)
-        for first in range(0, len(pending), size):
+        for together in even_parts(pending, self._replicas or len(pending)):
             # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
             at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
-            for cell in pending[first : first + size]:
+            for cell in together:
                 saved = cell.saved()
                 at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
             for stack in at_step.values():

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.files import UserError
 
+# A CPU gains by sharing each operator's overhead, up to about this many (benchmarks/growth.csv).
+_CPU_REPLICAS = 6
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # The most that glibc takes, and what a step of a small model frees, several times over.
@@ -91,9 +93,12 @@ def step_on(device: torch.device, wanted: str) -> str:
 
 
 def replicas_on(device: torch.device, wanted: str) -> int | None:
-    """What `replicas` comes to on a device: how many cells are trained at once, None for all. Raises UserError."""
+    """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
+
+    Raises UserError for what is no number.
+    """
     if wanted == "auto":
-        return None if device.type == "cuda" else 1
+        return None if device.type == "cuda" else _CPU_REPLICAS
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
         raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
     return int(wanted)

@@ -1,0 +1,63 @@
+"""Lists the jobs of some figures that are not done yet: python -m mup_moe export-jobs.
+
+To be run at home, where the config is; the list and the folders of tokens that it names are all that
+another machine needs.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from mup_moe.config.jobs import jobs
+from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+from mup_moe.config.settings import Config
+from mup_moe.data.tokens import MANIFEST
+from mup_moe.files import UserError
+from mup_moe.offsite.job_list import Job, write_jobs
+from mup_moe.parametrization import parse_table
+from mup_moe.training.code import code_digest
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.result import Result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `export-jobs`."""
+    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config.yaml")], help="laid over each other")
+    parser.add_argument("--preset", default=DEFAULT_PRESET, help="the preset under all but the first config")
+    parser.add_argument("--figures", nargs="+", required=True, help="in the order in which to train")
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--out", type=Path, required=True, help="the list, a .jsonl file")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the list and says what to take along. Raises UserError."""
+    first, *over = (read_document(path) for path in arguments.config)
+    preset = read_preset(arguments.config[0].parent / "presets", arguments.preset)
+    config = validate(overlay(first, preset, *over, {"preset": arguments.preset}))
+    listed = list(open_jobs(config, arguments.figures, arguments.results))
+    corpora = dict.fromkeys(job.corpus for job in listed)
+    for corpus in corpora:
+        manifest = arguments.results / "data" / corpus / MANIFEST
+        if not manifest.exists():
+            raise UserError(f"{manifest} does not exist: make it first, by snakemake {manifest} and the same preset")
+    write_jobs(arguments.out, listed)
+    cells = sum(len(job.requests) for job in listed)
+    folders = "".join(f" and {arguments.results / 'data' / corpus}" for corpus in corpora)
+    print(f"{cells} cells in {len(listed)} jobs: take along {arguments.out}{folders}")
+
+
+def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job]:
+    """The jobs of figures or compositions, in their order, without the cells that `results` has."""
+    names = [name for figure in figures for name in config.compositions.get(figure, (figure,))]
+    unknown = [name for name in names if name not in config.figures]
+    if unknown:
+        raise UserError(f"`figures` has no {unknown[0]!r}: choose from {', '.join(config.figures)}")
+    table, code = parse_table(config.parametrizations), code_digest()
+    cells_of = {name: list(config.figures[name].cells()) for name in names}
+    for name, cells in jobs(cells_of, config.execution.lockstep).items():
+        setup = config.setups[cells[0].setup]
+        requests = [TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization]) for cell in cells]
+        left = [r for r in requests if not Result(results / "cells" / r.cell.id).answers(r.digest, code)]
+        if left:
+            figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
+            yield Job(name, figure, setup.corpus, tuple(left))

@@ -1,0 +1,118 @@
+"""The benchmarks at toy sizes: rows of finite numbers that say where they come from."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import CONFIG, ROOT
+from mup_moe.config.load import overlay, read_document, validate
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import model_size
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import common
+import peers
+import pipeline
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / f"{script}.py", *map(str, arguments)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_measured(table: pd.DataFrame, *columns: str) -> None:
+    for column in columns:
+        assert (np.isfinite(table[column]) & (table[column] > 0)).all(), table[column]
+    for column in ("torch", "cpu", "threads", "date"):
+        assert table[column].notna().all()
+
+
+@pytest.fixture(scope="module")
+def request_file(tmp_path_factory) -> Path:
+    """The request that the benchmarks start from, as a machine without pydantic gets it."""
+    path = tmp_path_factory.mktemp("request") / "request.json"
+    path.write_text(run("common").stdout)
+    assert json.loads(path.read_text())["model"]["blocks"] == CONFIG.setups["small"].model.blocks
+    return path
+
+
+def test_step_compares_with_the_best_peer(tmp_path):
+    out = tmp_path / "step.csv"
+    run("step", "--widths", 16, "--architectures", "moe", "--seconds", 0.1, "--no-compile", "--out", out)
+    table = pd.read_csv(out)
+    assert_measured(table, "tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio")
+    assert list(table[table["default"] == "yes"]["system"]) == ["mup-moe"]
+    assert 1.0 in set(table[(table["system"] == "transformers") & (table["allocator"] == "stock")]["ratio"])
+    assert set(table["precision"]) == {"float32", "bfloat16", "bfloat16-weights"}
+    assert (table["compile_seconds"] == 0).all()
+
+
+def test_growth_stands_beside_its_prediction(tmp_path, request_file):
+    out = tmp_path / "growth.csv"
+    arguments = ["--architectures", "moe", "--axes", "granularity", "replicas", "--values", 1, 2, "--width", 16]
+    run("growth", *arguments, "--seconds", 0.1, "--request", request_file, "--out", out)
+    table = pd.read_csv(out)
+    assert_measured(table, "tokens_per_second", "predicted_tokens_per_second", "of_prediction", "memory_mb")
+    assert list(zip(table["axis"], table["value"], strict=True)) == [
+        *(("granularity", 1), ("granularity", 2), ("replicas", 1), ("replicas", 2)),
+    ]
+    assert (table.groupby("axis")["ratio_to_base"].first() == 1).all()
+
+
+def test_a_curve_is_timed_three_ways_and_drawn(tmp_path):
+    run("sweep", "--width", 16, "--cells", 2, "--steps", 3, "--rounds", 1, "--out", tmp_path / "sweep.csv")
+    table = pd.read_csv(tmp_path / "sweep.csv")
+    assert list(table["mode"]) == ["solo", "process", "stacked"]
+    assert_measured(table, "wall_seconds", "training_seconds", "tokens_per_second", "ratio_to_solo")
+    assert (table["training_seconds"] < table["wall_seconds"]).all()
+    run("plot", "--folder", tmp_path)
+    assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
+
+
+def test_the_pipeline_runs_what_its_documentation_says(tmp_path):
+    rates = [f"2^-{power}" for power in range(2, 9)]
+    asked = Namespace(widths=[32, 64, 128], rates=rates, steps=300, device="cpu", step=None, max_bytes=None)
+    config = validate(overlay(read_document(ROOT / "config.yaml"), pipeline.overlay(asked)))
+    cells = config.figures[pipeline.FIGURE].cells()
+    training = config.setups["small"].training
+    assert len(cells) == 63
+    assert training.steps * training.batch_size * config.setups["small"].model.sequence == 307_200
+
+    for name, seconds in (("a", 30.0), ("b", 50.0)):
+        summary = {"wall_seconds": seconds, "steps": 300, "tokens": 307_200, "device": "cpu", "precision": "float32"}
+        path = tmp_path / "cells" / name / "summary.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(summary | {"step": "eager", "replicas": 1}))
+    for job, seconds in (("tokenize/python", 5.0), ("train/curve", 82.0)):
+        path = tmp_path / "benchmarks" / f"{job}.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"s\th:m:s\n{seconds}\t0:00:00\n")
+    row = dict(zip(pipeline.COLUMNS, pipeline.row_of(tmp_path, wall=49.0, cores=2, threads=1), strict=False))
+    assert (row["cells"], row["jobs"], row["tokens"]) == (2, 1, 614_400)
+    assert (row["tokenize_seconds"], row["training_part_seconds"], row["training_seconds_over_cores"]) == (5, 44, 40)
+    assert row["overhead"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("architecture", ["moe", "dense"])
+@pytest.mark.parametrize("width", [32, 64, 512])
+def test_peers_have_our_active_size(architecture, width):
+    base = common.read_request(None)
+    shape = {"architecture": architecture, "width": width, "experts": 8 if architecture == "moe" else 1}
+    variant = common.default_variant(base, "cpu", **shape)
+    peer = replace(variant, system=common.PEER, attention="sdpa", experts_implementation="grouped_mm")
+    request = variant.request(base)
+    theirs = peers.sizes(peers.peer_model(peer, request, common.VOCABULARY), request)
+    ours = model_size(ModelShape.of(request.cell, request.model, common.VOCABULARY), request.model)
+    for name in ("active_parameters", "flops_per_token", "parameters"):
+        assert theirs[name] == pytest.approx(getattr(ours, name), rel=0.05), name

@@ -1,0 +1,136 @@
+"""Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, copy_project, snakemake
+from mup_moe.__main__ import main
+from mup_moe.files import read_json
+from mup_moe.offsite.job_list import read_jobs
+
+SMALL = """
+corpora:
+  tiny: {like: python, packages: [], max_bytes: 300000, vocabulary: 300}
+setups:
+  tiny:
+    like: small
+    corpus: tiny
+    training: {steps: 6, warmup_steps: 1, final_loss_steps: 2, validation_batches: 1, batch_size: 4}
+figures:
+  figure1:
+    setup: tiny
+    axes: {parametrization: [sp, mup], width: [32, 64], learning_rate: [2^-7, 2^-6, 2^-5], seed: [0]}
+"""
+SNAKEMAKE = ("--cores", "1", "--configfile", "small.yaml")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A checkout with tokens, and no cell."""
+    folder = copy_project(tmp_path_factory.mktemp("home") / "project")
+    (folder / "small.yaml").write_text(SMALL)
+    done = snakemake(folder, "results/data/tiny/manifest.json", *SNAKEMAKE)
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mup_moe", *map(str, arguments)], cwd=folder, check=False, capture_output=True, text=True
+    )
+
+
+def export(folder: Path) -> subprocess.CompletedProcess[str]:
+    config = ("--config", "config.yaml", "small.yaml", "--figures", "figure1")
+    return command(folder, "export-jobs", *config, "--out", "results/jobs.jsonl")
+
+
+@pytest.mark.workflow
+def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, tmp_path):
+    exported = export(home)
+    assert exported.returncode == 0, exported.stderr
+    assert "12 cells in 4 jobs" in exported.stdout
+    # Away: the list, the tokens and the source, nothing else.
+    away = tmp_path / "away"
+    (away / "results").mkdir(parents=True)
+    (away / "results" / "data").symlink_to(home / "results" / "data")
+    run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu", "--archive", "packed")
+    idle = command(away, *run, "--minutes", "0")
+    assert idle.returncode == 0
+    assert "0 of 12 cells are done" in idle.stdout
+    worked = command(away, *run, "--archive-bytes", "3000")
+    assert worked.returncode == 0, worked.stdout + worked.stderr
+    assert "12 of 12 cells are done" in worked.stdout
+    archives = sorted((away / "packed").glob("*.tar.gz"))
+    assert len(archives) > 1
+    # Run again, it trains nothing.
+    before = {path: path.stat().st_mtime_ns for path in away.glob("results/cells/*/summary.json")}
+    assert "12 of 12 cells are done" in command(away, *run).stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    # Home: the first archive only, then all of them.
+    assert command(home, "import-cells", archives[0]).returncode == 0
+    there = len(list(home.glob("results/cells/*/summary.json")))
+    assert 0 < there < 12
+    export(home)
+    assert sum(len(job.requests) for job in read_jobs(home / "results" / "jobs.jsonl")) == 12 - there
+    assert command(home, "import-cells", *archives).returncode == 0
+    done = snakemake(home, "results/figure1.pdf", *SNAKEMAKE)
+    assert done.returncode == 0, done.stdout
+    assert "train_" not in done.stdout
+    assert (home / "results" / "figure1.pdf").exists()
+    for path in away.glob("results/cells/*/summary.json"):
+        assert read_json(home / "results" / "cells" / path.parent.name / path.name) == read_json(path)
+
+
+def archive_of(path: Path, files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(content), kind
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+CELL = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "sentence"),
+    [
+        ({"../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
+        ({f"{CELL}/../../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
+        ({f"{CELL}/summary.json": b""}, tarfile.SYMTYPE, "not an archive of cells"),
+        ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only a part"),
+        ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "not what its summary"),
+    ],
+)
+def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, sentence):
+    path = archive_of(tmp_path / "cells.tar.gz", files, kind)
+    assert main(["import-cells", str(path), "--results", str(tmp_path / "results")]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.glob("results/cells/*/summary.json"))
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "cells.tar.gz").write_bytes(b"\x1f\x8bnothing")
+    assert main(["import-cells", str(tmp_path / "cells.tar.gz"), "--results", str(tmp_path)]) == 1
+    (tmp_path / "jobs.jsonl").write_text("{}\n")
+    assert main(["run-jobs", "--jobs", str(tmp_path / "jobs.jsonl")]) == 1
+    assert main(["export-jobs", "--config", str(ROOT / "config.yaml"), "--figures", "figure9", "--out", "x"]) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("mup-moe: ") for line in errors)
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
+    export(home)
+    (tmp_path / "results").mkdir()
+    done = command(tmp_path, "run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
+    assert done.returncode == 1
+    assert done.stdout.count("failed with 1") == done.stdout.count(" cells after")
