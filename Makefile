@@ -1,6 +1,8 @@
 # make figure1   set everything up and make results/figure1.pdf
 # make paper     the same for every result of the paper, and results/report.html with all of them
 # make test      set everything up and pass all tests
+# make benchmark how fast this machine trains, beside transformers (half an hour)
+# make gpu-check on a GPU machine, without Snakemake or network: docs/offsite.md
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
@@ -9,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: figure1 paper test lint lock benchmark
+.PHONY: figure1 paper test lint lock benchmark gpu-jobs gpu-check
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)
@@ -30,7 +32,20 @@ lint: $(VENV)/dev.stamp
 
 benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/plot.py
+
+# At home: what gpu-check takes along, in results/gpu and results/data.
+gpu-jobs: $(VENV)/run.stamp
+	$(BIN)/snakemake results/data/python-large/manifest.json --cores $(CORES) --config preset=gpu
+	PYTHONPATH=src $(BIN)/python -m mup_moe export-jobs --preset gpu --figures figure1 figure2 figure3 --out results/gpu/jobs.jsonl
+	$(BIN)/python benchmarks/common.py gpu > results/gpu/request.json
+
+gpu-check:
+	tests/gpu/check.sh
 
 # A stamp is newer than the lock that it installed.
 $(VENV)/run.stamp: requirements.lock

@@ -1,6 +1,6 @@
 """What the benchmarks share: variants of a training step, each in a process of its own, timed in turn.
 
-python benchmarks/common.py > request.json
+python benchmarks/common.py [PRESET] > request.json
 
 prints the training request that the benchmarks start from, for machines without pydantic: their
 scripts take it as `--request request.json`.
@@ -100,14 +100,16 @@ def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant
     return Variant(system=OURS, device=device, **{"architecture": "moe", "experts": base.cell.experts} | how | shape)
 
 
-def read_request(path: Path | None) -> TrainingRequest:
-    """The request in a file, or that of figure 1's muP MoE in config.yaml."""
+def read_request(path: Path | None, preset: str | None = None) -> TrainingRequest:
+    """The request in a file, or that of figure 1's muP MoE in config.yaml and a preset."""
     if path is not None:
         return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
-    from mup_moe.config.load import read_config  # needs pydantic, which a GPU machine may lack
+    # These need pydantic, which a GPU machine may lack.
+    from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
     from mup_moe.parametrization import parse_table
 
-    config = read_config(ROOT / "config.yaml")
+    over = read_preset(ROOT / "presets", preset or DEFAULT_PRESET)
+    config = validate(overlay(read_document(ROOT / "config.yaml"), over))
     cell = next(cell for cell in config.figures["figure1"].cells() if cell.parametrization == "mup")
     setup = config.setups[cell.setup]
     rules = parse_table(config.parametrizations)[cell.parametrization]
@@ -422,4 +424,4 @@ def told(what: str) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(read_request(None).to_json())
+    print(read_request(None, *sys.argv[1:2]).to_json())

@@ -1,9 +1,11 @@
 """Speed of a training step: ours beside transformers' Mixtral and Llama, and the machine's matmul rate.
 
 python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
-                          [--steps 6300] [--no-compile] [--device cuda] [--request request.json]
+                          [--steps 6300] [--compiled-widths 32 64 128] [--no-compile]
+                          [--device cuda] [--request request.json]
 
-A step is forward, backward, clipping and AdamW on 1,024 tokens. Every variant of a shape is in a
+A step is forward, backward, clipping and AdamW on 1,024 tokens for each replica; tokens/s are those of
+all replicas of a stack together. Every variant of a shape is in a
 process of its own, and all of them take turns, so that a noisy machine disturbs all alike: `ratio` is
 the median, over the turns, of a variant's tokens/s to those of the fastest peer in its stock
 environment; `ratio_same_allocator` to those of the fastest peer whose malloc keeps freed pages too.
@@ -19,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from common import (
     OURS,
     PEER,
@@ -35,11 +38,20 @@ from common import (
 )
 
 from mup_moe.files import write_csv
+from mup_moe.training.device import replicas_on
 from mup_moe.training.request import TrainingRequest
 
 COLUMNS = (
-    *("system", "architecture", "width", "experts", "granularity", "top_k", "precision", "step", "allocator"),
-    *("experts_implementation", "attention", "default", "parameters", "active_parameters", "flops_per_token"),
+    *("system", "architecture", "width", "experts", "granularity", "top_k", "replicas", "precision", "step"),
+    *(
+        "allocator",
+        "experts_implementation",
+        "attention",
+        "default",
+        "parameters",
+        "active_parameters",
+        "flops_per_token",
+    ),
     *("tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio", "ratio_same_allocator"),
     *("compile_seconds", "cached_compile_seconds", "run_steps", "tokens_per_second_of_run", "ratio_of_run"),
     "goal_ratio_of_run",
@@ -47,24 +59,28 @@ COLUMNS = (
 )
 
 
+CURVE = 9
+"""Replicas of a stack where the device takes as many as there are: the learning rates of a curve."""
 GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 
 
 def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
     """Ours and the peer's, at one shape."""
-    default = default_variant(base, device, **shape)
+    default = default_variant(base, device, replicas=replicas_on(torch.device(device), "auto") or CURVE, **shape)
+    alone = replace(default, replicas=1)
     yield default
-    ways = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
-    for step in ways:
-        for precision in ("float32", "bfloat16"):
-            variant = replace(default, precision=precision, step=step)
+    yield alone
+    steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
+    for step in steps:
+        for variant in (replace(default, step=step), replace(alone, step=step, precision="float32")):
             if variant != default:
                 yield variant
+    yield replace(default, precision="float32")
     yield replace(default, allocator="stock")
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"
-    peer = replace(default, system=PEER, allocator="stock", experts_implementation=grouped, attention="sdpa")
+    peer = replace(alone, system=PEER, allocator="stock", experts_implementation=grouped, attention="sdpa")
     for step in ("eager", "compiled") if compiling else ("eager",):
         for precision in ("float32", "bfloat16"):
             for allocator in ("stock", "kept"):
@@ -92,8 +108,8 @@ def rows_of(base: TrainingRequest, default: Variant, results: Sequence[Measured]
         ours = variant.system == OURS and variant.architecture == "moe" and variant.device == "cpu"
         yield [
             *(variant.system, variant.architecture, variant.width, variant.experts, variant.granularity),
-            *(1 if variant.architecture == "dense" else base.model.top_k * variant.granularity,),
-            *(variant.precision, variant.step, variant.allocator),
+            1 if variant.architecture == "dense" else base.model.top_k * variant.granularity,
+            *(variant.replicas, variant.precision, variant.step, variant.allocator),
             *(variant.experts_implementation, variant.attention, "yes" if variant == default else "no"),
             *(result.sizes.parameters, result.sizes.active_parameters, result.sizes.flops_per_token),
             *(round(result.rate), round(result.gflops, 1), round(result.matmul_gflops, 1)),
@@ -113,6 +129,8 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=3.0, help="of training per variant")
     options.add_argument("--steps", type=int, default=6300, help="of the run that compilation is spread over")
     options.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
+    help_compiled = "of MoE, where compiled variants are measured too; on a GPU all are"
+    options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64, 128], help=help_compiled)
     arguments = options.parse_args()
     base, device = read_request(arguments.request), arguments.device
     rows = []
@@ -120,7 +138,9 @@ def main() -> None:
         for width in arguments.widths:
             shape = {"architecture": architecture, "width": width}
             shape["experts"] = base.cell.experts if architecture == "moe" else 1
-            variants = list(variants_of(base, device, shape, not arguments.no_compile))
+            compiling = device == "cuda" or (architecture == "moe" and width in arguments.compiled_widths)
+            compiling &= not arguments.no_compile
+            variants = list(variants_of(base, device, shape, compiling))
             with told(f"{architecture}, width {width}"):
                 results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
             for row in rows_of(base, variants[0], results, arguments.steps):
@@ -133,7 +153,9 @@ def main() -> None:
 
 
 def _show(row: dict[str, Any]) -> None:
-    how = " ".join(str(row[name]) for name in ("precision", "step", "experts_implementation", "attention") if row[name])
+    how = " ".join(
+        str(row[name]) for name in ("replicas", "precision", "step", "experts_implementation", "attention") if row[name]
+    )
     print(
         f"{row['architecture']:5} {row['width']:4} {row['system']:12} {how:36} {row['allocator']:5}"
         f" {row['tokens_per_second']:9,} tokens/s, {row['fraction_of_matmul']:4.0%} of matmul,"

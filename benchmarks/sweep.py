@@ -5,10 +5,10 @@ python benchmarks/sweep.py [--width 64] [--cells 9] [--steps 300] [--rounds 3] [
 
 All three run `mup_moe train`, from the start of Python to the last result on disk, on tokens that are
 there: "solo" a process for each cell, one after the other; "process" one process with one cell after
-the other; "stacked" one process with all cells in lockstep. They take turns, and `ratio_to_solo` is the
-median over the rounds of how many times as fast as solo each was. Training seconds are those that the
-cells' summaries tell, so that what is left are starts and files; where steps are compiled, with nothing
-cached, compilation is among them.
+the other; "stacked" one process with the cells in lockstep, as many at once as `execution.replicas:
+auto` has it. They take turns, and `ratio_to_solo` is the median over the rounds of how many times as
+fast as solo each was. Training seconds are those that the cells' summaries tell, so that what is left
+are starts and files; where steps are compiled, with nothing cached, compilation is among them.
 """
 
 import hashlib
@@ -89,7 +89,7 @@ def train(requests: Sequence[TrainingRequest], tokens: Path, out: Path, options:
 def run(mode: str, requests: Sequence[TrainingRequest], tokens: Path, options: Sequence[str]) -> tuple[float, float]:
     """A whole curve in one of `MODES`: its wall seconds, and its cells' training seconds."""
     groups = [[request] for request in requests] if mode == SOLO else [list(requests)]
-    replicas = str(len(requests) if mode == STACKED else 1)
+    replicas = "auto" if mode == STACKED else "1"
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as cache:
 
         def work() -> None:

@@ -28,8 +28,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).parents[1]
-# This file's own folder goes, for it would hide the standard library's `tokenize`.
-sys.path[0] = str(ROOT / "src")
+sys.path.insert(0, str(ROOT / "src"))
 
 from mup_moe import provenance  # noqa: E402
 from mup_moe.config.settings import CorpusSettings  # noqa: E402
@@ -159,7 +158,7 @@ def main() -> None:
     parser.add_argument("--megabytes", nargs="+", type=int, default=[16, 64])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "tokenize.csv")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "tokenization.csv")
     for name in ("--method", "--shards", "--work"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,6 +1,8 @@
 """Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
 
 import io
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,7 +17,7 @@ from mup_moe.offsite.job_list import read_jobs
 
 SMALL = """
 corpora:
-  tiny: {like: python, packages: [], max_bytes: 300000, vocabulary: 300}
+  tiny: {like: python, packages: [], max_bytes: 1000000, vocabulary: 300, validation_fraction: 0.2}
 setups:
   tiny:
     like: small
@@ -39,10 +41,21 @@ def home(tmp_path_factory):
     return folder
 
 
-def command(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mup_moe", *map(str, arguments)], cwd=folder, check=False, capture_output=True, text=True
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The environment of a machine that has neither Snakemake nor what validates the config."""
+    folder = tmp_path_factory.mktemp("bare")
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('snakemake', 'pydantic', 'datasets'):\n    sys.modules[name] = None\n"
     )
+    return os.environ | {"PYTHONPATH": f"{folder}:{ROOT / 'src'}"}
+
+
+def command(
+    folder: Path, *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    asked = [sys.executable, "-m", "mup_moe", *map(str, arguments)]
+    return subprocess.run(asked, cwd=folder, env=env, check=False, capture_output=True, text=True)
 
 
 def export(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -51,7 +64,7 @@ def export(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.workflow
-def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, tmp_path):
+def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, bare, tmp_path):
     exported = export(home)
     assert exported.returncode == 0, exported.stderr
     assert "12 cells in 4 jobs" in exported.stdout
@@ -60,17 +73,17 @@ def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, tmp_path):
     (away / "results").mkdir(parents=True)
     (away / "results" / "data").symlink_to(home / "results" / "data")
     run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu", "--archive", "packed")
-    idle = command(away, *run, "--minutes", "0")
+    idle = command(away, *run, "--minutes", "0", env=bare)
     assert idle.returncode == 0
     assert "0 of 12 cells are done" in idle.stdout
-    worked = command(away, *run, "--archive-bytes", "3000")
+    worked = command(away, *run, "--archive-bytes", "3000", env=bare)
     assert worked.returncode == 0, worked.stdout + worked.stderr
     assert "12 of 12 cells are done" in worked.stdout
     archives = sorted((away / "packed").glob("*.tar.gz"))
     assert len(archives) > 1
     # Run again, it trains nothing.
     before = {path: path.stat().st_mtime_ns for path in away.glob("results/cells/*/summary.json")}
-    assert "12 of 12 cells are done" in command(away, *run).stdout
+    assert "12 of 12 cells are done" in command(away, *run, env=bare).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     # Home: the first archive only, then all of them.
     assert command(home, "import-cells", archives[0]).returncode == 0
@@ -134,3 +147,36 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
     done = command(tmp_path, "run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
     assert done.returncode == 1
     assert done.stdout.count("failed with 1") == done.stdout.count(" cells after")
+
+
+@pytest.mark.workflow
+def test_gpu_check_runs_from_end_to_end_where_the_device_is_a_cpu(home, bare, tmp_path):
+    shutil.rmtree(home / "results" / "cells", ignore_errors=True)
+    export(home)
+    (tmp_path / "gpu").mkdir()
+    shutil.copy2(home / "results" / "jobs.jsonl", tmp_path / "gpu")
+    (tmp_path / "data").symlink_to(home / "results" / "data")
+    request = subprocess.run([sys.executable, ROOT / "benchmarks" / "common.py"], check=True, capture_output=True)
+    (tmp_path / "gpu" / "request.json").write_bytes(request.stdout)
+    small = {
+        "STEP": "--widths 16 --architectures moe --seconds 0.1 --no-compile",
+        "SWEEP": "--cells 2 --steps 3 --rounds 1 --width 16",
+        "GROWTH": "--axes replicas --values 1 2 --architectures moe --seconds 0.1 --width 16",
+    }
+    where = {"PYTHON": sys.executable, "DEVICE": "cpu", "RESULTS": str(tmp_path), "MINUTES": "5"}
+    done = subprocess.run(
+        [ROOT / "tests" / "gpu" / "check.sh"], env=bare | where | small, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 of 12 cells are done" in done.stdout
+    made = {path.name for path in (tmp_path / "gpu" / "out").iterdir()}
+    assert made == {"step.csv", "sweep.csv", "growth.csv", "cells-000.tar.gz"}
+    failed = subprocess.run(
+        [ROOT / "tests" / "gpu" / "check.sh"],
+        env=bare | where | {"PARTS": "cells", "FROM": str(tmp_path / "nowhere")},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    assert "nowhere" in failed.stderr

@@ -14,6 +14,7 @@ from tokenizers import pre_tokenizers
 from conftest import CONFIG, ROOT, copy_project, snakemake
 from mup_moe.analysis import plan
 from mup_moe.analysis.cost import tokens_of_run, tokens_of_step
+from mup_moe.config.jobs import jobs
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
@@ -199,9 +200,13 @@ def write_override(project: Path, setup: str, figures: dict[str, dict[str, list]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_of_a_preset_resolves(name, project):
     said = make(project, "results/plan.csv", "results/figure1.pdf", "--dry-run", "--config", f"preset={name}")
-    cells = re.search(r"^train +(\d+)$", said, re.M)
-    assert cells
-    assert int(cells[1]) == len(preset(name).figures["figure1"].cells())
+    config = preset(name)
+    every = jobs({figure: settings.cells() for figure, settings in config.figures.items()}, config.execution.lockstep)
+    wanted = set(config.figures["figure1"].cells())
+    assert sum(len(cells) for cells in every.values() if wanted.issuperset(cells)) == len(wanted)
+    assert set(re.findall(r"^train_(\S+) +1$", said, re.M)) == {
+        job for job, cells in every.items() if wanted.issuperset(cells)
+    }
 
 
 @pytest.mark.workflow

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import TABLE, VOCABULARY, make_request
+from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.weight import weights_of
@@ -324,6 +325,33 @@ def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
     assert len(parts) == -(-count // most)
     sizes = {len(part) for part in parts}
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and min(sizes) > 0)
+
+
+@pytest.mark.parametrize(("asked", "sizes"), [("auto", [3, 2, 1]), ("3", None)])
+def test_a_stack_that_does_not_fit_is_halved_unless_its_size_was_asked_for(
+    corpus, curve, tmp_path, monkeypatch, capsys, asked, sizes
+):
+    tried = []
+    run = Trainer.run
+
+    def run_if_small(trainer, *arguments, **options):
+        tried.append(len(trainer.requests))
+        if len(trainer.requests) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        run(trainer, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "run", run_if_small)
+    # The command as a process would have it, but for the signals, which are pytest's.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    arguments = train_command(curve, corpus, tmp_path, "--replicas", asked)[3:]
+    status = main(arguments)
+    if sizes is None:
+        assert status == 1
+        assert "does not fit in the GPU's memory" in capsys.readouterr().err
+        return
+    assert status == 0
+    assert tried == sizes
+    assert set(results_in(tmp_path)) == {request.cell.id for request in curve}
 
 
 def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_path):

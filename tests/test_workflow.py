@@ -25,6 +25,7 @@ pytestmark = pytest.mark.workflow
 TARGET = "results/figure1.pdf"
 COMMAND = ("--configfile", "smoke.yaml", "--cores", "2")
 CELLS = 2 * 2 * 3
+CURVES = 2 * 2  # each a job
 
 
 def make_project(folder: Path) -> Path:
@@ -47,12 +48,16 @@ def start(project: Path, output: Any) -> subprocess.Popen[str]:
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
-    """The jobs of a dry run, by rule."""
+    """The jobs of a dry run, by kind."""
     done = snakemake(project, *(targets or (TARGET,)), "--dry-run")
     output = done.stdout
     assert done.returncode == 0, output
     stats = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", output, re.S)
-    return {name: int(count) for name, count in (line.split() for line in stats[1].splitlines())} if stats else {}
+    counts: dict[str, int] = {}
+    for name, count in map(str.split, stats[1].splitlines()) if stats else ():
+        kind = name.partition("_")[0]  # a job of cells is called after them
+        counts[kind] = counts.get(kind, 0) + int(count)
+    return counts
 
 
 def edit(project: Path, path: str, value) -> None:
@@ -106,8 +111,9 @@ def test_one_target_makes_everything_that_users_read(finished):
     assert (base["sp"] == base["mup"]).all()
     for cell in runs["cell"]:
         assert {p.name for p in (finished / "results/cells" / cell).iterdir()} >= {"history.csv", "summary.json"}
-        assert (finished / f"results/logs/train/{cell}.log").exists()
-        assert (finished / f"results/benchmarks/train/{cell}.tsv").exists()
+        curve = re.sub(r"_lr.*", "", cell)
+        assert (finished / f"results/logs/train/{curve}.log").exists()
+        assert (finished / f"results/benchmarks/train/{curve}.tsv").exists()
 
 
 def test_a_second_run_has_nothing_to_do(project):
@@ -116,7 +122,13 @@ def test_a_second_run_has_nothing_to_do(project):
 
 def test_a_new_learning_rate_trains_that_learning_rate_alone(project):
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
-    assert planned(project) == {"train": 4, "aggregate": 1, "optima": 1, "figure": 1}
+    before = {path: path.read_bytes() for path in project.glob("results/cells/*/.kept/summary.json")}
+    assert planned(project) == {"train": CURVES, "aggregate": 1, "optima": 1, "figure": 1}
+    done = snakemake(project, TARGET)
+    assert done.returncode == 0, done.stdout
+    after = {path: path.read_bytes() for path in project.glob("results/cells/*/.kept/summary.json")}
+    assert len(after) == CELLS + CURVES
+    assert {path: after[path] for path in before} == before
 
 
 def test_a_removed_learning_rate_trains_nothing(project):
@@ -126,18 +138,18 @@ def test_a_removed_learning_rate_trains_nothing(project):
 
 def test_other_steps_retrain_every_cell(project):
     edit(project, "setups.small.training.steps", 21)
-    assert planned(project)["train"] == CELLS
+    assert planned(project)["train"] == CURVES
 
 
 def test_another_rule_for_mup_retrains_mup_alone(project):
     edit(project, "parametrizations.mup", {"like": "simplep", "router": [1, 1, "1/fan_in", 1]})
-    assert planned(project) == {"train": CELLS // 2, "table1": 1, "aggregate": 1, "optima": 1, "figure": 1}
+    assert planned(project) == {"train": CURVES // 2, "table1": 1, "aggregate": 1, "optima": 1, "figure": 1}
 
 
 def test_a_row_of_the_users_own_trains_that_row_alone(project):
     edit(project, "parametrizations.mine", {"like": "mup", "router": ["1/fan_in", "1/sqrt(fan_in)", "1", "1"]})
     edit(project, "figures.figure1.axes.parametrization", ["sp", "mup", "mine"])
-    assert planned(project)["train"] == CELLS // 2
+    assert planned(project)["train"] == CURVES // 2
 
 
 def test_the_analysis_of_a_figure_retrains_nothing(project):
@@ -147,14 +159,44 @@ def test_the_analysis_of_a_figure_retrains_nothing(project):
 
 def test_execution_settings_retrain_nothing(project):
     edit(project, "execution.checkpoint_seconds", 5.0)
+    edit(project, "execution.replicas", 2)
     assert planned(project) == {}
+
+
+@pytest.mark.parametrize("axes", [[], ["seed"], ["learning_rate", "parametrization"]])
+def test_which_cells_share_a_job_makes_no_difference_to_what_is_done(project, axes):
+    edit(project, "execution.lockstep", axes)
+    retrained = planned(project).get("train", 0)
+    # Where parametrizations share a job, it answers for the rows of all of them.
+    assert retrained == (2 if "parametrization" in axes else 0)
+    edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6"])
+    (project / "results/figure1/runs.csv").unlink()
+    done = snakemake(project, "results/figure1/runs.csv")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_cell_for_itself_gives_the_same_results(tmp_path):
+    project = make_project(tmp_path / "project")
+    edit(project, "execution.lockstep", [])
+    edit(project, "setups.small.training.precision", "float32")
+    together = make_project(tmp_path / "together")
+    edit(together, "setups.small.training.precision", "float32")
+    for folder in (project, together):
+        done = snakemake(folder, TARGET)
+        assert done.returncode == 0, done.stdout
+    assert len(list(project.glob("results/logs/train/*.log"))) == CELLS
+    assert len(list(together.glob("results/logs/train/*.log"))) == CURVES
+    (alone, _), (stacked, _) = results(project), results(together)
+    pd.testing.assert_frame_equal(alone, stacked, rtol=1e-4)
+    optima = [pd.read_csv(folder / "results/optima.csv") for folder in (project, together)]
+    pd.testing.assert_frame_equal(*optima, rtol=1e-2, atol=1e-3)
 
 
 def test_an_edit_of_the_text_tokenizes_and_retrains(project):
     with (project / "smoke.txt").open("a") as file:
         file.write("\n\nomega " * 50)
     assert planned(project)["tokenize"] == 1
-    assert planned(project)["train"] == CELLS
+    assert planned(project)["train"] == CURVES
 
 
 def test_only_an_edit_that_means_something_retrains(project):
@@ -165,7 +207,7 @@ def test_only_an_edit_that_means_something_retrains(project):
     optimizer.write_text("# why\n" + original)
     assert planned(project) == {}
     optimizer.write_text(original.replace("math.cos(", "math.sin("))
-    assert planned(project)["train"] == CELLS
+    assert planned(project)["train"] == CURVES
     optimizer.write_text(original)
     assert planned(project) == {}
     figure = project / "src/mup_moe/analysis/figure.py"

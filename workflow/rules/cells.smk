@@ -20,15 +20,17 @@ for job, cells in JOBS.items():
             f"results/logs/train/{job}.log",
         benchmark:
             f"results/benchmarks/train/{job}.tsv"
-        conda:
-            "../../environment.yml"
         # The longest first, so that none is left over in the end.
         priority: request_of(cells[0]).cell.width
+        conda:
+            "../../environment.yml"
         threads: CONFIG.execution.threads
         resources:
             **TRAINING_RESOURCES,
         params:
-            requests=request_arguments(cells),
+            # As a function of the outputs it is none of what Snakemake compares: a cell more trains it alone.
+            requests=lambda wildcards, output: request_arguments(output.summary),
+            settings=settings_of(cells),
             code=CODE,
         shell:
             TRAIN
@@ -53,7 +55,8 @@ rule train:
     resources:
         **TRAINING_RESOURCES,
     params:
-        requests=lambda wildcards: request_arguments([wildcards.cell]),
+        requests=lambda wildcards, output: request_arguments([output.summary]),
+        settings=lambda wildcards: settings_of([wildcards.cell]),
         code=CODE,
     shell:
         TRAIN

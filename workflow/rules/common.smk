@@ -95,9 +95,16 @@ def request_json(cell_id):
     return request_of(cell_id).to_json()
 
 
-def request_arguments(cell_ids):
-    """The options that ask `train` for cells."""
-    return " ".join(f"--request {shlex.quote(request_json(id))}" for id in cell_ids)
+def request_arguments(summaries):
+    """The options that ask `train` for the cells of these summaries."""
+    cells = (Path(path).parent.name for path in summaries)
+    return " ".join(f"--request {shlex.quote(request_json(cell))}" for cell in cells)
+
+
+def settings_of(cell_ids):
+    """What cells are trained with, apart from what their names say: an edit of it trains them anew."""
+    requests = (json.loads(request_json(cell_id)) for cell_id in cell_ids)
+    return sorted({json.dumps(r | {"cell": None}, sort_keys=True) for r in requests})
 
 
 def corpus_of(cell_id):
@@ -125,6 +132,12 @@ JOBS = {
     ).items()
     if CONFIG.execution.lockstep
 }
+
+# The speed of the device that will train, once it is measured.
+BENCHMARK = Path(workflow.basedir) / "benchmarks" / "step.csv"
+if CONFIG.execution.device == "cuda" and (BENCHMARK.parent / "gpu/step.csv").exists():
+    BENCHMARK = BENCHMARK.parent / "gpu/step.csv"
+BENCHMARK = os.path.relpath(BENCHMARK)
 
 TRAINING_RESOURCES = dict(
     gpu=1 if CONFIG.execution.device == "cuda" else 0,

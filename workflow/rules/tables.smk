@@ -66,7 +66,7 @@ rule table2:
 rule plan:
     input:
         # Measured by `make benchmark`, on your machine or ours.
-        benchmark=os.path.relpath(Path(workflow.basedir) / "benchmarks/step.csv"),
+        benchmark=BENCHMARK,
     output:
         csv="results/plan.csv",
         md="results/plan.md",

@@ -20,6 +20,7 @@ from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
+from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
 from mup_moe.data.documents import source_files
@@ -81,8 +82,12 @@ class Machine:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what benchmarks/step.py wrote. Raises UserError, also for rows of several machines."""
-        table = read_table(path, ("width", "gflops", "cpu", "threads"))
+        """Reads what benchmarks/step.py wrote of the MoE, trained as the pipeline does.
+
+        Raises UserError, also for rows of several machines.
+        """
+        table = read_table(path, ("architecture", "default", "width", "gflops", "cpu", "threads"))
+        table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
         names = table["cpu"].astype(str) + ", " + table["threads"].astype(str) + " thread"
         names += np.where(table["threads"] == 1, "", "s")
         if "gpu" in table.columns:
@@ -155,9 +160,18 @@ def plan(config: Config, machine: Machine) -> list[Row]:
     rows = [_corpus_row(name, config.corpora[name]) for name in corpora]
     vocabularies = {name: vocabulary_of(config.corpora[name]) for name in corpora}
     known: dict[str, _Bill] = {}
+    cells_of = {name: list(figure.cells()) for name, figure in config.figures.items()}
+    # What starting a process costs each of the cells that share it.
+    starts = {
+        cell: START_SECONDS / len(cells)
+        for cells in jobs(cells_of, config.execution.lockstep).values()
+        for cell in cells
+    }
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
-        bills = {cell.id: _bill(cell, setup, vocabularies[setup.corpus], machine) for cell in figure.cells()}
+        bills = {
+            cell.id: _bill(cell, setup, vocabularies[setup.corpus], machine, starts[cell]) for cell in cells_of[name]
+        }
         at_base, at_target = _tuning(figure, setup, bills)
         rows.append(_row("figure", name, figure.setup, bills, known, at_base, at_target))
         known |= bills
@@ -198,7 +212,7 @@ def _text_bytes(corpus: CorpusSettings) -> float:
     return min(bound, sum(path.stat().st_size * _PACKED.get(path.suffix, 1.0) for path in source_files(corpus)))
 
 
-def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine) -> _Bill:
+def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, start_seconds: float) -> _Bill:
     size = size_of(cell, setup.model, vocabulary)
     tokens = tokens_of_run(setup)
     flops = tokens * size.flops_per_token
@@ -207,7 +221,7 @@ def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine) -
         active_parameters=size.active_parameters,
         tokens=tokens,
         flops=flops,
-        seconds=START_SECONDS + machine.seconds(flops, cell.width),
+        seconds=start_seconds + machine.seconds(flops, cell.width),
         disk_bytes=COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES),
     )
 

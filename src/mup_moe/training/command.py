@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import math
 import signal
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -73,8 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
             _Job(cells, tokens, device, arguments).run()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{len(requests)} cells such as {requests[0].cell.id} do not fit in the GPU's memory:"
-            f" lower `execution.replicas` or `batch_size` ({error})"
+            f"{requests[0].cell.id} does not fit in the GPU's memory: lower `batch_size`, or `execution.replicas`"
+            f" if it is set ({error})"
         ) from None
     return 0
 
@@ -127,6 +128,10 @@ def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
     return [items[first:last] for first, last in pairwise(bounds)]
 
 
+# Cells that are trained at once, all at the step of their checkpoints.
+_Stack: TypeAlias = Sequence[tuple[_Cell, Checkpoint | None]]
+
+
 class _Job:
     """The cells of one process, in stacks as large as the device likes."""
 
@@ -138,6 +143,7 @@ class _Job:
         self._device = device
         self._step = step_on(device, arguments.step)
         self._replicas = replicas_on(device, arguments.replicas)
+        self._may_split = arguments.replicas == "auto"
         self._checkpoint_seconds: float = arguments.checkpoint_seconds
         self._signal: int | None = None
 
@@ -152,19 +158,38 @@ class _Job:
                 cell.result.publish()
             else:
                 pending.append(cell)
-        for together in even_parts(pending, self._replicas or len(pending)):
+        self._train_cells(pending, self._replicas or len(pending))
+
+    def _train_cells(self, cells: Sequence[_Cell], most: int) -> None:
+        for together in even_parts(cells, most):
             # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
             at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
             for cell in together:
                 saved = cell.saved()
                 at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
             for stack in at_step.values():
-                self._train(stack)
+                if not self._fits(stack):
+                    half = (len(stack) + 1) // 2
+                    print(f"{len(stack)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
+                    self._train_cells([cell for cell, _ in stack if not cell.result.is_of(cell.owner)], half)
+
+    def _fits(self, stack: _Stack) -> bool:
+        """Trains a stack, unless it has more cells than the GPU has memory for."""
+        try:
+            self._train(stack)
+            return True
+        except torch.OutOfMemoryError:
+            if len(stack) == 1 or not self._may_split:
+                raise
+        # Only here, where the exception no longer holds the frames that hold the tensors.
+        gc.collect()
+        torch.cuda.empty_cache()
+        return False
 
     def _remember(self, number: int, _frame: Any) -> None:
         self._signal = number
 
-    def _train(self, stack: Sequence[tuple[_Cell, Checkpoint | None]]) -> None:
+    def _train(self, stack: _Stack) -> None:
         cells = [cell for cell, _ in stack]
         requests = [cell.request for cell in cells]
         tokens = self._tokens
