@@ -26,8 +26,8 @@ DENSE = {"architecture": "dense", "experts": 1}
 SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}]
 
 
-def make_trainer(tokens, *requests, step="eager"):
-    return Trainer(requests, tokens, tokens[:2000], VOCABULARY, CPU, step)
+def make_trainer(tokens, *requests, step_mode="eager"):
+    return Trainer(requests, tokens, tokens[:2000], VOCABULARY, CPU, step_mode)
 
 
 # ---------------------------------------------------------------- cross-entropy and attention, against torch's
@@ -118,6 +118,22 @@ def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
     assert set(together.states()) == {0, 2, 3}
 
 
+@pytest.mark.parametrize("seeds", [(0, 1, 0), (0, 1, 1), (1, 0, 2)])
+def test_who_stays_keeps_its_own_batches_whoever_leaves(tokens, seeds):
+    rates = [LearningRate(1e6), LearningRate("2^-6"), LearningRate("2^-7")]
+    requests = [
+        make_request(steps=60, divergence_span=5 / 60, learning_rate=rate, seed=seed)
+        for rate, seed in zip(rates, seeds, strict=True)
+    ]
+    together = make_trainer(tokens, *requests)
+    together.run()
+    assert set(together.ended) == {0}
+    for request, outcome in zip(requests[1:], together.outcomes()[1:], strict=True):
+        alone = make_trainer(tokens, request)
+        alone.run()
+        np.testing.assert_allclose(outcome.history_TM, alone.outcomes()[0].history_TM, rtol=1e-3, atol=1e-4)
+
+
 def test_when_all_have_diverged_training_ends(tokens):
     rates = [LearningRate(1e6), LearningRate(1e7)]
     requests = [make_request(steps=200, divergence_span=5 / 200, learning_rate=rate) for rate in rates]
@@ -164,7 +180,7 @@ def test_the_losses_compile_as_one_graph_with_the_same_gradients(tokens, changes
 
 def test_a_compiled_run_equals_the_eager_one(tokens):
     requests = [make_request(learning_rate=LearningRate(rate)) for rate in ("2^-6", "2^-7")]
-    eager, compiled = (make_trainer(tokens, *requests, step=step) for step in ("eager", "compiled"))
+    eager, compiled = (make_trainer(tokens, *requests, step_mode=mode) for mode in ("eager", "compiled"))
     for trainer in (eager, compiled):
         trainer.run()
     for ours, theirs in zip(compiled.outcomes(), eager.outcomes(), strict=True):
@@ -186,7 +202,7 @@ def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
     requests = [make_request(**changes, seed=seed) for seed in (0, 1, 1)]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
-    stack = Stack(requests, shape, torch.device("meta"), "float32", "eager", BLOCK_STEPS)
+    stack = Stack(requests, shape, torch.device("meta"), "float32", "eager", [0, 1], BLOCK_STEPS)
     settings = requests[0].training
     windows = torch.zeros(BLOCK_STEPS, 2, settings.batch_size, requests[0].model.sequence + 1, dtype=torch.long)
     stack.load_block(windows, torch.ones(BLOCK_STEPS), 0)

@@ -27,7 +27,11 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:
         probabilities_NV, target_N1 = ctx.saved_tensors
         gradient_N1 = gradient_N[..., None]
-        probabilities_NV.mul_(gradient_N1).scatter_add_(-1, target_N1, -gradient_N1)
+        probabilities_NV.mul_(gradient_N1)
+        # Flat, for torch's deterministic scatter on a GPU is costly in several dimensions.
+        vocabulary = probabilities_NV.shape[-1]
+        rows = torch.arange(0, probabilities_NV.numel(), vocabulary, device=target_N1.device)
+        probabilities_NV.view(-1).scatter_add_(0, rows + target_N1.view(-1), -gradient_N1.reshape(-1))
         return probabilities_NV.to(ctx.dtype), None
 
 

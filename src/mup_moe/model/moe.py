@@ -90,9 +90,12 @@ def route(
     starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
 
     position_RA = torch.arange(choices, device=device) - starts_RE.gather(1, sorted_RA)
-    place_sorted_RA = sorted_RA * capacity + position_RA.clamp(max=capacity - 1)
-    place_RA = torch.empty_like(order_RA).scatter_(1, order_RA, place_sorted_RA)
-    kept_RA = torch.empty_like(order_RA, dtype=torch.bool).scatter_(1, order_RA, position_RA < capacity)
+    place_sorted_RA = (sorted_RA * capacity + position_RA).where(position_RA < capacity, -1)
+    # Back to the order of choices; flat, for torch's deterministic scatter on a GPU is costly in two dimensions.
+    flat_RA = order_RA + choices * torch.arange(replicas, device=device)[:, None]
+    place_RA = torch.empty_like(order_RA.view(-1)).scatter_(0, flat_RA.view(-1), place_sorted_RA.view(-1))
+    place_RA = place_RA.view(replicas, choices)
+    kept_RA = place_RA >= 0
 
     seat_C = torch.arange(capacity, device=device)
     filled_REC = seat_C < counts_RE[:, :, None]
@@ -100,7 +103,7 @@ def route(
     kept_RKN = kept_RA.view(replicas, top_k, tokens)
     routing = Routing(
         gates_RKN=gates_RNK.transpose(1, 2) * kept_RKN,
-        place_RKN=place_RA.view(replicas, top_k, tokens),
+        place_RKN=place_RA.clamp(min=0).view(replicas, top_k, tokens),
         kept_RKN=kept_RKN,
         choice_RM=order_RA.gather(1, index_RM),
         filled_RM=filled_REC.reshape(replicas, -1),

@@ -259,7 +259,7 @@ def _tables(
         "wall_seconds": round(seconds, 3),
         "device": trainer.device.type,
         "precision": trainer.precision,
-        "step": trainer.how,
+        "step": trainer.step_mode,
         "replicas": len(trainer.requests),
         **digests,
         "settings": {

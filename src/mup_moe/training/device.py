@@ -36,12 +36,14 @@ def claim_device(wanted: str) -> Iterator[torch.device]:
         return
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
-    # The same bits from run to run: cuBLAS needs a fixed workspace, attention a backward without atomics.
+    # The same bits from run to run, as far as torch has such kernels: cuBLAS needs a fixed workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Every tensor is written before it is read: filling each with NaN first would only take time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with _free_gpu() as index:
+        # Streams and graphs are those of the current device.
+        torch.cuda.set_device(index)
         yield torch.device("cuda", index)
 
 

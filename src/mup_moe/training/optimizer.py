@@ -125,8 +125,8 @@ class ReplicaAdamW:
                 eps=self._settings.adam_eps,
                 maximize=False,
             )
-        for weight in self._weights.values():
-            weight.value.grad = None
+        for holder in (*(w.value for w in self._weights.values()), *(t for s in self._slices for t in s.values())):
+            holder.grad = None
         return torch.stack(norms)
 
     def state(self) -> dict[str, Tensor]:

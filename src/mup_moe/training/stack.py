@@ -7,7 +7,8 @@ blocks of steps.
 Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block, M metrics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,9 +33,10 @@ class Stack:
     """Models, optimizer and step of cells that differ in parametrization, learning rate and seed only.
 
     Args:
-        requests: one per replica. shape: that of all of them. device: where the tensors live.
-        precision: "float32" or "bfloat16" (autocast).
-        step: "eager", "compiled" (torch.compile), or "graph" (compiled, then replayed as one CUDA graph).
+        requests: one per replica. shape: that of all of them. device: where the tensors live; for
+            "graph" the current one. precision: "float32" or "bfloat16" (autocast).
+        step_mode: "eager", "compiled" (torch.compile), or "graph" (compiled, replayed as one CUDA graph).
+        seeds: U of them, those of all requests and maybe more, in the order of the blocks.
         block_steps: K, the steps that `load_block` takes at most.
 
     """
@@ -45,10 +47,11 @@ class Stack:
         shape: ModelShape,
         device: torch.device,
         precision: str,
-        step: str,
+        step_mode: str,
+        seeds: Sequence[int],
         block_steps: int,
     ) -> None:
-        assert step in STEPS, step
+        assert step_mode in STEPS, step_mode
         first = requests[0]
         self.model = Transformer(shape, first.model, len(requests)).to(device)
         base = ModelShape.base_of(first.cell, first.model, shape.vocabulary)
@@ -56,19 +59,21 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self._optimizer = ReplicaAdamW(self.model, factors, rates, first.training)
         self._precision = precision
-        self._losses: Callable[[Tensor], Losses] = self.losses
-        if step != "eager":
+        self._compiled: Callable[[Tensor], Losses] | None = None
+        if step_mode != "eager":
             # One compilation for each number of replicas and pattern of multipliers that a process meets.
             torch._dynamo.config.recompile_limit = _COMPILATIONS
-            self._losses = torch.compile(self.losses, fullgraph=True, dynamic=False)
-        self._captures = step == "graph"
+            self._compiled = torch.compile(self.losses, fullgraph=True, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._side: torch.cuda.Stream | None = None
+        if step_mode == "graph":
+            assert torch.cuda.current_device() == device.index, "what is captured is on the current device"
+            self._side = torch.cuda.Stream()
         self._issued = 0
 
-        self.seeds = list(dict.fromkeys(request.cell.seed for request in requests))
         window = (first.training.batch_size, first.model.sequence + 1)
-        self._seed_of_R = torch.tensor([self.seeds.index(r.cell.seed) for r in requests], device=device)
-        self._windows_KUBS = torch.zeros(block_steps, len(self.seeds), *window, dtype=torch.int64, device=device)
+        self._seed_of_R = torch.tensor([seeds.index(r.cell.seed) for r in requests], device=device)
+        self._windows_KUBS = torch.zeros(block_steps, len(seeds), *window, dtype=torch.int64, device=device)
         self._factor_K = torch.zeros(block_steps, device=device)
         self._metrics_KRM = torch.zeros(block_steps, len(requests), len(METRICS), device=device)
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
@@ -80,27 +85,39 @@ class Stack:
             return self.model.losses(inputs, targets)
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
-        """Brings the windows of each of `seeds`, and the schedule, of up to K steps; the next is `position`."""
+        """Brings the windows of each of the seeds, and the schedule, of up to K steps; the next is `position`."""
         self._windows_KUBS[: len(windows_KUBS)].copy_(windows_KUBS)
         self._factor_K[: len(factor_K)].copy_(factor_K)
         self._position_1.fill_(position)
 
     def advance(self) -> None:
         """Takes the next step of the block."""
-        if self._captures and self._graph is None:
-            self._issue_or_capture()
-        elif self._graph is not None:
-            self._graph.replay()
-        else:
+        if self._side is None:
             self._step()
+            return
+        if self._graph is None and self._issued < _BEFORE_CAPTURE:
+            # On a stream of their own, as torch asks: what they set up must not be tied to the default one.
+            self._side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._side):
+                self._step()
+            torch.cuda.current_stream().wait_stream(self._side)
+            self._issued += 1
+            return
+        if self._graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with _telling_of_memory(), torch.cuda.graph(graph, stream=self._side):
+                self._step()
+            self._graph = graph
+        self._graph.replay()
 
     def metrics(self, first: int, last: int) -> Tensor:
-        """`METRICS` of the block's steps from `first` to before `last`, on the CPU; waits for them."""
+        """`METRICS` of the block's steps from `first` to before `last`, the next, on the CPU; waits for them."""
+        assert int(self._position_1) == last, f"the device has taken {int(self._position_1)} of {last} steps"
         return self._metrics_KRM[first:last].cpu()
 
     def _step(self) -> None:
         windows_RBS = self._windows_KUBS.index_select(0, self._position_1)[0].index_select(0, self._seed_of_R)
-        losses = self._losses(windows_RBS)
+        losses = (self._compiled or self.losses)(windows_RBS)
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
         metrics_RM = torch.stack(
@@ -117,21 +134,6 @@ class Stack:
         self._metrics_KRM.index_copy_(0, self._position_1, metrics_RM[None])
         self._position_1 += 1
 
-    def _issue_or_capture(self) -> None:
-        if self._issued < _BEFORE_CAPTURE:
-            # A stream of their own, as torch asks: what they set up must not be tied to the default one.
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._step()
-            torch.cuda.current_stream().wait_stream(side)
-            self._issued += 1
-            return
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._step()
-        self._graph.replay()
-
     def state(self, replica: int) -> dict[str, Tensor]:
         """All that changes with a step of one replica, metrics apart, by name; the tensors are views."""
         return {name: tensor[replica] for name, tensor in self._state().items()}
@@ -147,3 +149,15 @@ class Stack:
     def _state(self) -> dict[str, Tensor]:
         parameters = {f"parameter/{name}": weight.value.detach() for name, weight in weights_of(self.model).items()}
         return parameters | self._optimizer.state()
+
+
+@contextmanager
+def _telling_of_memory() -> Iterator[None]:
+    """Out of memory in a capture ends the capture, whose own error would hide it."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
+            cause = cause.__context__
+        raise (cause or error) from None

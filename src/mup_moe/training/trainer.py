@@ -3,6 +3,7 @@
 Axes: R replicas, T steps, M metrics; K steps of a block, U distinct seeds, B sequences, S positions.
 """
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,10 +48,12 @@ class Trainer:
     Args:
         requests: one per replica; ValueError where they disagree on anything else.
         train, valid: flat token files. vocabulary: their number of ids.
-        device: where tensors live. step: how steps are issued (`Stack`). The same requests, tokens,
-            device, step and thread count give the same bits, however often the run is interrupted.
+        device: where tensors live. step_mode: how steps are issued (`Stack`). The same requests,
+            tokens, device, step mode and thread count give the same bits, however often the run is
+            interrupted; on a GPU as far as torch's kernels are deterministic.
 
-    A replica that has diverged is taken out of the stack: it stays as it was and costs no more time.
+    A replica that has diverged is taken out of the stack, where steps are compiled with at least half of
+    the others: it stays as it was and costs no more time.
 
     """
 
@@ -61,7 +64,7 @@ class Trainer:
         valid: np.ndarray,
         vocabulary: int,
         device: torch.device,
-        step: str = "eager",
+        step_mode: str = "eager",
     ) -> None:
         first = requests[0]
         self._shape = ModelShape.of(first.cell, first.model, vocabulary)
@@ -79,20 +82,22 @@ class Trainer:
         self.step = 0
         self.ended: dict[int, Outcome] = {}
         """How those replicas ended that are no longer in the stack, by their index."""
-        self.how = step
+        self.step_mode = step_mode
         # A compiled step is compiled anew for every number of replicas: not for less than half of them.
-        self._least_share_to_shed = 0.0 if step == "eager" else 0.5
+        self._least_share_to_shed = 0.0 if step_mode == "eager" else 0.5
         self._train = Batches(train, self.settings.batch_size, first.model.sequence)
         self._valid = Batches(valid, self.settings.batch_size, first.model.sequence)
         self._divergence_loss = math.log(vocabulary) + self.settings.divergence_margin
         self._divergence_steps = math.ceil(self.settings.divergence_span * self.settings.steps)
         self._history_TRM = torch.zeros(self.settings.steps, len(requests), len(METRICS))
+        self._seeds = list(dict.fromkeys(request.cell.seed for request in requests))
         self._build_stack(range(len(requests)))
 
     def _build_stack(self, replicas: Sequence[int]) -> None:
         self._active = list(replicas)
         requests = [self.requests[replica] for replica in replicas]
-        self._stack = Stack(requests, self._shape, self.device, self.precision, self.how, BLOCK_STEPS)
+        how = (self.precision, self.step_mode, self._seeds, BLOCK_STEPS)
+        self._stack = Stack(requests, self._shape, self.device, *how)
         self._seen = self.step  # the history is known before this step
         self._loaded: int | None = None  # the first step of the block that the stack has
 
@@ -130,8 +135,9 @@ class Trainer:
 
     def _draw_block(self, first: int) -> tuple[Tensor, Tensor]:
         steps = range(first, min(first + BLOCK_STEPS, self.settings.steps))
-        seeds = self._stack.seeds
-        windows_KUBS = torch.stack([torch.stack([self._train.training(seed, s) for seed in seeds]) for s in steps])
+        # Those of replicas that left, too: the stack can change before the block comes to it.
+        windows = (torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps)
+        windows_KUBS = torch.stack(list(windows))
         return windows_KUBS, torch.tensor([schedule(step, self.settings) for step in steps])
 
     def _collect(self) -> None:
@@ -149,9 +155,15 @@ class Trainer:
         left = [replica for replica in self._active if diverged[replica] is None]
         gone = len(self._active) - len(left)
         if left and gone > self._least_share_to_shed * len(self._active):
-            states = [self._stack.state(self._active.index(replica)) for replica in left]
+            states = [
+                {name: tensor.clone() for name, tensor in self._stack.state(self._active.index(replica)).items()}
+                for replica in left
+            ]
             for replica in set(self._active) - set(left):
                 self.ended[replica] = self._outcome(replica, diverged[replica], math.nan)
+            # The old stack is to go before the new one comes: it may fill the memory.
+            del self._stack
+            gc.collect()
             self._build_stack(left)
             self._stack.load_state(self.step, states)
         return bool(left)
@@ -171,15 +183,16 @@ class Trainer:
         That is the first with a loss or gradient that is not finite, or the last of a span of steps
         on end whose loss is `divergence_margin` above a uniform prediction's.
         """
-        history_TRM = self._history_TRM[: self.step]
+        history_TRM = self._history_TRM[: self.step].numpy()
         loss_TR, norm_TR = history_TRM[:, :, _LOSS], history_TRM[:, :, _NORM]
         above_TR = loss_TR > self._divergence_loss
         count_TR = above_TR.cumsum(0)
         # Steps on end: those so far, less those before the last one that was not above.
-        on_end_TR = count_TR - (count_TR * ~above_TR).cummax(0).values if self.step else count_TR
-        bad_TR = ~loss_TR.isfinite() | ~norm_TR.isfinite() | (on_end_TR >= self._divergence_steps)
-        columns = bad_TR.T.tolist()
-        return [column.index(True) if True in column else None for column in columns]
+        on_end_TR = count_TR - np.maximum.accumulate(count_TR * ~above_TR)
+        bad_TR = ~np.isfinite(loss_TR) | ~np.isfinite(norm_TR) | (on_end_TR >= self._divergence_steps)
+        if not bad_TR.any():
+            return [None] * len(self.requests)
+        return [int(bad_T.argmax()) if bad_T.any() else None for bad_T in bad_TR.T]
 
     @torch.no_grad()
     def _validate(self) -> dict[int, float]:
