@@ -6,7 +6,9 @@ python benchmarks/pipeline.py [--cores 2] [--widths 32 64 128] [--rates 2^-8 ...
 Runs `snakemake results/figure1.pdf`, as `make figure1` does, in a copy of the checkout, with 63 cells of
 307,200 tokens: SP, simpleP and muP, three widths, seven learning rates. The training part is what is
 left without tokenizing; `overhead` is how much longer that took than the cells' own training seconds,
-spread evenly over the cores. Both have a goal beside them.
+spread evenly over the cores. Both have a goal beside them. The same figure is then made in float32, each
+cell on its own and on the same tokens, and its optima compared: how many of the curves have their lowest
+loss at the same learning rate, and how far the fitted optima lie apart (octaves).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from common import PROVENANCE, ROOT, machine_row, seconds_of
 
 from mup_moe.files import read_json, write_csv
@@ -28,6 +31,7 @@ COLUMNS = (
     *("figure", "cells", "jobs", "steps", "tokens", "cores", "device", "precision", "step", "replicas"),
     *("wall_seconds", "tokenize_seconds", "training_part_seconds", "goal_seconds"),
     *("training_seconds", "training_seconds_over_cores", "overhead", "goal_overhead"),
+    *("curves", "same_best_rate", "median_shift", "largest_shift", "float32_training_part_seconds"),
     *PROVENANCE,
 )
 GOAL_SECONDS, GOAL_OVERHEAD = 240, 0.10
@@ -36,18 +40,21 @@ FIGURE = "figure1"
 _LEFT_OUT = (".git", ".venv*", ".snakemake", "results", "tests", "__pycache__", ".*_cache")
 
 
-def overlay(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What is laid over config.yaml."""
+def overlay(arguments: argparse.Namespace, alone: bool = False) -> dict[str, Any]:
+    """What is laid over config.yaml; `alone` for float32 with a process for each cell."""
     axes = {
         "parametrization": ["sp", "simplep", "mup"],
         "width": arguments.widths,
         "learning_rate": arguments.rates,
         "seed": [0],
     }
-    training = {"steps": arguments.steps, "final_loss_steps": min(30, arguments.steps)}
+    training: dict[str, Any] = {"steps": arguments.steps, "final_loss_steps": min(30, arguments.steps)}
     execution: dict[str, Any] = {"device": arguments.device}
     if arguments.step is not None:
         execution["step"] = arguments.step
+    if alone:
+        training["precision"] = "float32"
+        execution["lockstep"] = []
     corpus = {"max_bytes": arguments.max_bytes} if arguments.max_bytes is not None else {}
     return {
         "figures": {FIGURE: {"axes": axes}},
@@ -87,6 +94,22 @@ def job_seconds(folder: Path) -> float:
     return total
 
 
+def optima_of(results: Path) -> pd.DataFrame:
+    """Of each curve, in one order, the learning rate of the lowest loss and the fitted one, as powers of 2."""
+    curve = ["parametrization", "width"]
+    runs = pd.read_csv(results / "runs.csv")
+    lowest = runs.loc[runs.groupby(curve)["train_loss"].idxmin()].set_index(curve)["learning_rate"]
+    fitted = pd.read_csv(results / "optima.csv").rename(columns={"value": "width"}).set_index(curve)["log2_lr"]
+    return pd.DataFrame({"lowest": lowest, "fitted": fitted}).sort_index()
+
+
+def agreement(found: pd.DataFrame, expected: pd.DataFrame) -> list[Any]:
+    """The columns that compare two sets of optima."""
+    shift = (found["fitted"] - expected["fitted"]).abs()
+    same = int((found["lowest"] == expected["lowest"]).sum())
+    return [len(found), same, round(shift.median(), 3), round(shift.max(), 3)]
+
+
 def row_of(results: Path, wall: float, cores: int, threads: int) -> list[Any]:
     """The row, the machine apart."""
     summaries = [read_json(path) for path in results.glob("cells/*/summary.json")]
@@ -104,7 +127,7 @@ def row_of(results: Path, wall: float, cores: int, threads: int) -> list[Any]:
 
 
 def main() -> None:
-    """Runs the figure once and writes a row."""
+    """Makes the figure, as it comes and in float32, and writes a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
@@ -119,7 +142,13 @@ def main() -> None:
         copy = Path(temporary) / "checkout"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*_LEFT_OUT))
         wall = run_figure(copy, overlay(arguments), arguments.cores)
-        row = row_of(copy / "results", wall, arguments.cores, threads=1) + machine_row(arguments.device, threads=1)
+        row = row_of(copy / "results", wall, arguments.cores, threads=1)
+        found = optima_of(copy / "results")
+        # On the same tokens: packages may differ between environments, not within one.
+        shutil.rmtree(copy / "results" / "cells")
+        alone = run_figure(copy, overlay(arguments, alone=True), arguments.cores)
+        row += [*agreement(found, optima_of(copy / "results")), round(alone, 1)]
+        row += machine_row(arguments.device, threads=1)
     folder = ROOT / "benchmarks" / ("gpu" if arguments.device == "cuda" else "")
     write_csv(arguments.out or folder / "pipeline.csv", COLUMNS, [row])
     named = dict(zip(COLUMNS, row, strict=True))
@@ -127,6 +156,10 @@ def main() -> None:
         f"{named['cells']} cells in {named['jobs']} jobs: {named['wall_seconds']:.0f} s,"
         f" {named['tokenize_seconds']:.0f} s of it tokenizing; the rest took {named['overhead']:.0%} longer than"
         f" {named['training_seconds']:.0f} s of training over {named['cores']} cores"
+    )
+    print(
+        f"{named['same_best_rate']} of {named['curves']} curves have the best learning rate of float32 cells on"
+        f" their own; the fitted optima lie at most {named['largest_shift']} octaves apart"
     )
 
 

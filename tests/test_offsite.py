@@ -1,6 +1,8 @@
 """Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
 
+import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -72,15 +74,15 @@ def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, bare, tmp_
     away = tmp_path / "away"
     (away / "results").mkdir(parents=True)
     (away / "results" / "data").symlink_to(home / "results" / "data")
-    run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu", "--archive", "packed")
+    run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
     idle = command(away, *run, "--minutes", "0", env=bare)
     assert idle.returncode == 0
     assert "0 of 12 cells are done" in idle.stdout
-    worked = command(away, *run, "--archive-bytes", "3000", env=bare)
+    worked = command(away, *run, "--archive", "packed", "--archive-bytes", "0", env=bare)
     assert worked.returncode == 0, worked.stdout + worked.stderr
     assert "12 of 12 cells are done" in worked.stdout
     archives = sorted((away / "packed").glob("*.tar.gz"))
-    assert len(archives) > 1
+    assert len(archives) == 12
     # Run again, it trains nothing.
     before = {path: path.stat().st_mtime_ns for path in away.glob("results/cells/*/summary.json")}
     assert "12 of 12 cells are done" in command(away, *run, env=bare).stdout
@@ -119,7 +121,7 @@ CELL = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
         ({f"{CELL}/../../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b""}, tarfile.SYMTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only a part"),
-        ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "not what its summary"),
+        ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "is not whole"),
     ],
 )
 def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, sentence):
@@ -128,6 +130,30 @@ def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, s
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.glob("results/cells/*/summary.json"))
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(tmp_path, capsys):
+    history = b"step\n0\n"
+    summary = {"id": CELL, "fingerprint": "a", "history_sha256": hashlib.sha256(history).hexdigest(), "valid_loss": 3.5}
+    files = {f"{CELL}/history.csv": history, f"{CELL}/summary.json": json.dumps(summary).encode()}
+    whole = archive_of(tmp_path / "whole.tar.gz", files).read_bytes()
+    asked = ["--results", str(tmp_path / "results")]
+    path = tmp_path / "cells.tar.gz"
+    for place in range(40, len(whole), 7):  # behind the name that gzip notes
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        assert main(["import-cells", str(path), *asked]) == 1
+    assert not list(tmp_path.glob("results/cells/*/summary.json"))
+    for _ in range(2):  # twice is as good as once
+        assert main(["import-cells", str(tmp_path / "whole.tar.gz"), *asked]) == 0
+    kept = (tmp_path / "results/cells" / CELL / "summary.json").read_bytes()
+    other = {
+        f"{CELL}/history.csv": history,
+        f"{CELL}/summary.json": json.dumps(summary | {"fingerprint": "b"}).encode(),
+    }
+    capsys.readouterr()
+    assert main(["import-cells", str(archive_of(path, other)), *asked]) == 1
+    assert "delete that folder" in capsys.readouterr().err
+    assert (tmp_path / "results/cells" / CELL / "summary.json").read_bytes() == kept
 
 
 def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):
@@ -143,10 +169,19 @@ def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
     export(home)
-    (tmp_path / "results").mkdir()
-    done = command(tmp_path, "run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
-    assert done.returncode == 1
-    assert done.stdout.count("failed with 1") == done.stdout.count(" cells after")
+    run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
+    none = command(tmp_path, *run)
+    assert none.returncode == 1
+    assert "results/data/tiny" in none.stderr
+    shutil.copytree(home / "results" / "data", tmp_path / "results" / "data")
+    tokens = tmp_path / "results" / "data" / "tiny" / "train.bin"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = command(tmp_path, *run)
+    assert damaged.returncode == 1
+    jobs = read_jobs(home / "results" / "jobs.jsonl")
+    assert damaged.stdout.count("failed with 1") == len(jobs)
+    assert "is damaged" in (tmp_path / "results" / "logs" / "train" / f"{jobs[0].name}.log").read_text()
 
 
 @pytest.mark.workflow

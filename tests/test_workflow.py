@@ -167,8 +167,9 @@ def test_execution_settings_retrain_nothing(project):
 def test_which_cells_share_a_job_makes_no_difference_to_what_is_done(project, axes):
     edit(project, "execution.lockstep", axes)
     retrained = planned(project).get("train", 0)
-    # Where parametrizations share a job, it answers for the rows of all of them.
-    assert retrained == (2 if "parametrization" in axes else 0)
+    # Where parametrizations share a job, it answers for the rows of all of them; at width 16 other figures
+    # have cells of one of them, which keeps them apart.
+    assert retrained == (1 if "parametrization" in axes else 0)
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6"])
     (project / "results/figure1/runs.csv").unlink()
     done = snakemake(project, "results/figure1/runs.csv")

@@ -26,7 +26,7 @@ measure() {
 
 for part in $PARTS; do
     case $part in
-    tests) try "$PYTHON" -m pytest -q -p no:cacheprovider --confcutdir=tests/gpu tests/gpu ;;
+    tests) try "$PYTHON" -m pytest -q -p no:cacheprovider -c tests/gpu/pytest.ini --confcutdir=tests/gpu tests/gpu ;;
     benchmarks)
         measure step "$STEP"
         measure sweep "$SWEEP"

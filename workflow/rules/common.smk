@@ -97,14 +97,24 @@ def request_json(cell_id):
 
 def request_arguments(summaries):
     """The options that ask `train` for the cells of these summaries."""
-    cells = (Path(path).parent.name for path in summaries)
-    return " ".join(f"--request {shlex.quote(request_json(cell))}" for cell in cells)
+    asked = by_settings(Path(path).parent.name for path in summaries)
+    # What cells share is said once: a shell takes 128 KiB.
+    requests = (json.dumps(json.loads(key) | {"cell": ids}) for key, ids in asked.items())
+    return " ".join(f"--request {shlex.quote(request)}" for request in requests)
 
 
 def settings_of(cell_ids):
     """What cells are trained with, apart from what their names say: an edit of it trains them anew."""
-    requests = (json.loads(request_json(cell_id)) for cell_id in cell_ids)
-    return sorted({json.dumps(r | {"cell": None}, sort_keys=True) for r in requests})
+    return sorted(by_settings(cell_ids))
+
+
+def by_settings(cell_ids):
+    """Cells by the JSON of what they are trained with."""
+    found = {}
+    for cell_id in cell_ids:
+        request = json.loads(request_json(cell_id)) | {"cell": None}
+        found.setdefault(json.dumps(request, sort_keys=True), []).append(cell_id)
+    return found
 
 
 def corpus_of(cell_id):

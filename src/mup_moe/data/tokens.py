@@ -33,6 +33,11 @@ class Tokens:
     digests: dict[str, str]
     """SHA-256 of each split's token file, in hexadecimal, as the manifest has them."""
 
+    @property
+    def digest(self) -> str:
+        """Tells corpora apart: the beginnings of both splits' digests."""
+        return "-".join(self.digests[split][:16] for split in SPLITS)
+
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> Self:
         """Maps the token files that `mup_moe tokenize` wrote into `folder`.

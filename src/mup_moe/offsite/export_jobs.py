@@ -6,18 +6,18 @@ another machine needs.
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
-from mup_moe.data.tokens import MANIFEST
+from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
 from mup_moe.offsite.job_list import Job, write_jobs
 from mup_moe.parametrization import parse_table
-from mup_moe.training.code import code_digest
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.result import Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
     config = validate(overlay(first, preset, *over, {"preset": arguments.preset}))
     listed = list(open_jobs(config, arguments.figures, arguments.results))
     corpora = dict.fromkeys(job.corpus for job in listed)
-    for corpus in corpora:
-        manifest = arguments.results / "data" / corpus / MANIFEST
-        if not manifest.exists():
-            raise UserError(f"{manifest} does not exist: make it first, by snakemake {manifest} and the same preset")
     write_jobs(arguments.out, listed)
     cells = sum(len(job.requests) for job in listed)
     folders = "".join(f" and {arguments.results / 'data' / corpus}" for corpus in corpora)
@@ -52,12 +48,20 @@ def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job
     unknown = [name for name in names if name not in config.figures]
     if unknown:
         raise UserError(f"`figures` has no {unknown[0]!r}: choose from {', '.join(config.figures)}")
-    table, code = parse_table(config.parametrizations), code_digest()
+    table = parse_table(config.parametrizations)
     cells_of = {name: list(config.figures[name].cells()) for name in names}
     for name, cells in jobs(cells_of, config.execution.lockstep).items():
         setup = config.setups[cells[0].setup]
         requests = [TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization]) for cell in cells]
-        left = [r for r in requests if not Result(results / "cells" / r.cell.id).answers(r.digest, code)]
+        figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
+        job = Job(name, figure, setup.corpus, _tokens_digest(results / "data" / setup.corpus), tuple(requests))
+        left = tuple(request for request in requests if not job.is_done(request, results))
         if left:
-            figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
-            yield Job(name, figure, setup.corpus, tuple(left))
+            yield replace(job, requests=left)
+
+
+@cache
+def _tokens_digest(folder: Path) -> str:
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder / MANIFEST} does not exist: make it first, by snakemake and the same preset")
+    return Tokens.open(folder).digest

@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mup_moe.files import atomic_write, make_folder
+from mup_moe.data.tokens import Tokens
+from mup_moe.files import UserError, atomic_write, make_folder
 from mup_moe.offsite.job_list import Job, read_jobs
-from mup_moe.training.code import code_digest
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
 
@@ -35,24 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, then packs. Returns 1 if a job failed; running out of time is no failure."""
-    deadline = time.monotonic() + 60 * arguments.minutes
+    """Trains, then packs. Returns 1 if a job failed; running out of time is no failure.
+
+    SIGTERM and SIGINT end the time. Raises UserError where tokens are not those of the list.
+    """
     results: Path = arguments.results
-    failed = 0
     jobs = read_jobs(arguments.jobs)
+    for corpus, tokens in {job.corpus: job.tokens for job in jobs}.items():
+        if Tokens.open(results / "data" / corpus).digest != tokens:
+            raise UserError(
+                f"{results / 'data' / corpus} has other tokens than the list: copy the folder from home again"
+            )
+    clock = _Clock(60 * arguments.minutes)
+    failed = 0
     for job in jobs:
-        left = [request for request in job.requests if not _is_done(request, results)]
+        left = [request for request in job.requests if not job.is_done(request, results)]
         if not left:
             continue
-        if time.monotonic() >= deadline:
+        if clock.is_over:
             break
         start = time.monotonic()
-        code = _train(job, left, arguments, deadline)
-        done = sum(_is_done(request, results) for request in job.requests)
-        print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells", end="", flush=True)
-        print(f" after {time.monotonic() - start:.0f} s" + ("" if code in (0, 143) else f", failed with {code}"))
-        failed += code not in (0, 143)
-    finished = [r for job in jobs for r in job.requests if _is_done(r, results)]
+        code = _train(job, left, arguments, clock)
+        done = sum(job.is_done(request, results) for request in job.requests)
+        ended = "" if code == 0 else ", stopped" if clock.is_over else f", failed with {code}"
+        seconds = time.monotonic() - start
+        print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
+        failed += code != 0 and not clock.is_over
+    finished = [request for job in jobs for request in job.requests if job.is_done(request, results)]
     print(f"{len(finished)} of {sum(len(job.requests) for job in jobs)} cells are done", flush=True)
     if arguments.archive is not None:
         for path in archive(finished, results, arguments.archive, arguments.archive_bytes):
@@ -60,12 +69,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _is_done(request: TrainingRequest, results: Path) -> bool:
-    return Result(results / "cells" / request.cell.id).answers(request.digest, code_digest())
+class _Clock:
+    """The time that is given, which a signal ends."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._deadline = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._deadline
 
 
-def _train(job: Job, left: Sequence[TrainingRequest], arguments: argparse.Namespace, deadline: float) -> int:
-    """Runs `train`; its exit status, 143 where the time ran out and it wrote checkpoints."""
+def _train(job: Job, left: Sequence[TrainingRequest], arguments: argparse.Namespace, clock: _Clock) -> int:
+    """Runs `train` until it ends or the time does; its exit status."""
     log = arguments.results / "logs" / "train" / f"{job.name}.log"
     make_folder(log.parent)
     command = [sys.executable, "-m", "mup_moe", "train"]
@@ -76,29 +98,28 @@ def _train(job: Job, left: Sequence[TrainingRequest], arguments: argparse.Namesp
         if getattr(arguments, option) is not None:
             command += [f"--{option}", str(getattr(arguments, option))]
     with log.open("a") as file, subprocess.Popen(command, stderr=file) as process:  # noqa: S603 - our own command
-        try:
-            # Popen takes no infinite timeout.
-            wait = deadline - time.monotonic()
-            return process.wait(timeout=None if wait == float("inf") else max(wait, 0.0))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-        # One that was asked to stop while it still started has nothing to save.
-        return 143 if code == -signal.SIGTERM else code
+        while process.poll() is None and not clock.is_over:
+            time.sleep(0.2)
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    return process.returncode
 
 
 def archive(requests: Sequence[TrainingRequest], results: Path, folder: Path, part_bytes: int) -> Iterator[Path]:
-    """Packs the results of cells into archives of about that size, each of whole cells; yields their paths."""
+    """Packs cells into archives of about that size, in place of those there; yields their paths."""
     make_folder(folder)
+    for before in folder.glob("cells-*.tar.gz"):
+        before.unlink()
     number, rest = 0, list(requests)
     while rest:
         path = folder / f"cells-{number:03d}.tar.gz"
         with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
-            while rest and file.tell() < part_bytes:
+            first = len(rest)
+            while rest and (len(rest) == first or file.tell() < part_bytes):
                 cell = rest.pop(0).cell.id
                 for source in Result(results / "cells" / cell).kept_files:
                     tar.add(source, arcname=f"{cell}/{source.name}", recursive=False)

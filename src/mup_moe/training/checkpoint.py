@@ -56,6 +56,15 @@ def load(path: Path) -> Checkpoint:
         raise DamagedCheckpointError(str(error)) from error
 
 
+def step_of(path: Path) -> int:
+    """The step that a checkpoint says it is of, unchecked; 0 for a file that is not there or no checkpoint."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError):
+        return 0
+
+
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name in sorted(tensors):

@@ -7,18 +7,19 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.config.settings import STEPS
-from mup_moe.data.tokens import SPLITS, Tokens
+from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, remove_leftovers
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
@@ -63,15 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains to the end, each cell from its own checkpoint or result if that belongs to this very run."""
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
-    requests = [TrainingRequest.from_json(text) for text in arguments.requests]
+    requests = [request for text in arguments.requests for request in TrainingRequest.read_all(text)]
     tokens = Tokens.open(arguments.tokens, verify=True)
+    cells = [_Cell(request, tokens.digest, arguments.out) for request in requests]
     try:
         with contextlib.ExitStack() as held:
-            device = held.enter_context(claim_device(arguments.device))
-            cells = [_Cell(request, tokens, device, arguments.out) for request in requests]
-            for cell in cells:
-                held.enter_context(claim_folder(cell.folder))
-            _Job(cells, tokens, device, arguments).run()
+            # In one order for everybody: two processes must not wait for each other.
+            for folder in sorted(cell.folder for cell in cells):
+                held.enter_context(claim_folder(folder))
+            pending = [cell for cell in cells if not cell.publish()]
+            if pending:
+                device = held.enter_context(claim_device(arguments.device))
+                _Job(pending, tokens, device, arguments).run()
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{requests[0].cell.id} does not fit in the GPU's memory: lower `batch_size`, or `execution.replicas`"
@@ -83,31 +87,44 @@ def run(arguments: argparse.Namespace) -> int:
 class _Cell:
     """A cell's folder: where its result and its checkpoint are, and whose they have to be."""
 
-    def __init__(self, request: TrainingRequest, tokens: Tokens, device: torch.device, out: Path) -> None:
-        tokens_digest = "-".join(tokens.digests[split][:16] for split in SPLITS)
-        code = code_digest()
-        fingerprint = request.fingerprint(tokens_digest, code)
+    def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
         self.request = request
         self.folder = out / request.cell.id
-        self.result = Result(self.folder)
         self.checkpoint = self.folder / CHECKPOINT
-        self.digests = {
-            "request": request.digest,
-            "tokens_digest": tokens_digest,
-            "code": code,
-            "fingerprint": fingerprint,
-        }
-        # Rounding differs between devices and precisions: what one wrote serves that one alone.
-        self.owner = f"{fingerprint}/{device.type}/{precision_on(device, request.training)}"
+        self.digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
+        self.digests["fingerprint"] = request.fingerprint(tokens_digest, self.digests["code"])
+        self._result = Result(self.folder)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result of this very run."""
+        return self._result.is_of(self.digests["fingerprint"])
+
+    def publish(self) -> bool:
+        """Shows the result to everybody, if there is one; clears away what a killed process left."""
+        remove_leftovers(self.checkpoint, *self._result.files)
+        if self.is_done:
+            self._result.publish()
+            return True
+        return False
 
     def finish(self, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
-        """Writes the result, which makes the checkpoint needless."""
-        self.result.keep(self.owner, *_tables(self.request, trainer, outcome, seconds, self.digests))
-        self.result.publish()
-        self.checkpoint.unlink(missing_ok=True)
+        """Writes the result, which makes the checkpoint needless; once is enough."""
+        if not self.is_done:
+            self._result.keep(*_tables(self.request, trainer, outcome, seconds, self.digests))
+            self._result.publish()
+            self.checkpoint.unlink(missing_ok=True)
 
-    def saved(self) -> Checkpoint | None:
-        """The checkpoint, if there is one of this very run."""
+    def save(self, trainer: Trainer, state: Mapping[str, Tensor], seconds: float) -> None:
+        """Writes a checkpoint."""
+        checkpoint.save(self.checkpoint, Checkpoint(trainer.step, seconds, self._owner(trainer.device), state))
+
+    def saved_step(self) -> int:
+        """The step of the checkpoint, by what its file says; 0 where there is none."""
+        return checkpoint.step_of(self.checkpoint)
+
+    def saved(self, device: torch.device) -> Checkpoint | None:
+        """The checkpoint, if there is one of this very run on this kind of device."""
         if not self.checkpoint.exists():
             return None
         try:
@@ -115,10 +132,14 @@ class _Cell:
         except DamagedCheckpointError as error:
             print(f"{self.checkpoint} is damaged ({error}): starting from step 0", file=sys.stderr)
             return None
-        if saved.fingerprint != self.owner:
+        if saved.fingerprint != self._owner(device):
             print(f"{self.checkpoint} is of another config, corpus or version: starting from step 0", file=sys.stderr)
             return None
         return saved
+
+    def _owner(self, device: torch.device) -> str:
+        # Rounding differs between devices and precisions: what one has begun no other goes on with.
+        return f"{self.digests['fingerprint']}/{device.type}/{precision_on(device, self.request.training)}"
 
 
 def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
@@ -129,11 +150,11 @@ def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
 
 
 # Cells that are trained at once, all at the step of their checkpoints.
-_Stack: TypeAlias = Sequence[tuple[_Cell, Checkpoint | None]]
+_Together: TypeAlias = Sequence[tuple[_Cell, Checkpoint | None]]
 
 
 class _Job:
-    """The cells of one process, in stacks as large as the device likes."""
+    """Cells that have no result yet, trained in stacks as large as the device likes."""
 
     def __init__(
         self, cells: Sequence[_Cell], tokens: Tokens, device: torch.device, arguments: argparse.Namespace
@@ -148,32 +169,25 @@ class _Job:
         self._signal: int | None = None
 
     def run(self) -> None:
-        """Trains what is not trained yet. Exits, with checkpoints written, when a signal asks for it."""
+        """Trains them all. Exits, with checkpoints written, when a signal asks for it."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
-        pending = []
-        for cell in self._cells:
-            remove_leftovers(cell.checkpoint, *cell.result.files)
-            if cell.result.is_of(cell.owner):
-                cell.result.publish()
-            else:
-                pending.append(cell)
-        self._train_cells(pending, self._replicas or len(pending))
+        self._train_cells(self._cells, self._replicas or len(self._cells))
 
     def _train_cells(self, cells: Sequence[_Cell], most: int) -> None:
-        for together in even_parts(cells, most):
-            # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
+        # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
+        for together in even_parts(sorted(cells, key=_Cell.saved_step), most):
             at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
             for cell in together:
-                saved = cell.saved()
+                saved = cell.saved(self._device)
                 at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
             for stack in at_step.values():
                 if not self._fits(stack):
                     half = (len(stack) + 1) // 2
                     print(f"{len(stack)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
-                    self._train_cells([cell for cell, _ in stack if not cell.result.is_of(cell.owner)], half)
+                    self._train_cells([cell for cell, _ in stack if not cell.is_done], half)
 
-    def _fits(self, stack: _Stack) -> bool:
+    def _fits(self, stack: _Together) -> bool:
         """Trains a stack, unless it has more cells than the GPU has memory for."""
         try:
             self._train(stack)
@@ -189,7 +203,7 @@ class _Job:
     def _remember(self, number: int, _frame: Any) -> None:
         self._signal = number
 
-    def _train(self, stack: _Stack) -> None:
+    def _train(self, stack: _Together) -> None:
         cells = [cell for cell, _ in stack]
         requests = [cell.request for cell in cells]
         tokens = self._tokens
@@ -227,11 +241,9 @@ class _Job:
     def _save(self, trainer: Trainer, cells: Sequence[_Cell], watch: "Stopwatch") -> None:
         share = watch.elapsed / len(cells)
         for replica, state in trainer.states().items():
-            cell = cells[replica]
-            checkpoint.save(cell.checkpoint, Checkpoint(trainer.step, share, cell.owner, state))
+            cells[replica].save(trainer, state, share)
         for replica, outcome in trainer.ended.items():
-            if not cells[replica].result.is_of(cells[replica].owner):
-                cells[replica].finish(trainer, outcome, share)
+            cells[replica].finish(trainer, outcome, share)
 
 
 def _tables(

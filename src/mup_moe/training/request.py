@@ -52,7 +52,17 @@ class TrainingRequest:
                 parametrization=Parametrization.parse(cell.parametrization, fields["parametrization"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"the training request is not one of this version's ({error}): make it anew") from None
+            raise _not_ours(error) from None
+
+    @classmethod
+    def read_all(cls, text: str) -> list[Self]:
+        """Reads `to_json` with a list of ids for "cell": the requests of cells that are trained alike."""
+        try:
+            fields = json.loads(text)
+            cells = fields["cell"] if isinstance(fields["cell"], list) else [fields["cell"]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise _not_ours(error) from None
+        return [cls.from_json(json.dumps(fields | {"cell": cell})) for cell in cells]
 
     @property
     def digest(self) -> str:
@@ -62,6 +72,10 @@ class TrainingRequest:
     def fingerprint(self, tokens_digest: str, code: str) -> str:
         """A digest of everything that the cell's result depends on, the machine apart."""
         return hashlib.sha256("\n".join([self.digest, tokens_digest, code]).encode()).hexdigest()[:16]
+
+
+def _not_ours(error: Exception) -> UserError:
+    return UserError(f"the training request is not one of this version's ({error}): make it anew")
 
 
 # A sweep has thousands of cells of a few set-ups.

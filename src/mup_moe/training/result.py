@@ -1,11 +1,13 @@
 """A cell's result: history.csv and summary.json, and a kept copy that outlives them."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mup_moe.files import UserError, atomic_write, file_digest, make_folder, read_json, write_csv, write_json
+from mup_moe.files import UserError, atomic_write, file_digest, read_json, write_csv, write_json
 
 HISTORY, SUMMARY = "history.csv", "summary.json"
 
@@ -32,14 +34,9 @@ class Result:
         """The copies that outlive Snakemake's: history.csv and summary.json."""
         return self._kept / HISTORY, self._kept / SUMMARY
 
-    def is_of(self, owner: str) -> bool:
-        """Whether the kept copy is whole and of this very run."""
-        return self._kept_summary().get("owner") == owner
-
-    def answers(self, request: str, code: str) -> bool:
-        """Whether the kept copy is whole and of the request and the code with these digests, on any machine."""
-        summary = self._kept_summary()
-        return (summary.get("request"), summary.get("code")) == (request, code)
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether the kept copy is whole and of the run with this fingerprint, on any machine."""
+        return self._kept_summary().get("fingerprint") == fingerprint
 
     def _kept_summary(self) -> dict[str, Any]:
         """The kept summary; empty if the kept copy is not whole."""
@@ -50,23 +47,39 @@ class Result:
         except (UserError, OSError, KeyError, TypeError):
             return {}
 
-    def keep(self, owner: str, history: Sequence[Sequence[Any]], summary: dict[str, Any]) -> None:
+    def keep(self, history: Sequence[Sequence[Any]], summary: dict[str, Any]) -> None:
         """Writes the kept copy; the summary, which vouches for the history, comes last."""
         (self._kept / SUMMARY).unlink(missing_ok=True)
         write_csv(self._kept / HISTORY, history[0], history[1:])
-        digest = file_digest(self._kept / HISTORY)
-        write_json(self._kept / SUMMARY, summary | {"owner": owner, "history_sha256": digest})
+        write_json(self._kept / SUMMARY, summary | {"history_sha256": file_digest(self._kept / HISTORY)})
 
     def adopt(self, history: bytes, summary: bytes) -> bool:
-        """Keeps and publishes what another machine kept; returns whether it is whole."""
-        make_folder(self._kept)
-        for path, content in zip(self.kept_files, (history, summary), strict=True):
-            with atomic_write(path) as file:
-                file.write(content)
-        whole = bool(self._kept_summary())
-        if whole:
-            self.publish()
-        return whole
+        """Keeps and publishes what another machine kept; False where the same is there already.
+
+        Raises UserError, and changes nothing, for what is not whole, of another cell, or in the place of
+        another result.
+        """
+        try:
+            told = json.loads(summary)
+            whole = told["history_sha256"] == hashlib.sha256(history).hexdigest()
+            whole &= told["id"] == self._folder.name
+            fingerprint = told["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            whole, fingerprint = False, None
+        if not whole:
+            raise UserError(f"the result of {self._folder.name} is not whole: pack and copy it again")
+        there = self._kept_summary().get("fingerprint")
+        if there not in (None, fingerprint):
+            raise UserError(
+                f"{self._folder} has a result of another config, corpus or version: delete that folder to have this"
+            )
+        if there is None:
+            (self._kept / SUMMARY).unlink(missing_ok=True)
+            for path, content in zip(self.kept_files, (history, summary), strict=True):
+                with atomic_write(path) as file:
+                    file.write(content)
+        self.publish()
+        return there is None
 
     def publish(self) -> None:
         """Copies what is kept to where everybody reads it."""
