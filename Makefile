@@ -1,7 +1,7 @@
 # make figure1   set everything up and make results/figure1.pdf
 # make paper     the same for every result of the paper, and results/report.html with all of them
 # make test      set everything up and pass all tests
-# make benchmark how fast this machine trains, beside transformers (half an hour)
+# make benchmark how fast this machine trains, beside transformers (an hour)
 # make gpu-check on a GPU machine, without Snakemake or network: docs/offsite.md
 PYTHON ?= python3
 CORES ?= all

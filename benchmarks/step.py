@@ -26,6 +26,7 @@ from common import (
     OURS,
     PEER,
     PROVENANCE,
+    VOCABULARY,
     Measured,
     Variant,
     default_variant,
@@ -38,6 +39,8 @@ from common import (
 )
 
 from mup_moe.files import write_csv
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import model_size
 from mup_moe.training.device import replicas_on
 from mup_moe.training.request import TrainingRequest
 
@@ -67,16 +70,20 @@ GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 
 def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
     """Ours and the peer's, at one shape."""
-    default = default_variant(base, device, replicas=replicas_on(torch.device(device), "auto") or CURVE, **shape)
-    alone = replace(default, replicas=1)
+    alone = default_variant(base, device, **shape)
+    request = alone.request(base)
+    size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
+    default = replace(alone, replicas=replicas_on(torch.device(device), "auto", size.parameters) or CURVE)
     yield default
-    yield alone
+    if default != alone:
+        yield alone
     steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
     for step in steps:
         for variant in (replace(default, step=step), replace(alone, step=step, precision="float32")):
             if variant != default:
                 yield variant
-    yield replace(default, precision="float32")
+    if default != alone:
+        yield replace(default, precision="float32")
     yield replace(default, allocator="stock")
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"

@@ -168,6 +168,7 @@ def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):
 
 
 def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
+    shutil.rmtree(home / "results" / "cells", ignore_errors=True)
     export(home)
     run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
     none = command(tmp_path, *run)

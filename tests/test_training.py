@@ -28,6 +28,7 @@ from mup_moe.training.batches import Batches
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import SOURCES
 from mup_moe.training.command import even_parts
+from mup_moe.training.device import replicas_on
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS
@@ -325,6 +326,12 @@ def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
     assert len(parts) == -(-count // most)
     sizes = {len(part) for part in parts}
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and min(sizes) > 0)
+
+
+def test_a_stack_on_a_cpu_is_as_large_as_its_models_allow():
+    assert [replicas_on(CPU, "auto", parameters) for parameters in (1, 10**6, 4 * 10**6, 10**9)] == [6, 6, 4, 1]
+    assert replicas_on(torch.device("cuda"), "auto", 10**9) is None
+    assert replicas_on(CPU, "12", 10**9) == 12
 
 
 @pytest.mark.parametrize(("asked", "sizes"), [("auto", [3, 2, 1]), ("3", None)])

@@ -21,6 +21,8 @@ from mup_moe import provenance
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, remove_leftovers
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import model_size
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
 from mup_moe.training.code import code_digest
@@ -163,7 +165,9 @@ class _Job:
         self._tokens = tokens
         self._device = device
         self._step = step_on(device, arguments.step)
-        self._replicas = replicas_on(device, arguments.replicas)
+        request = cells[0].request
+        size = model_size(ModelShape.of(request.cell, request.model, tokens.vocabulary), request.model)
+        self._replicas = replicas_on(device, arguments.replicas, size.parameters)
         self._may_split = arguments.replicas == "auto"
         self._checkpoint_seconds: float = arguments.checkpoint_seconds
         self._signal: int | None = None

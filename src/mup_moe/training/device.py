@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.files import UserError
 
-# A CPU gains by sharing each operator's overhead, up to about this many (benchmarks/growth.csv).
-_CPU_REPLICAS = 6
+# A CPU gains by sharing each operator's overhead, up to about so many replicas, and loses once a stack
+# has more parameters than its caches take (docs/decisions.md).
+_CPU_REPLICAS, _CPU_PARAMETERS = 6, 16_000_000
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # The most that glibc takes, and what a step of a small model frees, several times over.
@@ -94,13 +95,14 @@ def step_on(device: torch.device, wanted: str) -> str:
     return wanted
 
 
-def replicas_on(device: torch.device, wanted: str) -> int | None:
+def replicas_on(device: torch.device, wanted: str, parameters: int) -> int | None:
     """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
 
-    Raises UserError for what is no number.
+    parameters: of one cell. Raises UserError for what is no number.
     """
     if wanted == "auto":
-        return None if device.type == "cuda" else _CPU_REPLICAS
+        most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
+        return None if device.type == "cuda" else most
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
         raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
     return int(wanted)
