@@ -1,6 +1,6 @@
 """Time of a curve of nine learning rates: a process per cell, one process for all, and one stack.
 
-python benchmarks/sweep.py [--width 64] [--cells 9] [--steps 300] [--rounds 3] [--step auto]
+python benchmarks/sweep.py [--width 64] [--cells 9] [--steps 300] [--rounds 1] [--step auto]
                            [--device cuda] [--request request.json]
 
 All three run `mup_moe train`, from the start of Python to the last result on disk, on tokens that are
@@ -123,7 +123,7 @@ def main() -> None:
     options.add_argument("--width", type=int, default=64)
     options.add_argument("--cells", type=int, default=9)
     options.add_argument("--steps", type=int, default=300, help="of each cell")
-    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--step", default="auto", choices=["auto", *STEPS])
     arguments = options.parse_args()
     base, device = read_request(arguments.request), arguments.device
