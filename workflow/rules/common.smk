@@ -99,7 +99,9 @@ def request_arguments(summaries):
     """The options that ask `train` for the cells of these summaries."""
     asked = by_settings(Path(path).parent.name for path in summaries)
     # What cells share is said once: a shell takes 128 KiB.
-    requests = (json.dumps(json.loads(key) | {"cell": ids}) for key, ids in asked.items())
+    requests = (
+        json.dumps(json.loads(key) | {"cell": ids}) for key, ids in asked.items()
+    )
     return " ".join(f"--request {shlex.quote(request)}" for request in requests)
 
 
@@ -199,7 +201,7 @@ onstart:
             Path(path)
             for job in workflow.dag.needrun_jobs()
             for path in job.output
-            if "/cells/" in path and path.endswith("/summary.json")
+            if Path(path).name == "summary.json"
         ]
     )
 
