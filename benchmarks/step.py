@@ -41,7 +41,7 @@ from common import (
 from mup_moe.files import write_csv
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
-from mup_moe.training.device import replicas_on
+from mup_moe.training.capacity import replicas_on
 from mup_moe.training.request import TrainingRequest
 
 COLUMNS = (
@@ -73,7 +73,7 @@ def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compi
     alone = default_variant(base, device, **shape)
     request = alone.request(base)
     size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
-    default = replace(alone, replicas=replicas_on(torch.device(device), "auto", size.parameters) or CURVE)
+    default = replace(alone, replicas=replicas_on(torch.device(device).type, "auto", size.parameters) or CURVE)
     yield default
     if default != alone:
         yield alone

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.parametrization import parse_table
 from mup_moe.training.request import TrainingRequest
+from mup_moe.training.result import Result
 
 ROOT = Path(__file__).parents[1]
 CONFIG = read_config(ROOT / "config.yaml")
@@ -42,6 +44,13 @@ def make_request(**changes: Any) -> TrainingRequest:
         parts[name] = replace(part, **mine)
     assert not changes, f"no part of a request has {changes}"
     return TrainingRequest(**parts, parametrization=table[parts["cell"].parametrization])
+
+
+def write_result(folder: Path, summary: dict[str, Any]) -> None:
+    """A result with this summary, kept and published."""
+    result = Result(folder)
+    result.keep([["step", "train_loss"], [0, "4.5"]], summary)
+    result.publish()
 
 
 @pytest.fixture(scope="session")
@@ -80,3 +89,49 @@ def snakemake(folder: Path, *arguments: str | Path) -> subprocess.CompletedProce
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+# A sweep in miniature, as the real Snakemake makes it.
+SMOKE = ("--configfile", "smoke.yaml", "--cores", "2")
+TARGET = "results/figure1.pdf"
+
+
+def make_project(folder: Path) -> Path:
+    """A checkout with the sweep in miniature and its text."""
+    copy_project(folder)
+    shutil.copy2(ROOT / "tests" / "smoke.yaml", folder)
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
+    generator = np.random.default_rng(0)
+    (folder / "smoke.txt").write_text("\n\n".join(" ".join(generator.choice(words, 60)) for _ in range(400)))
+    return folder
+
+
+def smoke(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake on the sweep in miniature."""
+    return snakemake(project, *SMOKE, *arguments)
+
+
+def edit(project: Path, path: str, value: Any) -> None:
+    """Sets a key, written as a.b.c, of the sweep in miniature."""
+    document = yaml.safe_load((project / "smoke.yaml").read_text())
+    *parents, last = path.split(".")
+    section = document
+    for key in parents:
+        section = section.setdefault(key, {})
+    section[last] = value
+    (project / "smoke.yaml").write_text(yaml.safe_dump(document))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep in miniature with its figure; not to be changed."""
+    project = make_project(tmp_path_factory.mktemp("finished") / "project")
+    done = smoke(project, TARGET)
+    assert done.returncode == 0, done.stdout
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished project, with its time stamps and Snakemake's records."""
+    return shutil.copytree(finished, tmp_path / "project")

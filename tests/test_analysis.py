@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.collect import collect_tables
-from mup_moe.analysis.curve import Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
+from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.request import FigureRequest, figure_request
@@ -30,7 +31,7 @@ from mup_moe.files import UserError
 from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
-ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500)
+ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500, foreign_cells="stop")
 GRID = np.arange(-10.0, -3.0)
 
 
@@ -45,7 +46,7 @@ def curve(*losses):
 
 inside = st.floats(-8.9, -5.1)
 curvatures = st.floats(0.005, 0.4)
-loss_lists = st.lists(st.one_of(st.just(math.nan), st.floats(1, 10)), min_size=1, max_size=9)
+loss_lists = st.lists(st.one_of(st.just(math.nan), st.just(ABSENT), st.floats(1, 10)), min_size=1, max_size=9)
 
 
 # ---------------------------------------------------------------- one curve
@@ -82,6 +83,7 @@ def test_level_and_place_of_a_curve_do_not_matter(losses, level, octaves):
 def test_optimum_stays_by_the_lowest_converged_loss(losses):
     measured = curve(*losses)
     best = find_optimum(measured, 5)
+    losses = np.where(np.isfinite(losses), losses, np.nan)
     if np.isnan(losses).all():
         assert best.fit == "none"
         assert np.isnan(best.log2_lr)
@@ -142,6 +144,55 @@ def test_one_diverged_seed_makes_the_learning_rate_diverged():
     measured = Curve(np.arange(4.0), losses)
     assert np.isnan(measured.mean[2])
     assert find_optimum(measured, 5).log2_lr == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "at", "bounds"),
+    [
+        ((4, 3, ABSENT, 3.5, 4), 1, (0, 3)),
+        ((4, ABSENT, 3, ABSENT, np.nan, 4), 2, (0, 4)),
+        ((ABSENT, 3, 4, 5), 1, (-np.inf, 2)),
+    ],
+)
+def test_an_optimum_beside_a_gap_is_not_bracketed_by_it(losses, at, bounds):
+    measured = curve(*losses)
+    best = find_optimum(measured, 5)
+    assert (best.fit, best.log2_lr) == ("edge", at)
+    assert bracket(measured) == bounds
+    interval = measure_transfer({32: measured}, 32, ANALYSIS).intervals[32]
+    assert (interval.low, interval.high, interval.kind) == (*bounds, "bracket")
+
+
+def test_a_gap_is_no_divergence():
+    losses = np.array([[3.0, np.nan, ABSENT, ABSENT, 2.0], [3.0, 2.0, np.nan, 2.0, 2.0]])
+    measured = Curve(np.arange(5.0), losses)
+    assert measured.diverged.tolist() == [False, True, True, False, False]
+    assert measured.gaps.tolist() == [False, False, False, True, False]
+    assert np.isfinite(measured.mean).tolist() == [True, False, False, False, True]
+    assert measured.missing == 2
+
+
+@given(st.integers(1, 3), st.data())
+def test_what_is_left_out_of_a_panel_changes_no_number_into_another_without_a_word(seeds, data):
+    complete = {32 * 2**k: quadratic(-7 - 0.2 * k, noise=0.01, seeds=seeds) for k in range(3)}
+    places = st.tuples(st.sampled_from(sorted(complete)), st.integers(0, seeds - 1), st.integers(0, GRID.size - 1))
+    losses = {value: curve.losses.copy() for value, curve in complete.items()}
+    for value, seed, rate in data.draw(st.sets(places)):
+        losses[value][seed, rate] = ABSENT
+    curves = {value: Curve(GRID, of_value) for value, of_value in losses.items()}
+    before, after = (measure_transfer(panel, 32, ANALYSIS) for panel in (complete, curves))
+    for value, of_value in curves.items():
+        best, interval = after.optima[value], after.intervals[value]
+        if of_value.missing == 0:
+            assert best == before.optima[value]
+        if np.isfinite(best.log2_lr):
+            assert interval.low <= best.log2_lr <= interval.high
+            at = np.flatnonzero((best.low <= GRID) & (best.high >= GRID))
+            assert not of_value.gaps[at].any()
+        else:
+            assert of_value.missing >= GRID.size
+    if all(of_value.missing == 0 for of_value in curves.values()):
+        assert after == before
 
 
 def test_loss_at_any_learning_rate():
@@ -314,9 +365,7 @@ def summary_of(cell, loss, **changes):
 
 def write_summaries(results, cells, loss, **changes):
     for cell in cells:
-        folder = results / cell.id
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(json.dumps(summary_of(cell, loss(cell), **changes)))
+        write_result(results / cell.id, summary_of(cell, loss(cell), **changes))
 
 
 def transferring(cell):
@@ -339,9 +388,13 @@ def figure1(tmp_path):
     return tmp_path, config, cells
 
 
-def run_aggregate(folder):
+def run_aggregate(folder, *options):
     arguments = ["--cells", folder / "cells.txt", "--results", folder / "cells", "--out", folder / "runs.csv"]
-    return main(["aggregate", *map(str, arguments)])
+    return main(["aggregate", *map(str, arguments), *options])
+
+
+def leaving_out(config):
+    return replace(config, analysis=replace(config.analysis, foreign_cells="leave_out"))
 
 
 def run_optima(folder, config):
@@ -373,21 +426,11 @@ def test_ids_may_come_from_standard_input(figure1, monkeypatch):
     assert pd.read_csv(folder / "one.csv")["cell"].tolist() == [cells[3].id]
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", '{"cell": {}}', None])
-def test_a_missing_or_damaged_summary_is_named(figure1, capsys, damage):
-    folder, _, cells = figure1
-    path = folder / "cells" / cells[5].id / "summary.json"
-    path.unlink() if damage is None else path.write_text(damage)
-    assert run_aggregate(folder) == 1
-    assert str(path) in capsys.readouterr().err
-    assert not (folder / "runs.csv").exists()
-
-
 @pytest.mark.parametrize("changes", [{"status": "finished", "train_loss": None}, {"status": "running"}, {"id": "x"}])
 def test_a_summary_that_contradicts_itself_is_refused(figure1, changes):
     folder, _, cells = figure1
     write_summaries(folder / "cells", cells[:1], transferring, **changes)
-    with pytest.raises(UserError, match="not this cell's summary"):
+    with pytest.raises(UserError, match="not this cell's"):
         aggregate.collect([(cells[0].id, "r")], folder / "cells")
 
 
@@ -399,20 +442,49 @@ def test_another_cells_summary_is_refused(figure1):
         aggregate.collect([(cells[0].id, "r")], folder / "cells")
 
 
-@pytest.mark.parametrize(("key", "noun"), [("code", "code"), ("precision", "precision"), ("tokens_digest", "tokens")])
-def test_what_cannot_be_compared_is_not_mixed(figure1, key, noun):
-    folder, _, cells = figure1
-    write_summaries(folder / "cells", cells[7:8], transferring, **{key: "other"})
-    with pytest.raises(UserError, match=f"{noun}.*delete") as caught:
-        aggregate.collect([(cell.id, "r") for cell in cells], folder / "cells")
-    assert cells[0].id in str(caught.value)
-    assert cells[7].id in str(caught.value)
+FOREIGN = [
+    ("code", "trained by other code"),
+    ("precision", "trained in another precision"),
+    ("tokens_digest", "trained on other tokens"),
+    ("request", "made under another config"),
+]
 
 
-def test_a_cell_of_another_config_is_refused(figure1):
+@pytest.mark.parametrize(("key", "reason"), FOREIGN)
+def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
     folder, _, cells = figure1
-    with pytest.raises(UserError, match="another config"):
-        aggregate.collect([(cells[0].id, "another")], folder / "cells")
+    write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
+    assert run_aggregate(folder) == 1
+    assert not (folder / "runs.csv").exists()
+    (told,) = capsys.readouterr().err.splitlines()
+    shown = ", ".join(cell.id for cell in cells[7:10])
+    assert f"5 {reason} ({shown} and 2 more)" in told
+    assert "delete" in told
+    assert "`analysis.foreign_cells`" in told
+
+
+@pytest.mark.parametrize(("key", "reason"), FOREIGN)
+def test_what_cannot_be_compared_is_left_out_by_name_if_the_user_chose_so(figure1, capsys, key, reason):
+    folder, _, cells = figure1
+    run_aggregate(folder)
+    complete = (folder / "runs.csv").read_text().splitlines()
+    write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
+    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
+    assert (folder / "runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
+
+
+def test_where_no_cell_is_of_the_config_the_table_is_empty(figure1):
+    folder, config, cells = figure1
+    write_summaries(folder / "cells", cells, transferring, request="other")
+    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
+    assert (folder / "runs.csv").read_text() == ",".join(aggregate.COLUMNS) + "\n"
+    assert run_optima(folder, leaving_out(config)) == 0
+    table = pd.read_csv(folder / "optima.csv")
+    assert table["log2_lr"].isna().all()
+    assert (table["points"] + table["diverged"] == 0).all()
+    assert (table["missing"] == 7).all()
 
 
 def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
@@ -460,13 +532,35 @@ def test_optima_read_back(figure1):
         read_optima(folder / "optima.csv", "figure2", request)
 
 
+def without(runs, *cells):
+    """Takes cells out of a table of runs."""
+    lines = runs.read_text().splitlines(keepends=True)
+    runs.write_text("".join(line for line in lines if line.partition(",")[0] not in {cell.id for cell in cells}))
+
+
 def test_runs_that_lack_a_cell_are_named(figure1, capsys):
     folder, config, cells = figure1
     run_aggregate(folder)
-    lines = (folder / "runs.csv").read_text().splitlines(keepends=True)
-    (folder / "runs.csv").write_text("".join(line for line in lines if not line.startswith(cells[4].id)))
+    without(folder / "runs.csv", cells[4])
     assert run_optima(folder, config) == 1
     assert cells[4].id in capsys.readouterr().err
+
+
+def test_cells_that_were_left_out_are_counted_and_are_not_diverged(figure1):
+    folder, config, cells = figure1
+    run_aggregate(folder)
+    run_optima(folder, config)
+    complete = pd.read_csv(folder / "optima.csv")
+    best = [cell for cell in cells if (cell.parametrization, cell.width, cell.learning_rate) == ("mup", 64, 2**-7)]
+    without(folder / "runs.csv", *best)
+    assert run_optima(folder, leaving_out(config)) == 0
+    table = pd.read_csv(folder / "optima.csv")
+    assert (table["points"] + table["diverged"] + table["missing"] == 7).all()
+    assert table["missing"].tolist() == [0] * 7 + [1, 0]
+    assert table["diverged"].tolist() == complete["diverged"].tolist()
+    assert bool(table.loc[7, "at_edge"])
+    others = table["panel"] != "mup"
+    pd.testing.assert_frame_equal(table[others], complete[others])
 
 
 def test_a_panel_need_not_be_a_parametrization(tmp_path):

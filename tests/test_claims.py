@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from conftest import CONFIG, ROOT
 from mup_moe.__main__ import main
 from mup_moe.analysis.claims import parse_claims
 from mup_moe.analysis.verdict import judge
-from mup_moe.config.load import read_config
+from mup_moe.config.cell import Cell
+from mup_moe.config.load import overlay, read_config, read_document, validate
+from mup_moe.config.settings import Config
 from mup_moe.files import write_csv
 
 numbers = st.floats(-3, 3)
@@ -71,22 +74,36 @@ def test_claims_survive_json():
 # ---------------------------------------------------------------- the command
 
 
-def write_results(
-    folder: Path, drift: float, noise: float, tokens: int, widths: tuple[int, ...] = (), vertex: float = -4.5
-) -> None:
-    """One figure whose optimum drifts, through the real optima command."""
+def config_of(widths: tuple[int, ...]) -> Config:
+    """The default config, which may lack cells, with other widths in figure 1 if any are given."""
     config = read_config(ROOT / "config.yaml")
     figure = config.figures["figure1"]
     if widths:
-        figure = replace(figure, axes=replace(figure.axes, width=tuple(widths)))
-        config = replace(config, figures=config.figures | {"figure1": figure})
+        figure = replace(figure, axes=replace(figure.axes, width=widths))
+    analysis = replace(config.analysis, foreign_cells="leave_out")
+    return replace(config, figures=config.figures | {"figure1": figure}, analysis=analysis)
+
+
+def write_results(
+    folder: Path,
+    drift: float,
+    noise: float,
+    tokens: int,
+    widths: tuple[int, ...] = (),
+    vertex: float = -4.5,
+    left_out: Callable[[Cell], bool] = lambda _: False,
+) -> None:
+    """One figure whose optimum drifts, through the real optima command."""
+    config = config_of(widths)
+    figure = config.figures["figure1"]
     generator = np.random.default_rng(0)
     rows = []
     shift = {(c.parametrization, c.width): generator.normal(0, noise) for c in figure.cells()}
     for cell in figure.cells():
         best = vertex + drift * math.log2(cell.width / 32) + shift[cell.parametrization, cell.width]
         loss = 3 + 0.1 * (math.log2(cell.learning_rate) - best) ** 2
-        rows.append([cell.id, "finished", loss, loss, tokens])
+        if not left_out(cell):
+            rows.append([cell.id, "finished", loss, loss, tokens])
     write_csv(folder / "figure1/runs.csv", ["cell", "status", "train_loss", "valid_loss", "tokens"], rows)
     from mup_moe.analysis.request import figure_request
 
@@ -131,7 +148,7 @@ def test_a_drift_is_judged_by_the_criterion(tmp_path, drift, expect, verdict):
 
 
 def test_a_large_sweep_refutes(tmp_path):
-    widths = [32, 64, 128, 256]
+    widths = (32, 64, 128, 256)
     write_results(tmp_path, 0.0, 0.01, LARGE, widths)
     assert judge_figure(tmp_path, "falls")["verdict"] == "not replicated"
     write_results(tmp_path, -0.6, 0.01, LARGE, widths)
@@ -152,6 +169,35 @@ def test_a_panel_that_was_left_out_leaves_its_claim_open(tmp_path):
     write_results(tmp_path, 0.0, 0.01, LARGE)
     assert judge_figure(tmp_path, "keeps", "experts-only")["verdict"] == "inconclusive"
     assert "figure1 has no panel experts-only" in (tmp_path / "claims.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        lambda cell: cell.learning_rate == 2**-7 and cell.width == 96,
+        lambda cell: cell.learning_rate == 2**-4,
+        lambda cell: cell.width == 32,
+        lambda _: True,
+    ],
+    ids=["one", "a rate", "a width", "all"],
+)
+@pytest.mark.parametrize(("drift", "expect"), [(0.0, "keeps"), (-0.8, "falls"), (0.0, "falls")])
+def test_a_claim_gains_nothing_by_cells_that_are_left_out(tmp_path, left_out, drift, expect):
+    widths = (32, 64, 96, 128, 256)
+    write_results(tmp_path, drift, 0.01, LARGE, widths)
+    assert judge_figure(tmp_path, expect)["verdict"] != "inconclusive"
+    # Another panel's cells are none of this claim's business.
+    write_results(tmp_path, drift, 0.01, LARGE, widths, left_out=lambda c: c.parametrization == "sp" and left_out(c))
+    assert judge_figure(tmp_path, expect)["verdict"] != "inconclusive"
+    write_results(tmp_path, drift, 0.01, LARGE, widths, left_out=left_out)
+    row = judge_figure(tmp_path, expect)
+    cells = config_of(widths).figures["figure1"].cells()
+    missing = sum(left_out(cell) for cell in cells if cell.parametrization == "mup")
+    assert row["verdict"] == "inconclusive"
+    assert row["rests_on"] == f"figure1 ({missing} missing cells)"
+    assert row["decided_by"] == "the missing cells, trained like the rest"
+    assert f"{missing} of the panel's cells are missing" in (tmp_path / "claims.md").read_text()
+    assert pd.read_csv(tmp_path / "tests.csv")["missing"].tolist() == [missing]
 
 
 def judge_slope(folder: Path, slope: float, values: list[float], predicted: float) -> str:
@@ -258,7 +304,10 @@ def overall(verdicts: list[str]) -> str:
 def test_recorded_verdicts_follow_from_recorded_runs(folder):
     # The criteria that were recorded along with the runs, not those of today.
     made_by = json.loads((folder / "provenance.json").read_text())
-    config = read_config(*(folder / name for name in made_by["config"]))
+    first, *over = (read_document(folder / name) for name in made_by["config"])
+    # Keys that came since: how cells are run, and that none was left out.
+    since = {name: read_document(ROOT / "config.yaml")[name] for name in ("execution", "analysis")}
+    config = validate(overlay(since, first, *over))
     claims, confidence = config.claims, config.analysis.confidence
     runs = pd.read_csv(folder / "runs.csv").set_index("cell")
     recorded = pd.read_csv(folder / "claims.csv", keep_default_na=False).set_index("claim")

@@ -18,7 +18,7 @@ from mup_moe.analysis.panel import summary
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 
-ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200}
+ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200, "foreign_cells": "stop"}
 
 
 def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1, architecture="moe"):
@@ -41,6 +41,11 @@ def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1, 
     }
 
 
+def leaving_out(request):
+    """The request of a sweep that may lack cells."""
+    return request | {"analysis": ANALYSIS | {"foreign_cells": "leave_out"}}
+
+
 def over(axis, values, base, parametrizations=("simplep", "mup")):
     """The request of a figure over another axis than width."""
     request = make_request(parametrizations, (64,))
@@ -55,10 +60,12 @@ def synthetic_loss(cell, noise):
 
 
 def make_tables(folder, request, loss=synthetic_loss, name="f"):
+    """Runs and optima; a cell whose loss is None is left out."""
     cells = FigureRequest.of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
-    runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
+    told = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
+    runs = pd.DataFrame(told, columns=["cell", "train_loss", "valid_loss"])
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
     arguments = [
@@ -113,12 +120,38 @@ def test_a_figure_of_three_seeds_is_embedded_and_the_same_twice(tmp_path):
         (make_request(), lambda *_: 3.0),
         (make_request(("mup",), (32,)), synthetic_loss),
         (make_request(("sp", "simplep", "mup", "experts-only", "mine"), (32, 64), 2), synthetic_loss),
+        (leaving_out(make_request()), lambda *_: None),
+        (leaving_out(make_request()), lambda cell, noise: None if cell.width == 32 else synthetic_loss(cell, noise)),
+        (leaving_out(make_request()), lambda cell, _: None if cell.parametrization == "sp" else math.nan),
+        (leaving_out(make_request(seeds=2)), lambda cell, noise: None if cell.seed else synthetic_loss(cell, noise)),
     ],
-    ids=["all diverged", "a panel diverged", "flat", "one curve", "five panels"],
+    ids=[
+        *("all diverged", "a panel diverged", "flat", "one curve", "five panels"),
+        *("all left out", "the base left out", "left out or diverged", "a seed left out"),
+    ],
 )
 def test_odd_figures_still_draw(tmp_path, request_, loss):
     make_tables(tmp_path, request_, loss)
     assert draw(tmp_path, request_) == 0
+
+
+def test_what_was_left_out_is_marked_otherwise_than_what_diverged(tmp_path):
+    request = leaving_out(make_request(("mup",)))
+    legends = {}
+    for kind, loss in (("diverged", math.nan), ("missing", None)):
+        best = lambda cell, noise, loss=loss: loss if cell.learning_rate == 2**-7 else 4 + noise  # noqa: E731
+        make_tables(tmp_path, request, best)
+        figure = drawn(tmp_path, request)
+        legends[kind] = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+    assert "diverged" in legends["diverged"] - legends["missing"]
+    assert "missing" in legends["missing"] - legends["diverged"]
+
+
+def test_a_panel_of_which_nothing_is_left_says_so(tmp_path):
+    request = leaving_out(make_request())
+    make_tables(tmp_path, request, lambda cell, _: None if cell.width > 32 else math.nan)
+    _, rows = parts(tmp_path, request)
+    assert "missing" in summary(rows["sp"], 32)
 
 
 def test_optima_of_another_config_are_refused(tmp_path, capsys):

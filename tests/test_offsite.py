@@ -1,8 +1,6 @@
 """Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
 
-import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, copy_project, snakemake
+from conftest import ROOT, copy_project, snakemake, write_result
 from mup_moe.__main__ import main
 from mup_moe.files import read_json
 from mup_moe.offsite.job_list import read_jobs
@@ -133,9 +131,13 @@ def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, s
 
 
 def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(tmp_path, capsys):
-    history = b"step\n0\n"
-    summary = {"id": CELL, "fingerprint": "a", "history_sha256": hashlib.sha256(history).hexdigest(), "valid_loss": 3.5}
-    files = {f"{CELL}/history.csv": history, f"{CELL}/summary.json": json.dumps(summary).encode()}
+
+    def files_of(fingerprint: str) -> dict[str, bytes]:
+        folder = tmp_path / fingerprint / CELL
+        write_result(folder, {"id": CELL, "fingerprint": fingerprint, "valid_loss": 3.5})
+        return {f"{CELL}/{name}": (folder / name).read_bytes() for name in ("history.csv", "summary.json")}
+
+    files = files_of("a")
     whole = archive_of(tmp_path / "whole.tar.gz", files).read_bytes()
     asked = ["--results", str(tmp_path / "results")]
     path = tmp_path / "cells.tar.gz"
@@ -146,12 +148,8 @@ def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(
     for _ in range(2):  # twice is as good as once
         assert main(["import-cells", str(tmp_path / "whole.tar.gz"), *asked]) == 0
     kept = (tmp_path / "results/cells" / CELL / "summary.json").read_bytes()
-    other = {
-        f"{CELL}/history.csv": history,
-        f"{CELL}/summary.json": json.dumps(summary | {"fingerprint": "b"}).encode(),
-    }
     capsys.readouterr()
-    assert main(["import-cells", str(archive_of(path, other)), *asked]) == 1
+    assert main(["import-cells", str(archive_of(path, files_of("b"))), *asked]) == 1
     assert "delete that folder" in capsys.readouterr().err
     assert (tmp_path / "results/cells" / CELL / "summary.json").read_bytes() == kept
 

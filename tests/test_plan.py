@@ -17,6 +17,7 @@ from mup_moe.analysis.cost import size_of, tokens_of_run
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
+from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError
 from mup_moe.model.transformer import Transformer
 
@@ -78,7 +79,7 @@ def test_the_total_has_every_cell_once():
     flops = 0
     for cell in cells.values():
         setup = CONFIG.setups[cell.setup]
-        vocabulary = plan.vocabulary_of(CONFIG.corpora[setup.corpus])
+        vocabulary = vocabulary_of(CONFIG.corpora[setup.corpus])
         flops += tokens_of_run(setup) * size_of(cell, setup.model, vocabulary).flops_per_token
     assert total.flops == flops + sum(rows[name].flops for name in CONFIG.probes)
     assert total.disk_bytes == sum(
@@ -99,7 +100,7 @@ def test_the_saving_is_that_of_the_widths_whatever_the_grid():
     figure = CONFIG.figures["figure1"]
     row = bill()["figure1"]
     setup = CONFIG.setups[figure.setup]
-    vocabulary = plan.vocabulary_of(CONFIG.corpora[setup.corpus])
+    vocabulary = vocabulary_of(CONFIG.corpora[setup.corpus])
     base, target = (
         next(size_of(cell, setup.model, vocabulary).flops_per_token for cell in figure.cells() if cell.width == width)
         for width in (setup.model.base_width, max(figure.axes.width))
@@ -153,14 +154,14 @@ def test_a_corpus_takes_more_disk_the_more_it_may_read():
 def test_gpt2_has_the_vocabulary_that_its_own_config_says():
     transformers = pytest.importorskip("transformers")
     gpt2 = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None)
-    assert plan.vocabulary_of(gpt2) == transformers.GPT2Config().vocab_size
+    assert vocabulary_of(gpt2) == transformers.GPT2Config().vocab_size
 
 
 def test_a_tokenizers_own_files_say_its_vocabulary(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
     files = (str(tmp_path / "vocab.json"), "merges.txt")
     corpus = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=files)
-    assert plan.vocabulary_of(corpus) == 3
+    assert vocabulary_of(corpus) == 3
 
 
 def models() -> list[table2.Model]:

@@ -39,7 +39,13 @@ def make_request(reference=AUTHORS, widths=(64, 128, 256, 512), seeds=1, **axes)
             "seed": list(range(seeds)),
         }
         | axes,
-        "analysis": {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200},
+        "analysis": {
+            "loss": "train_loss",
+            "fit_points": 5,
+            "confidence": 0.95,
+            "resamples": 200,
+            "foreign_cells": "stop",
+        },
         "reference": str(reference),
     }
 

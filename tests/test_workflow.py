@@ -11,45 +11,27 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
-import conftest
-from conftest import ROOT, copy_project
+from conftest import SMOKE, TARGET, edit, make_project, smoke
 from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
 
-TARGET = "results/figure1.pdf"
-COMMAND = ("--configfile", "smoke.yaml", "--cores", "2")
 CELLS = 2 * 2 * 3
 CURVES = 2 * 2  # each a job
 
 
-def make_project(folder: Path) -> Path:
-    copy_project(folder)
-    shutil.copy2(ROOT / "tests" / "smoke.yaml", folder)
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    generator = np.random.default_rng(0)
-    (folder / "smoke.txt").write_text("\n\n".join(" ".join(generator.choice(words, 60)) for _ in range(400)))
-    return folder
-
-
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return conftest.snakemake(project, *COMMAND, *arguments)
-
-
 def start(project: Path, output: Any) -> subprocess.Popen[str]:
     """Snakemake as a process group of its own, to be killed."""
-    command = [sys.executable, "-m", "snakemake", *COMMAND, TARGET]
+    command = [sys.executable, "-m", "snakemake", *SMOKE, TARGET]
     return subprocess.Popen(command, cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
     """The jobs of a dry run, by kind."""
-    done = snakemake(project, *(targets or (TARGET,)), "--dry-run")
+    done = smoke(project, *(targets or (TARGET,)), "--dry-run")
     output = done.stdout
     assert done.returncode == 0, output
     stats = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", output, re.S)
@@ -60,33 +42,9 @@ def planned(project: Path, *targets: str) -> dict[str, int]:
     return counts
 
 
-def edit(project: Path, path: str, value) -> None:
-    document = yaml.safe_load((project / "smoke.yaml").read_text())
-    *parents, last = path.split(".")
-    section = document
-    for key in parents:
-        section = section.setdefault(key, {})
-    section[last] = value
-    (project / "smoke.yaml").write_text(yaml.safe_dump(document))
-
-
 def results(project: Path) -> tuple[pd.DataFrame, str]:
     runs = pd.read_csv(project / "results/runs.csv").drop(columns="wall_seconds")
     return runs, (project / "results/optima.csv").read_text()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    project = make_project(tmp_path_factory.mktemp("finished") / "project")
-    done = snakemake(project, TARGET)
-    assert done.returncode == 0, done.stdout
-    return project
-
-
-@pytest.fixture
-def project(finished, tmp_path) -> Path:
-    """A copy of the finished project, with its time stamps and Snakemake's records."""
-    return shutil.copytree(finished, tmp_path / "project")
 
 
 def test_one_target_makes_everything_that_users_read(finished):
@@ -124,7 +82,7 @@ def test_a_new_learning_rate_trains_that_learning_rate_alone(project):
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
     before = {path: path.read_bytes() for path in project.glob("results/cells/*/.kept/summary.json")}
     assert planned(project) == {"train": CURVES, "aggregate": 1, "optima": 1, "figure": 1}
-    done = snakemake(project, TARGET)
+    done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
     after = {path: path.read_bytes() for path in project.glob("results/cells/*/.kept/summary.json")}
     assert len(after) == CELLS + CURVES
@@ -155,6 +113,8 @@ def test_a_row_of_the_users_own_trains_that_row_alone(project):
 def test_the_analysis_of_a_figure_retrains_nothing(project):
     edit(project, "analysis.fit_points", 3)
     assert planned(project) == {"optima": 1, "figure": 1}
+    edit(project, "analysis.foreign_cells", "leave_out")
+    assert planned(project) == {"aggregate": 1, "optima": 1, "figure": 1}
 
 
 def test_execution_settings_retrain_nothing(project):
@@ -172,7 +132,7 @@ def test_which_cells_share_a_job_makes_no_difference_to_what_is_done(project, ax
     assert retrained == (1 if "parametrization" in axes else 0)
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6"])
     (project / "results/figure1/runs.csv").unlink()
-    done = snakemake(project, "results/figure1/runs.csv")
+    done = smoke(project, "results/figure1/runs.csv")
     assert done.returncode == 0, done.stdout
 
 
@@ -183,7 +143,7 @@ def test_a_cell_for_itself_gives_the_same_results(tmp_path):
     together = make_project(tmp_path / "together")
     edit(together, "setups.small.training.precision", "float32")
     for folder in (project, together):
-        done = snakemake(folder, TARGET)
+        done = smoke(folder, TARGET)
         assert done.returncode == 0, done.stdout
     assert len(list(project.glob("results/logs/train/*.log"))) == CELLS
     assert len(list(together.glob("results/logs/train/*.log"))) == CURVES
@@ -225,7 +185,7 @@ def test_cells_brought_home_without_records_are_kept(project):
 
 def test_any_cell_is_a_target_in_a_figure_or_not(project):
     cell = "small_moe_experts-only_w24_e4_g2_lr0.003_s5"
-    done = snakemake(project, f"results/cells/{cell}/summary.json")
+    done = smoke(project, f"results/cells/{cell}/summary.json")
     assert done.returncode == 0, done.stdout
     assert (project / f"results/cells/{cell}/history.csv").exists()
 
@@ -240,14 +200,14 @@ def test_any_cell_is_a_target_in_a_figure_or_not(project):
     ],
 )
 def test_a_cell_that_cannot_be_built_is_refused(finished, cell, sentence):
-    done = snakemake(finished, f"results/cells/{cell}/summary.json", "--dry-run")
+    done = smoke(finished, f"results/cells/{cell}/summary.json", "--dry-run")
     assert done.returncode != 0
     assert sentence in done.stdout
 
 
 def test_a_bad_config_is_refused_in_one_sentence_before_anything_runs(project):
     edit(project, "setups.small.model.heads", 3)
-    done = snakemake(project, TARGET)
+    done = smoke(project, TARGET)
     assert done.returncode != 0
     assert "`width` 8 is not divisible by `heads` 3" in done.stdout
     assert "Traceback" not in done.stdout
@@ -257,7 +217,7 @@ def test_a_bad_config_is_refused_in_one_sentence_before_anything_runs(project):
 
 def test_text_that_is_not_there_is_named(project):
     edit(project, "corpora.smoke.files", ["nothing-*.txt"])
-    done = snakemake(project, TARGET)
+    done = smoke(project, TARGET)
     assert done.returncode != 0
     assert "nothing-*.txt" in done.stdout
     assert "Traceback" not in done.stdout
@@ -268,17 +228,17 @@ def test_a_failed_job_says_why_and_the_same_command_goes_on(project):
     tokens = project / "results/data/smoke/train.bin"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    done = snakemake(project, TARGET)
+    done = smoke(project, TARGET)
     assert done.returncode != 0
     assert "mup-moe: results/data/smoke/train.bin is damaged" in done.stdout
     tokens.write_bytes(whole)
-    assert snakemake(project, TARGET).returncode == 0
+    assert smoke(project, TARGET).returncode == 0
 
 
 def test_tokens_made_anew_to_the_same_bytes_retrain_nothing(project):
     runs = (project / "results/runs.csv").read_bytes()
     os.utime(project / "smoke.txt")
-    done = snakemake(project, TARGET, "--forcerun", "tokenize")
+    done = smoke(project, TARGET, "--forcerun", "tokenize")
     assert done.returncode == 0, done.stdout
     assert (project / "results/runs.csv").read_bytes() == runs
 
@@ -287,13 +247,13 @@ def test_cells_of_another_config_are_refused_where_snakemake_has_no_records(proj
     shutil.rmtree(project / ".snakemake")
     edit(project, "setups.small.training.steps", 21)
     (project / "results/figure1/runs.csv").unlink()
-    done = snakemake(project, "results/figure1/runs.csv")
+    done = smoke(project, "results/figure1/runs.csv")
     assert done.returncode != 0
-    assert "was made under another config" in done.stdout
+    assert f"{CELLS} made under another config" in done.stdout
 
 
 def test_results_are_recorded_with_what_made_them(project):
-    assert snakemake(project, "results/paper").returncode == 0
+    assert smoke(project, "results/paper").returncode == 0
     done = subprocess.run(
         [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml"],
         cwd=project,
@@ -326,7 +286,7 @@ def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_pa
     # Seconds of training are part of the kept result: they change if a finished cell is trained again.
     finished_cells = {path: path.read_bytes() for path in project.glob("results/cells/*/summary.json")}
     assert len(finished_cells) < CELLS
-    done = snakemake(project, TARGET)
+    done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
     assert {path: path.read_bytes() for path in finished_cells} == finished_cells
     (runs, optima), (expected_runs, expected_optima) = results(project), results(finished)
@@ -344,7 +304,7 @@ def test_two_runs_in_one_folder_are_refused(project):
         while "Select jobs to execute" not in told.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.1)
-        second = snakemake(project, TARGET)
+        second = smoke(project, TARGET)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()

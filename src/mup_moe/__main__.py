@@ -25,6 +25,7 @@ COMMANDS = {
     "probe-figure": "mup_moe.analysis.probe_figure",
     "claims": "mup_moe.analysis.claims",
     "record": "mup_moe.analysis.record",
+    "status": "mup_moe.status.command",
     "export-jobs": "mup_moe.offsite.export_jobs",
     "run-jobs": "mup_moe.offsite.run_jobs",
     "import-cells": "mup_moe.offsite.import_cells",

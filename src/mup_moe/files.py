@@ -6,8 +6,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,35 +19,60 @@ class UserError(RuntimeError):
 
 
 @contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Opens a file that appears under `path` whole, on disk, when the block ends without error.
+def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator[IO[Any]]:
+    """Opens a file that appears under `path` whole when the block ends without error.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    durable: on disk by then, so that it outlives the machine's power. Raises UserError when the disk
+    is full or the folder cannot be written.
+    """
+    with atomic_writes([path], mode, durable) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_writes(
+    paths: Sequence[Path], mode: str = "wb", durable: bool = True, before_replace: Callable[[Path], None] | None = None
+) -> Iterator[list[IO[Any]]]:
+    """Opens files that appear under `paths` together, as nearly as a file system can: all are whole by then.
+
+    before_replace: is called with each path before its file appears there. Otherwise as `atomic_write`.
     """
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
-    temporary = None
+    temporary: dict[Path, Path] = {}
+    path = paths[0]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with ExitStack() as opened:
+            files = []
+            for path in paths:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+                temporary[path] = Path(name)
+                files.append(opened.enter_context(os.fdopen(handle, mode, encoding=encoding, newline=newline)))
+            yield files
+            for file in files:
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
         # mkstemp makes private files; results are to be read by others as the umask allows.
         umask = os.umask(0)
         os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-        temporary = None
-        _sync_folder(path.parent)
+        for path in paths:
+            temporary[path].chmod(0o666 & ~umask)
+        for path in paths:
+            if before_replace is not None:
+                before_replace(path)
+            temporary.pop(path).replace(path)
+        if durable:
+            for folder in {path.parent for path in paths}:
+                _sync_folder(folder)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error.strerror}): free space or permit writing there,"
             " and run the same command again"
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        for left in temporary.values():
+            left.unlink(missing_ok=True)
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -67,9 +92,9 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Writes a text file atomically."""
-    with atomic_write(path, "w") as file:
+    with atomic_write(path, "w", durable) as file:
         file.write(text)
 
 

@@ -27,6 +27,7 @@ for job, cells in JOBS.items():
         threads: CONFIG.execution.threads
         resources:
             **TRAINING_RESOURCES,
+            mem_mb=memory_of(cells),
         params:
             # As a function of the outputs it is none of what Snakemake compares: a cell more trains it alone.
             requests=lambda wildcards, output: request_arguments(output.summary),
@@ -54,6 +55,7 @@ rule train:
     threads: CONFIG.execution.threads
     resources:
         **TRAINING_RESOURCES,
+        mem_mb=memory_of(["{cell}"]),
     params:
         requests=lambda wildcards, output: request_arguments([output.summary]),
         settings=lambda wildcards: settings_of([wildcards.cell]),

@@ -21,14 +21,36 @@ from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import ConfigError, overlay, read_preset, validate
+from mup_moe.config.load import (
+    ConfigError,
+    overlay,
+    read_document,
+    read_preset,
+    validate,
+)
 from mup_moe.data.text_files import find
+from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, hold_folder
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
 from mup_moe.progress import report_progress
+from mup_moe.training.capacity import memory_mb
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.code import SOURCES, code_digest
+
+DEFAULTS = Path(workflow.basedir) / "config.yaml"
+
+try:
+    # By our reader first: Snakemake's has tracebacks for what it cannot read, and runs code (yte).
+    for path in (DEFAULTS, *workflow.config_settings.configfiles):
+        if path.suffix != ".json":
+            read_document(path)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+
+configfile: str(DEFAULTS)
+
 
 try:
     # A preset lies over config.yaml and under what the command line gives.
@@ -141,6 +163,7 @@ JOBS = {
     for job, cells in jobs(
         {name: list(figure.cells()) for name, figure in CONFIG.figures.items()},
         CONFIG.execution.lockstep,
+        CONFIG.execution.cells_per_job,
     ).items()
     if CONFIG.execution.lockstep
 }
@@ -151,21 +174,41 @@ if CONFIG.execution.device == "cuda" and (BENCHMARK.parent / "gpu/step.csv").exi
     BENCHMARK = BENCHMARK.parent / "gpu/step.csv"
 BENCHMARK = os.path.relpath(BENCHMARK)
 
-TRAINING_RESOURCES = dict(
-    gpu=1 if CONFIG.execution.device == "cuda" else 0,
-    mem_mb=1500,
-    runtime=720,
+# What a cluster gives a job that trains. Where a GPU is taken if there is one, the profile says whether
+# to ask for it, and so it does of the time.
+GPU = {"cuda": {"gpu": 1}, "cpu": {"gpu": 0}, "auto": {}}[CONFIG.execution.device]
+
+
+def memory_of(cell_ids):
+    """The memory of a job of these cells, in MB, for Snakemake to ask with each attempt; the next gets more."""
+
+    def memory(wildcards, attempt):
+        requests = [
+            request_of(cell.format(cell=wildcards.get("cell"))) for cell in cell_ids
+        ]
+        corpus = CONFIG.corpora[CONFIG.setups[requests[0].cell.setup].corpus]
+        execution = CONFIG.execution
+        return attempt * memory_mb(
+            requests, vocabulary_of(corpus), execution.device, str(execution.replicas)
+        )
+
+    return memory
+
+
+TRAINING_RESOURCES = GPU | dict(
     # Not params: how a cell is run must not make it run again.
     device=CONFIG.execution.device,
     replicas=str(CONFIG.execution.replicas),
     step=CONFIG.execution.step,
     checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
+    hang_seconds=str(CONFIG.execution.hang_seconds),
 )
 TRAIN = (
     "python -m mup_moe train {params.requests}"
     " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
     " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
-    " --checkpoint-seconds {resources.checkpoint_seconds} 2>> {log:q}"
+    " --checkpoint-seconds {resources.checkpoint_seconds} --hang-seconds {resources.hang_seconds}"
+    " 2>> {log:q}"
 )
 
 

@@ -19,9 +19,8 @@ rule probe:
         "../../environment.yml"
     threads: CONFIG.execution.threads
     resources:
-        gpu=1 if CONFIG.execution.device == "cuda" else 0,
-        mem_mb=6000,
-        runtime=120,
+        **GPU,
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
         device=CONFIG.execution.device,
     params:
         code=PROBE_CODE,

@@ -16,13 +16,16 @@ rule aggregate:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        # What each cell must have been trained on: one of another config is refused.
+        # What each cell must have been trained by: one of another config is foreign.
         cells=lambda wildcards: "\n".join(
             f"{cell} {request_of(cell).digest}" for cell in cells_of(wildcards.figure)
         ),
+        # No input: cells that were brought home without their tokens are none the worse.
+        tokens=lambda wildcards: corpus_of(cells_of(wildcards.figure)[0]),
+        foreign=CONFIG.analysis.foreign_cells,
     shell:
-        "printf '%s' {params.cells:q} | python -m mup_moe aggregate"
-        " --cells - --results results/cells --out {output} 2> {log}"
+        "printf '%s' {params.cells:q} | python -m mup_moe aggregate --cells - --results results/cells"
+        " --tokens {params.tokens:q} --foreign-cells {params.foreign} --out {output} 2> {log}"
 
 
 rule optima:

@@ -21,8 +21,8 @@ rule tokenize:
         "../../environment.yml"
     threads: 8
     resources:
-        mem_mb=2000,
-        runtime=240,
+        gpu=0,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
     params:
         corpus=lambda wildcards: json.dumps(asdict(CONFIG.corpora[wildcards.corpus])),
         code=DATA_CODE,

@@ -3,13 +3,15 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mup_moe.analysis.foreign import SHARED, foreign_cells, shortened, told_by_reason
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.files import UserError, read_json, write_csv
+from mup_moe.files import UserError, write_csv
+from mup_moe.training.result import DamagedResultError, Result, read_result
 
 # Columns that a summary has under the same name.
 _COPIED = (
@@ -40,8 +42,7 @@ COLUMNS = (
 )
 STATUSES = ("finished", "diverged")
 LOSSES = ("train_loss", "valid_loss")
-# What cells of one set-up must share for their losses to be compared.
-_SHARED = {"code": "code", "precision": "precision", "tokens_digest": "tokens"}
+_Table = dict[str, dict[str, Any]]  # by the cell's id
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,48 +53,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text file with a cell's id and its training request's digest per line; - reads standard input",
     )
     parser.add_argument("--results", type=Path, required=True, help="folder that holds CELL/summary.json")
+    parser.add_argument("--tokens", type=Path, help="folder of the corpus by the config: tells which cells are foreign")
+    parser.add_argument(
+        "--foreign-cells", choices=["stop", "leave_out"], default="stop", help="what cannot be compared: see foreign.py"
+    )
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes runs.csv. Raises UserError when a summary is missing, damaged or not comparable."""
-    rows = collect(_read_cells(arguments.cells), arguments.results)
+    """Writes runs.csv. Raises UserError when results are missing, damaged or, unless left out, foreign."""
+    cells = _read_cells(arguments.cells)
+    rows = collect(cells, arguments.results, arguments.tokens, leave_out=arguments.foreign_cells == "leave_out")
     write_csv(arguments.out, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
-def collect(cells: Iterable[tuple[str, str]], results: Path) -> list[dict[str, Any]]:
-    """A row (keys: COLUMNS) per distinct (id, request's digest); a diverged cell's losses are None.
+def collect(
+    cells: Iterable[tuple[str, str]], results: Path, tokens: Path | None = None, leave_out: bool = False
+) -> list[dict[str, Any]]:
+    """A row (keys: COLUMNS) per distinct id of (id, request's digest); a diverged cell's losses are None.
 
-    Raises UserError for a summary that is missing, damaged, another cell's or made by another
-    request, and for two cells of one set-up that were trained by different code, in different
-    precision or on different tokens.
+    A result that is damaged is restored from its kept copy, which is said on stderr. So are the cells
+    that `foreign_cells` names, with `leave_out`: they get no row. Raises UserError, naming the cells,
+    for results that are missing, damaged beyond that, or foreign.
     """
-    rows = []
-    first_of_setup: dict[str, tuple[str, dict[str, Any]]] = {}
-    for text, request in dict.fromkeys(cells):
+    requests = dict(cells)
+    rows, summaries = _read_results(requests, results)
+    foreign = foreign_cells(requests, summaries, tokens)
+    if foreign and not leave_out:
+        raise UserError(
+            f"cells that cannot be compared with the rest: {told_by_reason(foreign)}: delete their folders in"
+            f" {results} and run the same command again (for one precision, on a machine like that of the rest),"
+            " or set `analysis.foreign_cells` to leave_out"
+        )
+    for name, reason in foreign.items():
+        print(f"left out {name}: {reason}", file=sys.stderr)
+    return [row for name, row in rows.items() if name not in foreign]
+
+
+def _read_results(requests: Mapping[str, str], results: Path) -> tuple[_Table, _Table]:
+    """The row and the summary of every cell. Raises UserError for what is missing or damaged."""
+    rows, summaries, damaged = {}, {}, {}
+    for name, request in requests.items():
         try:
-            cell = Cell.parse(text)
+            cell = Cell.parse(name)
         except ValueError as error:
             raise UserError(f"{error}: list the ids of cells, one per line") from None
-        path = results / text / "summary.json"
-        summary = read_json(path)
         try:
-            rows.append(_row(cell, summary))
-            asked_for = summary["request"] == request
-            other, reference = first_of_setup.setdefault(cell.setup, (text, summary))
-            differing = [noun for key, noun in _SHARED.items() if summary[key] != reference[key]]
+            summary = _read_result(results / name, request)
+            rows[name] = _row(cell, summary)
+            summaries[name] = {key: summary[key] for key in ("cell", "request", *SHARED)}
+        except DamagedResultError as error:
+            damaged[name] = error.reason
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path} is not this cell's summary ({error}): delete it and run the same command again"
-            ) from None
-        if not asked_for:
-            raise UserError(f"{path} was made under another config: delete it and run the same command again")
-        if differing:
-            raise UserError(
-                f"cells {other} and {text} were trained with different {' and '.join(differing)}: "
-                "delete the older one's folder and run the same command again"
-            )
-    return rows
+            damaged[name] = f"summary.json is not this cell's: {error}"
+    if damaged:
+        reason = next(iter(damaged.values()))
+        raise UserError(
+            f"{results} has {len(damaged)} of {len(requests)} results damaged: {shortened(list(damaged))} ({reason}):"
+            " delete their folders and run the same command again"
+        )
+    return rows, summaries
+
+
+def _read_result(folder: Path, request: str) -> dict[str, Any]:
+    """A cell's summary, by way of its kept copy where that has to be. Raises DamagedResultError."""
+    try:
+        return read_result(folder)
+    except DamagedResultError as error:
+        if not Result(folder).mend(request):
+            raise
+        print(f"{folder} was damaged ({error.reason}): restored from its kept copy", file=sys.stderr)
+        return read_result(folder)
 
 
 def _read_cells(source: str) -> list[tuple[str, str]]:

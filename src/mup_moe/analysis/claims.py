@@ -65,8 +65,8 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
         "estimate": "; ".join(_number(test.estimate) for test in tests),
         "interval": "; ".join(_interval(test) for test in tests),
         "verdict": verdict,
-        "rests_on": "; ".join(dict.fromkeys(test.result for test in tests)),
-        "decided_by": claim.decided_by if verdict == "inconclusive" else "",
+        "rests_on": "; ".join(_results(tests)),
+        "decided_by": _decided_by(claim, tests) if verdict == "inconclusive" else "",
     }
 
 
@@ -98,7 +98,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
     for name, claim in settings.table.items():
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in tests[name])
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
-        rests = ", ".join(dict.fromkeys(test.result for test in tests[name]))
+        rests = ", ".join(_results(tests[name]))
         lines.append(f"| **{name}** {_symbols(claim.says)} | **{verdict_of(tests[name])}** | {estimates} | {rests} |")
     lines += [
         "",
@@ -116,7 +116,8 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
         f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "
         f"at least {settings.refuting_octaves:g} octaves of the axis; what speaks against a claim in a smaller one is "
         "inconclusive.",
-        "- A drift that seems small is inconclusive where an optimum lies at the grid's end.",
+        "- A drift that seems small is inconclusive where an optimum lies at the grid's end, and any drift where cells "
+        "of its panel are missing.",
         "- A claim is replicated if all its tests are, and not replicated if one is not.",
         "",
         "## Claim by claim",
@@ -134,8 +135,21 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
         ]
         undecided = [f"- {t.result}, {t.what}: {t.reason}." for t in tests[name] if t.verdict == "inconclusive"]
         if undecided:
-            lines += ["", *undecided, "", f"What would decide it: {_symbols(claim.decided_by)}."]
+            lines += ["", *undecided, "", f"What would decide it: {_symbols(_decided_by(claim, tests[name]))}."]
     return "\n".join(lines) + "\n"
+
+
+def _results(tests: Sequence[Test]) -> list[str]:
+    """What the tests rest on, each once, with how many of its cells are missing."""
+    missing = {(test.result, test.what): test.missing for test in tests}  # a panel counts once
+    names = dict.fromkeys(test.result for test in tests)
+    counts = {name: sum(count for (result, _), count in missing.items() if result == name) for name in names}
+    return [f"{name} ({count} missing cells)" if count else name for name, count in counts.items()]
+
+
+def _decided_by(claim: ClaimSettings, tests: Sequence[Test]) -> str:
+    """What would decide the claim; cells that are missing come first."""
+    return "the missing cells, trained like the rest" if any(test.missing for test in tests) else claim.decided_by
 
 
 def _symbols(text: str) -> str:

@@ -3,7 +3,8 @@
 The estimator, fixed before any run of ours was looked at:
 
 1. A learning rate's loss is its mean over seeds. One at which any seed diverged is diverged: it is
-   no candidate, and a wall that no window reaches across.
+   no candidate, and a wall that no window reaches across. So is a gap, a learning rate of which a
+   seed's cell was left out.
 2. The window holds the `fit_points` learning rates around the lowest loss, equally many on either
    side; it ends early at the grid's end, at a wall, and before a loss more than NEAR nats above the
    lowest. The lowest point's two neighbours always belong to it.
@@ -27,8 +28,10 @@ import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 Fit = Literal["parabola", "three-point", "grid", "edge", "none"]
 
+ABSENT = np.inf  # in place of the loss of a cell that was left out
 NEAR = 0.5  # nats above the lowest loss: a factor of 1.6 in perplexity
 FLAT = 1e-9  # nats across a window: less is rounding, not curvature
 ONE_SEED_RESOLUTION = 0.25  # of the distance to the neighbouring learning rate
@@ -38,7 +41,7 @@ ONE_SEED_RESOLUTION = 0.25  # of the distance to the neighbouring learning rate
 class Curve:
     """Losses of S seeds at R learning rates.
 
-    log2_lr: (R,), strictly ascending. losses: (S, R), nats, NaN where diverged.
+    log2_lr: (R,), strictly ascending. losses: (S, R), nats, NaN where diverged, ABSENT where not measured.
     """
 
     log2_lr: FloatArray
@@ -57,9 +60,24 @@ class Curve:
 
     @cached_property
     def mean(self) -> FloatArray:
-        """(R,) mean over seeds; NaN where any seed diverged."""
+        """(R,) mean over seeds; NaN where any seed diverged or was not measured."""
         mean: FloatArray = np.where(np.isfinite(self.losses), self.losses, np.nan).mean(axis=0)
         return mean
+
+    @property
+    def diverged(self) -> BoolArray:
+        """(R,) whether any seed diverged."""
+        return np.asarray(np.isnan(self.losses).any(axis=0))
+
+    @property
+    def gaps(self) -> BoolArray:
+        """(R,) whether any seed was not measured, and none diverged: what the loss is there is not known."""
+        return np.asarray(np.isinf(self.losses).any(axis=0)) & ~self.diverged
+
+    @property
+    def missing(self) -> int:
+        """How many of the S x R losses were not measured."""
+        return int(np.isinf(self.losses).sum())
 
     def resampled(self, seeds: npt.NDArray[np.int64]) -> "Curve":
         """The curve of the chosen seeds (indices, repeats allowed)."""
@@ -70,7 +88,7 @@ class Curve:
 class Optimum:
     """The best learning rate of a curve, in the vertex form of the parabola around it.
 
-    log2_lr, loss: the vertex; NaN where all diverged. curvature: nats per octave squared; NaN
+    log2_lr, loss: the vertex; NaN where no learning rate has a loss. curvature: nats per octave squared; NaN
     without a parabola. low, high: ends of the window, in which the parabola stands for the curve.
     """
 
@@ -83,7 +101,7 @@ class Optimum:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the grid, or divergence, leaves the optimum without a bracket."""
+        """Whether the grid, divergence or a gap leaves the optimum without a bracket."""
         return self.fit == "edge"
 
 
@@ -123,9 +141,13 @@ def window_interval(curve: Curve, best: Optimum) -> tuple[float, float]:
 
 
 def bracket(curve: Curve) -> tuple[float, float]:
-    """The learning rates (log2) next to the lowest loss, diverged ones too; infinite beyond the grid."""
-    lowest = int(np.nanargmin(curve.mean))
-    fenced = np.concatenate([[-np.inf], curve.log2_lr, [np.inf]])
+    """The learning rates (log2) next to the lowest loss, diverged ones too; infinite beyond the grid.
+
+    A gap bounds nothing: the next learning rate beyond it does.
+    """
+    known = ~curve.gaps
+    lowest = int(np.nanargmin(curve.mean[known]))
+    fenced = np.concatenate([[-np.inf], curve.log2_lr[known], [np.inf]])
     return float(fenced[lowest]), float(fenced[lowest + 2])
 
 
@@ -133,8 +155,8 @@ def loss_at(curve: Curve, best: Optimum, log2_lr: float) -> float:
     """The loss (nats) that a learning rate gives: the fitted parabola in its window, PCHIP elsewhere.
 
     PCHIP runs through the measured mean losses between neighbouring learning rates that both
-    converged. Beyond the grid and next to a diverged learning rate the loss is +inf, since nothing
-    measured bounds it. NaN for a NaN learning rate or a curve that diverged throughout.
+    converged. Beyond the grid and next to a diverged learning rate or a gap the loss is +inf, since
+    nothing measured bounds it. NaN for a NaN learning rate or a curve without any loss.
     """
     if np.isnan(log2_lr) or np.isnan(best.log2_lr):
         return np.nan

@@ -31,6 +31,7 @@ from mup_moe.analysis.panel import (
     DOTTED,
     FAINT,
     INK,
+    MISSING,
     OFF_SCALE,
     OPTIMUM,
     PUBLISHED,
@@ -286,8 +287,10 @@ def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, 
         yield "base optimum", Line2D([], [], color=FAINT, lw=0.9, ls=DOTTED)
     if every[0].seeds > 1:
         yield f"range of {every[0].seeds} seeds", Patch(fc=FAINT, alpha=0.35)
-    if np.isnan(means).any():
+    if any(curve.diverged.any() for curve in every):
         yield "diverged", Line2D([], [], color=INK, **DIVERGED)
+    if any(curve.gaps.any() for curve in every):
+        yield "missing", Line2D([], [], color=INK, **MISSING)
     if np.any(means[np.isfinite(means)] > scale.top):
         yield "off the scale", Line2D([], [], color=INK, **OFF_SCALE)
     if theirs:

@@ -19,7 +19,7 @@ class Row(NamedTuple):
 
     drift belongs to the panel, and is repeated on each of its rows. fit, interval and
     drift_interval say how a number came about: see `curve` and `transfer`. points and diverged
-    count the curve's learning rates.
+    count the curve's learning rates, missing its cells that the runs lack.
     """
 
     figure: str
@@ -44,6 +44,7 @@ class Row(NamedTuple):
     seeds: int
     points: int
     diverged: int
+    missing: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes optima.csv. Raises UserError when the runs lack a cell of a figure."""
+    """Writes optima.csv. Raises UserError when the runs lack a cell of a figure that none may be left out of."""
     requests = parse_json(arguments.figures, "--figures")
     figures = {name: FigureRequest.of(request) for name, request in requests.items()}
     found = rows(read_runs(arguments.runs), figures)
@@ -68,7 +69,6 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
             transfer = measure_transfer(curves, request.base, request.analysis)
             for value, curve in curves.items():
                 best, interval = transfer.optima[value], transfer.intervals[value]
-                points = int(np.isfinite(curve.mean).sum())
                 yield Row(
                     figure=name,
                     setup=request.figure.setup,
@@ -90,8 +90,9 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
                     drift_high=transfer.drift_interval.high,
                     drift_interval=transfer.drift_interval.kind,
                     seeds=curve.seeds,
-                    points=points,
-                    diverged=curve.mean.size - points,
+                    points=int(np.isfinite(curve.mean).sum()),
+                    diverged=int(curve.diverged.sum()),
+                    missing=curve.missing,
                 )
 
 

@@ -18,6 +18,7 @@ INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"
 DOTTED = (0, (1, 2))
 OPTIMUM: dict[str, Any] = {"marker": "D", "ms": 4.2, "mec": INK, "mew": 0.8}
 DIVERGED: dict[str, Any] = {"marker": "x", "ms": 3.4, "mew": 0.9, "ls": ""}
+MISSING: dict[str, Any] = {"marker": "$?$", "ms": 4.2, "mew": 0.3, "ls": ""}
 OFF_SCALE: dict[str, Any] = {"marker": "^", "ms": 3.4, "mew": 0.0, "ls": ""}
 PUBLISHED: dict[str, Any] = {"marker": "o", "ms": 3.6, "mfc": "none", "mew": 0.7, "lw": 0.7, "ls": DOTTED}
 SUMMARY_POINTS = 7.0  # font size of the two lines between a panel and its title
@@ -67,9 +68,8 @@ def draw_panel(
         axes.plot(curve.log2_lr, curve.mean, color=style.palette[value], zorder=2.5, **PUBLISHED)
     for lane, (value, curve) in enumerate(curves.items()):
         _draw_curve(axes, curve, style.line(value))
-        diverged = np.isnan(curve.mean)
-        above = np.where(diverged, -np.inf, curve.mean) > scale.top
-        for marked, mark in ((above, OFF_SCALE), (diverged, DIVERGED)):
+        above = np.nan_to_num(curve.mean, nan=-np.inf) > scale.top
+        for marked, mark in ((above, OFF_SCALE), (curve.diverged, DIVERGED), (curve.gaps, MISSING)):
             if marked.any():
                 heights = np.full(marked.sum(), scale.lane(lane))
                 axes.plot(curve.log2_lr[marked], heights, color=style.palette[value], zorder=6, **mark)
@@ -99,7 +99,8 @@ def summary(rows: Sequence[Row], base: int | None) -> str:
     last = rows[-1]
     found = sum(np.isfinite(row.log2_lr) for row in rows)
     if found == 0:
-        return "every run diverged\n"
+        missing = any(row.missing for row in rows)
+        return "no optimum: runs are missing or diverged\n" if missing else "every run diverged\n"
     lines = ["drift: one optimum only", ""]
     if np.isfinite(last.drift):
         lines[0] = f"drift {_signed(last.drift)}"

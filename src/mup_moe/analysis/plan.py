@@ -25,11 +25,11 @@ from mup_moe.config.load import validate
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
-from mup_moe.files import UserError, read_json, write_csv, write_text
+from mup_moe.data.vocabulary import vocabulary_of
+from mup_moe.files import UserError, write_csv, write_text
 
 FloatArray = npt.NDArray[np.float64]
 
-GPT2_VOCABULARY = 50_257
 START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
@@ -164,7 +164,7 @@ def plan(config: Config, machine: Machine) -> list[Row]:
     # What starting a process costs each of the cells that share it.
     starts = {
         cell: START_SECONDS / len(cells)
-        for cells in jobs(cells_of, config.execution.lockstep).values()
+        for cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).values()
         for cell in cells
     }
     for name, figure in config.figures.items():
@@ -181,15 +181,6 @@ def plan(config: Config, machine: Machine) -> list[Row]:
         rows.append(_row("probe", name, probe.setup, bills, known))
         known |= bills
     return [*rows, _total(rows, known.values())]
-
-
-def vocabulary_of(corpus: CorpusSettings) -> int:
-    """The tokens that a corpus's tokenizer will have; at most as many, where it is yet to be trained."""
-    if corpus.vocabulary is not None:
-        return corpus.vocabulary
-    if corpus.tokenizer_files is not None:
-        return len(read_json(Path(corpus.tokenizer_files[0]).expanduser()))
-    return GPT2_VOCABULARY
 
 
 def _bytes_per_token(corpus: CorpusSettings) -> float:

@@ -16,6 +16,7 @@ import pandas as pd
 from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json
+from mup_moe.training.result import read_result
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
@@ -69,8 +70,11 @@ def _files(results: Path, config: Config) -> Iterator[Path]:
 
 
 def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
-    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens."""
-    summaries = [read_json(results / "cells" / cell / "summary.json") for cell in cells]
+    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens.
+
+    Raises UserError where a cell's result is damaged.
+    """
+    summaries = [read_result(results / "cells" / cell) for cell in cells]
     corpora = sorted(results.glob("data/*/manifest.json"))
     return {
         "commit": _git("rev-parse", "HEAD"),

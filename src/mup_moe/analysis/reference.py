@@ -62,7 +62,7 @@ def published_curves(points: Iterable[Point]) -> dict[str, dict[int, Curve]]:
 
 
 def compare(points: Iterable[Point], curves: Mapping[Any, Mapping[int, Curve]]) -> Iterator[tuple[Any, ...]]:
-    """A row (COLUMNS) per point; None where no cell of ours stands there, or where it diverged."""
+    """A row (COLUMNS) per point; None where no cell of ours stands there, or where it diverged or was left out."""
     for point in points:
         curve = curves.get(point.parametrization, {}).get(point.width)
         ours = None if curve is None else _loss_there(curve, point.learning_rate)

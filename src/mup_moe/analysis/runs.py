@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.curve import ABSENT, Curve
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.config.cell import AXES
 from mup_moe.files import UserError
@@ -36,15 +36,17 @@ def read_runs(path: Path) -> pd.DataFrame:
 def figure_curves(runs: pd.DataFrame, request: FigureRequest) -> dict[Any, dict[int, Curve]]:
     """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
 
-    Raises UserError when `runs` lacks one of the figure's cells.
+    Cells that `runs` lacks are ABSENT where the config leaves foreign ones out. Raises UserError for
+    them where it does not.
     """
     figure = request.figure
     ids = [cell.id for cell in figure.cells()]
     absent = next((name for name in ids if name not in runs.index), None)
-    if absent is not None:
+    if absent is not None and request.analysis.foreign_cells == "stop":
         raise UserError(f"the runs lack cell {absent}, which the figure draws: aggregate all of its cells")
-    chosen = runs.loc[ids]
+    chosen = runs.reindex(ids)
     losses = chosen[request.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
+    losses = np.where(chosen["status"].isna(), ABSENT, losses)
     # The cells are the product of the axes, so the losses are an array with one dimension per axis;
     # all but four have length one.
     array = losses.reshape([len(getattr(figure.axes, axis)) for axis in AXES])

@@ -1,7 +1,8 @@
 """Whether a claim of the paper replicates, by the criteria that the config fixes.
 
 A test is a number with its interval and an expectation; `judge` compares them, and what the
-measurement cannot bear stays inconclusive. A claim is replicated if all its tests are, not
+measurement cannot bear stays inconclusive: also a drift in a panel from which a cell was left out,
+wherever it lay, since results must not improve by what is taken away. A claim is replicated if all its tests are, not
 replicated if one is not, and otherwise inconclusive.
 """
 
@@ -45,7 +46,8 @@ class Test(NamedTuple):
     kind: "drift" or "slope". estimate, low, high: a drift in octaves of learning rate per octave of
     the axis, or a slope; NaN where there is none. expected: what is subtracted before the
     comparison with the margin. octaves: of the axis, over the points that entered; tokens: of a
-    cell, 0 for a slope. verdict: replicated, not replicated, or inconclusive for the `reason`.
+    cell, 0 for a slope. missing: cells that were left out of the runs. verdict: replicated, not
+    replicated, or inconclusive for the `reason`.
     """
 
     claim: str
@@ -60,6 +62,7 @@ class Test(NamedTuple):
     high: float
     octaves: float
     tokens: int
+    missing: int
     verdict: Verdict
     reason: str
 
@@ -80,9 +83,13 @@ def read_evidence(settings: ClaimsSettings, results: Path) -> Evidence:
     probes = dict.fromkeys(slope.probe for claim in claims for slope in claim.slopes)
     return Evidence(
         optima={name: read_rows(results / name / "optima.csv") for name in figures},
-        tokens={name: int(read_table(results / name / "runs.csv", ("tokens",))["tokens"].max()) for name in figures},
+        tokens={name: _most_tokens(results / name / "runs.csv") for name in figures},
         slopes={name: read_slopes(results / f"{name}.csv") for name in probes},
     )
+
+
+def _most_tokens(runs: Path) -> int:
+    return int(max(read_table(runs, ("tokens",))["tokens"], default=0))
 
 
 def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
@@ -108,6 +115,7 @@ def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence:
         high=math.nan,
         octaves=0.0,
         tokens=evidence.tokens[drift.figure],
+        missing=0,
         verdict="inconclusive",
         reason=f"{drift.figure} has no panel {drift.panel}",
     )
@@ -120,7 +128,11 @@ def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence:
         low=rows[0].drift_low,
         high=rows[0].drift_high,
         octaves=math.log2(max(found) / min(found)) if found else 0.0,
+        missing=sum(row.missing for row in rows),
     )
+    if test.missing:
+        reason = f"{test.missing} of the panel's cells are missing, having been left out: their say is not known"
+        return test._replace(verdict="inconclusive", reason=reason)
     large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
     says = judge(drift.expect, test.low, test.high, settings.drift_margin)
     seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
@@ -147,6 +159,7 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
         high=math.nan,
         octaves=0.0,
         tokens=0,
+        missing=0,
         verdict="inconclusive",
         reason=f"{slope.probe} did not measure it",
     )

@@ -11,6 +11,14 @@ from mup_moe.config.learning_rate import LearningRate
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_ID = 200
 ARCHITECTURES = ("moe", "dense")
+# The least and most of an axis: far beyond any sweep, so that nothing computed from it overflows.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "width": (1, 2**20, "2^20"),
+    "experts": (1, 2**20, "2^20"),
+    "granularity": (1, 2**20, "2^20"),
+    "learning_rate": (1e-30, 1e30, "1e+30"),
+    "seed": (0, 2**63 - 1, "2^63 - 1"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -36,11 +44,8 @@ class Cell:
                 raise ValueError(f"{name} {getattr(self, name)!r} must be lower-case words joined by '-'")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(f"architecture {self.architecture!r} must be one of {', '.join(ARCHITECTURES)}")
-        for name in ("width", "experts", "granularity"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed {self.seed} must lie between 0 and 2^63 - 1")
+        for axis in _RANGES:
+            check_range(axis, getattr(self, axis))
         if len(self.id) > _LONGEST_ID:
             raise ValueError(f"{self.id[:60]}... is longer than a file's name may be: shorten its names")
         if self.architecture == "dense" and (self.experts, self.granularity) != (1, 1):
@@ -89,6 +94,15 @@ class Cell:
         if cell.id != text:
             raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
         return cell
+
+
+def check_range(axis: str, value: Any) -> None:
+    """Raises ValueError, with a sentence, for what is no value of a numeric axis."""
+    least, most, shown = _RANGES.get(axis, (value, value, ""))
+    if not least <= value <= most:
+        # Not as a LearningRate, whose own spelling ends within this range.
+        value = float(value) if isinstance(value, float) else value
+        raise ValueError(f"{axis} {value} must lie between {least} and {shown}")
 
 
 _ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")

@@ -1,26 +1,50 @@
 """Which cells share a process."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from mup_moe.config.cell import Cell
+from mup_moe.config.cell import AXES, Cell
 
 
-def jobs(figures: Mapping[str, Iterable[Cell]], lockstep: Collection[str]) -> dict[str, list[Cell]]:
+def jobs(
+    figures: Mapping[str, Iterable[Cell]], lockstep: Collection[str], cells_per_job: int = 1
+) -> dict[str, list[Cell]]:
     """The cells of all figures by the job that trains them, each in one; the job is named by what they share.
 
     Cells share a job when they differ in the axes `lockstep` only and the same figures show them, so
     that what one figure needs never waits for what another one does. Without axes, no cell shares.
+    Jobs of fewer than `cells_per_job` cells are put together, as long as their cells have the set-up,
+    the parametrizations and the figures in common.
     """
     shown_in: dict[Cell, list[str]] = {}
     for figure, cells in figures.items():
         for cell in cells:
             shown_in.setdefault(cell, []).append(figure)
-    groups: dict[tuple[str, tuple[str, ...]], list[Cell]] = {}
+    curves: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     for cell, names in shown_in.items():
-        groups.setdefault((cell.name(without=lockstep), tuple(names)), []).append(cell)
+        row = "" if "parametrization" in lockstep else cell.parametrization
+        alike = curves.setdefault((cell.setup, row, *names), {})
+        alike.setdefault(cell.name(without=lockstep), []).append(cell)
     result: dict[str, list[Cell]] = {}
-    for (shared, _), cells in groups.items():
-        # A second group of this name has other figures.
-        others = sum(name.rpartition("~")[0] == shared or name == shared for name in result)
-        result[f"{shared}~{others + 1}" if others else shared] = cells
+    for alike in curves.values():
+        for cells in _put_together(list(alike.values()), cells_per_job):
+            shared = cells[0].name(without={*lockstep, *_differing(cells)})
+            # Another group of this name has other figures, or other values of what differs.
+            others = sum(name.rpartition("~")[0] == shared or name == shared for name in result)
+            result[f"{shared}~{others + 1}" if others else shared] = cells
     return result
+
+
+def _put_together(curves: Sequence[list[Cell]], least: int) -> list[list[Cell]]:
+    """Neighbouring curves in lists of at least so many cells each; what is left over at the end joins the last."""
+    together: list[list[Cell]] = []
+    for number, curve in enumerate(curves):
+        left = sum(map(len, curves[number:]))
+        if together and (len(together[-1]) < least or left < least):
+            together[-1] += curve
+        else:
+            together.append(list(curve))
+    return together
+
+
+def _differing(cells: Sequence[Cell]) -> list[str]:
+    return [axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1]

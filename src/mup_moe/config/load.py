@@ -8,37 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
+from mup_moe.config.document import ConfigError as ConfigError
+from mup_moe.config.document import check_values, cut, show
+from mup_moe.config.document import read_document as read_document
 from mup_moe.config.settings import Config
-from mup_moe.files import UserError
-from mup_moe.parametrization import parse_table
-
-
-class ConfigError(UserError):
-    """A mistake in the configuration, told in one sentence per key."""
-
+from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, parse_table
 
 DEFAULT_PRESET = "default"  # config.yaml itself
 _ADAPTER = pydantic.TypeAdapter(Config)
 # Sections whose entries may start from another one by `like`; parametrizations resolve their own.
 _LIKE = ("corpora", "setups", "figures", "probes")
+# Far beyond any config.
+_LONGEST_CHAIN = 100
+_LARGEST_POWER = 16
+_MOST_SENTENCES = 20
 
 
 def read_config(*paths: Path) -> Config:
     """The config of one YAML file, or of several laid over each other key by key."""
     return validate(overlay(*(read_document(path) for path in paths)))
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises ConfigError."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values")
-    return document
 
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:
@@ -47,23 +36,24 @@ def read_preset(folder: Path, name: object) -> dict[str, Any]:
         return {}
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise ConfigError(f"`preset` is {name!r} but must be one of {', '.join([DEFAULT_PRESET, *known])}")
+        raise ConfigError(f"`preset` is {show(name)} but must be one of {', '.join([DEFAULT_PRESET, *known])}")
     return read_document(folder / f"{name}.yaml")
 
 
 def validate(document: Mapping[str, Any]) -> Config:
     """The typed config of a parsed YAML document. Raises ConfigError."""
+    check_values(document)
     try:
-        text = json.dumps(document)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the config holds a value that is neither text, number, list nor mapping: {error}") from None
-    try:
-        config = _ADAPTER.validate_json(json.dumps(_inherit(json.loads(text))))
-        parse_table(config.parametrizations)
+        resolved = _inherit(document)
+        config = _ADAPTER.validate_json(json.dumps(resolved))
+        _check_table(config.parametrizations)
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_sentences(error, document))) from None
+        sentences = _sentences(error, document, resolved)
+        more = len(sentences) - _MOST_SENTENCES
+        rest = [f"and {more} more such mistakes"] if more > 0 else []
+        raise ConfigError("\n".join([*map(cut, sentences[:_MOST_SENTENCES]), *rest])) from None
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(cut(str(error))) from None
     return config
 
 
@@ -77,37 +67,51 @@ def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _inherit(document: Any) -> Any:
-    """The document with every `like` of `_LIKE`'s sections resolved. Raises ValueError naming the key."""
-    if not isinstance(document, dict):
-        return document
+def _check_table(table: Mapping[str, Mapping[str, Any]]) -> None:
+    """Parses the rows, and refuses powers whose factors would overflow. Raises ValueError naming the key."""
+    try:
+        rows = parse_table(table)
+    except RecursionError:
+        raise ValueError("`parametrizations` has rows that start from each other by `like` too often") from None
+    for name, row in rows.items():
+        factors = [(role, getattr(rule, factor)) for role, rule in row.rules.items() for factor in FACTORS]
+        for role, factor in (*factors, (ATTENTION_LOGITS, row.attention_logits)):
+            for variable, power in factor.exponents:
+                if abs(power) > _LARGEST_POWER:
+                    raise ValueError(
+                        f"`parametrizations.{name}.{role}` has a power of {variable} beyond +-{_LARGEST_POWER}"
+                    )
 
-    def entry(section: str, table: dict[str, Any], name: str, below: tuple[str, ...]) -> Any:
+
+def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with every `like` of `_LIKE`'s sections resolved. Raises ValueError naming the key."""
+
+    def entry(section: str, table: Mapping[str, Any], name: str, below: tuple[str, ...]) -> Any:
         own = table[name]
-        if not isinstance(own, dict) or "like" not in own:
+        if not isinstance(own, Mapping) or "like" not in own:
             return own
         parent = own["like"]
         if not isinstance(parent, str) or parent not in table or parent in (*below, name):
             raise ValueError(f"`{section}.{name}.like` is {parent!r}, which must name another entry, without a circle")
+        if len(below) == _LONGEST_CHAIN:
+            raise ValueError(f"`{section}.{name}.like` goes on a chain of more than {_LONGEST_CHAIN} entries")
         inherited = entry(section, table, parent, (*below, name))
         rest = {key: value for key, value in own.items() if key != "like"}
-        return overlay(inherited, rest) if isinstance(inherited, dict) else inherited
+        return overlay(inherited, rest) if isinstance(inherited, Mapping) else inherited
 
     resolved = dict(document)
     for section in _LIKE:
         table = document.get(section)
-        if isinstance(table, dict):
+        if isinstance(table, Mapping):
             resolved[section] = {name: entry(section, table, name, ()) for name in table}
     return resolved
 
 
-def _sentences(error: pydantic.ValidationError, document: Mapping[str, Any]) -> list[str]:
+def _sentences(error: pydantic.ValidationError, document: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[str]:
     """One sentence per key; where a key may be of several types, what each of them asks for."""
     by_key: dict[tuple[str, ...], list[Any]] = {}
     for problem in error.errors():
-        # pydantic puts type names into the location of unions: they are no keys.
-        key = tuple(str(part) for part in problem["loc"] if not _is_type_name(str(part)))
-        by_key.setdefault(key, []).append(problem)
+        by_key.setdefault(_key(problem["loc"], resolved), []).append(problem)
     # A mistake that entries inherit is told where it is made.
     told = {(key, problems[0]["msg"]) for key, problems in by_key.items()}
     return [
@@ -143,6 +147,19 @@ def _sentence(key: str, problems: list[Any]) -> str:
             shown = shown if len(shown) < 60 else shown[:57] + "..."
             wanted = (p["msg"].removeprefix("Input ").removeprefix("should be ").rstrip(".") for p in problems)
             return f"`{key}` is {shown} but should be {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _key(location: tuple[int | str, ...], document: Any) -> tuple[str, ...]:
+    """The key at which pydantic found a mistake: its location without the names of a union's types."""
+    key = []
+    for part in location:
+        try:
+            document = document[part]
+        except (KeyError, IndexError, TypeError):
+            if _is_type_name(str(part)):
+                continue
+        key.append(str(part))
+    return tuple(key)
 
 
 def _is_type_name(part: str) -> bool:

@@ -4,11 +4,13 @@ No field has a default here: defaults live in config.yaml. Types are checked whe
 (`config.load`), ranges and relations here, so that they hold on every path.
 """
 
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
-from mup_moe.config.cell import AXES, NAME, Cell, grid
+from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
 from mup_moe.config.learning_rate import LearningRate
 
 DROPLESS = "dropless"
@@ -29,17 +31,35 @@ def _require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-def _at_least(settings: Any, minimum: float, *names: str) -> None:
+# Far beyond any sweep, so that nothing computed from a setting overflows.
+_MOST_CELLS = 100_000
+_MOST_ENTRIES = 2**50  # of a tensor
+_LONGEST_NAME = 100  # of what is a file's name too
+_SMALLEST, _LARGEST = 1e-37, 1e37  # float32 holds them
+
+
+def _at_least(settings: Any, minimum: float, *names: str, most: int = 2**53) -> None:
     for name in names:
         value = getattr(settings, name)
-        _require(minimum <= value < float("inf"), f"`{name}` is {value} but must be at least {minimum} and finite")
+        # Written so that NaN fails too.
+        _require(minimum <= value <= most, f"`{name}` is {value} but must be at least {minimum} and at most {most}")
 
 
 def _positive(settings: Any, *names: str) -> None:
     for name in names:
         value = getattr(settings, name)
-        # Written so that NaN fails too.
-        _require(0 < value < float("inf"), f"`{name}` is {value} but must be positive and finite")
+        _require(
+            _SMALLEST <= value <= _LARGEST,
+            f"`{name}` is {value} but must be positive: {_SMALLEST} to {_LARGEST}",
+        )
+
+
+def _check_name(key: str, name: str, pattern: re.Pattern[str], words: str) -> None:
+    _require(
+        bool(pattern.fullmatch(name)) and len(name) <= _LONGEST_NAME,
+        f"`{key}.{name}`: a name is lower-case letters and digits, words joined by {words},"
+        f" at most {_LONGEST_NAME} characters",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +84,7 @@ class CorpusSettings(_Section):
             _at_least(self, 1, "max_bytes")
         if self.tokenizer == "bpe":
             _require(self.vocabulary is not None, "`vocabulary` is needed by tokenizer bpe")
-            _at_least(self, 257, "vocabulary")  # 256 bytes and the end of text
+            _at_least(self, 257, "vocabulary", most=2**24)  # 256 bytes and the end of text
         else:
             _require(self.vocabulary is None, "`vocabulary` is fixed by tokenizer gpt2: remove it")
         _require(
@@ -105,12 +125,14 @@ class ModelSettings(_Section):
     expert_fan_in: Literal["own", "width"]
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "base_width", "base_experts", "blocks", "sequence", "ffn_ratio", "top_k")
+        _at_least(self, 1, "base_width", "base_experts", "top_k", most=2**20)
+        _at_least(self, 1, "sequence", most=2**24)
+        _at_least(self, 1, "blocks", "ffn_ratio", most=2**12)
         _require(
             (self.heads is None) != (self.head_size is None),
             "give either `heads` or `head_size`, and null for the other",
         )
-        _at_least(self, 1, "heads" if self.heads is not None else "head_size")
+        _at_least(self, 1, "heads" if self.heads is not None else "head_size", most=2**20)
         if self.capacity_factor != DROPLESS:
             _positive(self, "capacity_factor")
         _at_least(self, 0, "balance_loss", "z_loss")
@@ -129,6 +151,16 @@ class ModelSettings(_Section):
         )
         if cell.architecture == "moe":
             _require(self.top_k <= cell.experts, f"`top_k` {self.top_k} is more than `experts` {cell.experts}")
+            _require(
+                self.top_k <= self.base_experts, f"`top_k` {self.top_k} is more than `base_experts` {self.base_experts}"
+            )
+        experts = max(cell.experts, self.base_experts, self.top_k)  # a dense layer is as large as top_k
+        width = max(cell.width, self.base_width)
+        _require(
+            experts * self.ffn_ratio * width**2 <= _MOST_ENTRIES,
+            f"`width` {width}, `experts` {experts} and `ffn_ratio` {self.ffn_ratio} make a tensor of more than"
+            f" {_MOST_ENTRIES} entries",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +182,8 @@ class TrainingSettings(_Section):
     precision: Literal["auto", "float32", "bfloat16"]
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "batch_size", "final_loss_steps", "validation_batches")
+        _at_least(self, 1, "steps", "final_loss_steps", most=2**31)
+        _at_least(self, 1, "batch_size", "validation_batches", most=2**20)
         _at_least(self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
         _require(
             self.warmup_steps <= self.steps, f"`warmup_steps` {self.warmup_steps} is more than `steps` {self.steps}"
@@ -192,8 +225,15 @@ class AxesSettings(_Section):
         for field in fields(self):
             values = getattr(self, field.name)
             _require(len(values) > 0, f"`{field.name}` is empty: list at least one value")
-            repeated = [value for value in values if values.count(value) > 1]
-            _require(not repeated, f"`{field.name}` lists {repeated[0] if repeated else ''} more than once")
+            for value in values:
+                check_range(field.name, value)
+            often, times = Counter(values).most_common(1)[0]
+            _require(times == 1, f"`{field.name}` lists {often} more than once")
+
+    @property
+    def size(self) -> int:
+        """The number of their combinations."""
+        return math.prod(len(getattr(self, axis)) for axis in AXES)
 
 
 CurveAxis = Literal["width", "experts", "granularity"]
@@ -278,6 +318,9 @@ class SlopeTest(_Section):
     step: int
     slope: float
 
+    def __post_init__(self) -> None:
+        _require(abs(self.slope) <= _LARGEST, f"`slope` is {self.slope} but must be finite")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimSettings(_Section):
@@ -309,16 +352,17 @@ class ClaimsSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings(_Section):
-    """How a curve's optimum and its uncertainty are estimated."""
+    """Which cells are compared, and how a curve's optimum and its uncertainty are estimated."""
 
     loss: Literal["train_loss", "valid_loss"]
     fit_points: int
     confidence: float
     resamples: int
+    foreign_cells: Literal["stop", "leave_out"]
 
     def __post_init__(self) -> None:
         _at_least(self, 3, "fit_points")
-        _at_least(self, 100, "resamples")
+        _at_least(self, 100, "resamples", most=10**6)
         _require(0 < self.confidence < 1, f"`confidence` is {self.confidence} but must lie between 0 and 1")
 
 
@@ -334,15 +378,21 @@ class ExecutionSettings(_Section):
     threads: int
     lockstep: tuple[Literal["learning_rate", "seed", "parametrization"], ...]
     replicas: int | Literal["auto"]
+    cells_per_job: int
     step: Literal["auto", "eager", "compiled", "graph"]
     checkpoint_seconds: float
+    hang_seconds: float
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "threads")
+        _at_least(self, 1, "threads", most=2**12)
         _require(self.replicas == "auto" or self.replicas >= 1, f"`replicas` is {self.replicas} but must be at least 1")
         _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
+        _at_least(self, 1, "cells_per_job")
+        _require(
+            self.cells_per_job == 1 or bool(self.lockstep), "`cells_per_job` is for cells in lockstep: list its axes"
+        )
         _require(self.step != "graph" or self.device != "cpu", "`step` graph is for GPUs: set `device` to auto or cuda")
-        _positive(self, "checkpoint_seconds")
+        _positive(self, "checkpoint_seconds", "hang_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,16 +413,14 @@ class Config(_Section):
     def __post_init__(self) -> None:
         for section in ("parametrizations", "corpora", "setups"):
             for name in getattr(self, section):
-                _require(
-                    bool(NAME.fullmatch(name)),
-                    f"`{section}.{name}`: a name is lower-case letters and digits, words joined by '-'",
-                )
+                _check_name(section, name, NAME, "'-'")
         self._check_result_names()
         for name, setup in self.setups.items():
             _require(
                 setup.corpus in self.corpora,
                 f"`setups.{name}.corpus` is {setup.corpus!r}, which `corpora` does not list",
             )
+        self._check_cell_count()
         for name, figure in self.figures.items():
             self._check_figure(name, figure)
         for name, parts in self.compositions.items():
@@ -390,15 +438,18 @@ class Config(_Section):
         for name, claim in self.claims.table.items():
             self._check_claim(f"claims.table.{name}", claim)
 
+    def _check_cell_count(self) -> None:
+        sizes = {f"figures.{name}": figure.axes.size for name, figure in self.figures.items()}
+        sizes |= {f"probes.{name}": probe.axes.size for name, probe in self.probes.items()}
+        cells, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__)
+        _require(cells <= _MOST_CELLS, f"`{largest}.axes` make it {cells} cells in all, more than {_MOST_CELLS}")
+
     def _check_result_names(self) -> None:
         _require(bool(self.figures), "`figures` is empty: name at least one")
         owner: dict[str, str] = dict.fromkeys(RESERVED, "the workflow")
         for section in ("figures", "compositions", "probes"):
             for name in getattr(self, section):
-                _require(
-                    bool(RESULT_NAME.fullmatch(name)),
-                    f"`{section}.{name}`: a name is lower-case letters and digits, words joined by '-' or '_'",
-                )
+                _check_name(section, name, RESULT_NAME, "'-' or '_'")
                 _require(
                     name not in owner, f"`{section}.{name}`: results/{name} belongs to {owner.get(name)}; rename it"
                 )
@@ -428,13 +479,13 @@ class Config(_Section):
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
         # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
         for drift in claim.drifts:
-            _require(drift.figure in self.figures, f"`{key}.drifts` names figure {drift.figure!r}, which is not listed")
+            _require(drift.figure in self.figures, f"`{key}.drifts` names {drift.figure!r}, which `figures` does not list")
             _require(
                 self.figures[drift.figure].panel != "parametrization" or drift.panel in self.parametrizations,
                 f"`{key}.drifts` names panel {drift.panel!r}, which `parametrizations` does not list",
             )
         for slope in claim.slopes:
-            _require(slope.probe in self.probes, f"`{key}.slopes` names probe {slope.probe!r}, which is not listed")
+            _require(slope.probe in self.probes, f"`{key}.slopes` names {slope.probe!r}, which `probes` does not list")
             _require(
                 slope.parametrization in self.parametrizations,
                 f"`{key}.slopes` names {slope.parametrization!r}, which `parametrizations` does not list",

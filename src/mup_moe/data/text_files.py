@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mup_moe.files import UserError
 
 PASSAGE_CHARACTERS = 4096
+# A record is held whole, and what is more than this is no document: a bomb of gzip's, or no lines of JSON.
+RECORD_CHARACTERS = 2**26
+_PARQUET_RECORDS = 16  # held at a time
 _MAGIC = set("*?[")
 _JSON = {".json", ".jsonl", ".ndjson"}
 _FOREIGN = {".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst"}
@@ -129,9 +132,9 @@ def _matches(pattern: str) -> list[Path]:
         base, glob = Path(*path.parts[:fixed]), path.parts[fixed:]
         # pathlib's `**`, unlike that of `glob`, does not follow links to folders, so loops end.
         matches = [match for match in base.glob("/".join(glob)) if match.is_file()]
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"`files` lists {pattern!r}, which is neither a path nor a glob ({error}): mend it") from None
     if not any(part.startswith(".") for part in glob):
         # As in a shell: hidden files are matched only by a pattern with a dot.
@@ -143,7 +146,9 @@ def _matches(pattern: str) -> list[Path]:
 
 def _json_lines(path: Path) -> Iterator[str | None]:
     with open_text(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(RECORD_CHARACTERS + 1), ""), start=1):
+            if len(line) > RECORD_CHARACTERS:
+                raise _too_long(f"{path}, line {number},")
             if line.isspace():
                 continue
             try:
@@ -166,9 +171,26 @@ def _parquet(path: Path) -> Iterator[str | None]:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
                 raise UserError(f"{path} has no column `text`: name the column of the documents so")
-            for batch in file.iter_batches(batch_size=256, columns=["text"]):
+            for group in range(file.num_row_groups):
+                if _bytes_per_record(file.metadata.row_group(group)) > 4 * RECORD_CHARACTERS:
+                    raise _too_long(f"{path} has a record that")
+            for batch in file.iter_batches(batch_size=_PARQUET_RECORDS, columns=["text"]):
                 # As bytes, for Arrow's text may be no UTF-8.
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    yield None if value is None else value.decode("utf-8", "surrogateescape")
+                for value in batch.column(0).cast(pa.large_binary()):
+                    text = value.as_py()
+                    yield None if text is None else text.decode("utf-8", "surrogateescape")
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
+
+
+def _bytes_per_record(group: Any) -> float:
+    """The mean size of a row group's texts, unpacked."""
+    columns = [group.column(index) for index in range(group.num_columns)]
+    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
+    return float(size / max(group.num_rows, 1))
+
+
+def _too_long(record: str) -> UserError:
+    return UserError(
+        f"{record} is longer than {RECORD_CHARACTERS:,} characters: cut it into several, or give it as plain text"
+    )

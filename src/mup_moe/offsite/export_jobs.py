@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_sweep_config
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
@@ -22,18 +22,13 @@ from mup_moe.training.request import TrainingRequest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `export-jobs`."""
-    parser.add_argument("--config", type=Path, nargs="+", default=[Path("config.yaml")], help="laid over each other")
-    parser.add_argument("--preset", default=DEFAULT_PRESET, help="the preset under all but the first config")
-    parser.add_argument("--figures", nargs="+", required=True, help="in the order in which to train")
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    add_sweep_arguments(parser, figures="in the order in which to train")
     parser.add_argument("--out", type=Path, required=True, help="the list, a .jsonl file")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the list and says what to take along. Raises UserError."""
-    first, *over = (read_document(path) for path in arguments.config)
-    preset = read_preset(arguments.config[0].parent / "presets", arguments.preset)
-    config = validate(overlay(first, preset, *over, {"preset": arguments.preset}))
+    config = read_sweep_config(arguments)
     listed = list(open_jobs(config, arguments.figures, arguments.results))
     corpora = dict.fromkeys(job.corpus for job in listed)
     write_jobs(arguments.out, listed)
@@ -44,13 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job]:
     """The jobs of figures or compositions, in their order, without the cells that `results` has."""
-    names = [name for figure in figures for name in config.compositions.get(figure, (figure,))]
-    unknown = [name for name in names if name not in config.figures]
-    if unknown:
-        raise UserError(f"`figures` has no {unknown[0]!r}: choose from {', '.join(config.figures)}")
     table = parse_table(config.parametrizations)
-    cells_of = {name: list(config.figures[name].cells()) for name in names}
-    for name, cells in jobs(cells_of, config.execution.lockstep).items():
+    cells_of = cells_of_figures(config, figures)
+    for name, cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).items():
         setup = config.setups[cells[0].setup]
         requests = [TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization]) for cell in cells]
         figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)

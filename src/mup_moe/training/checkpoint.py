@@ -1,7 +1,9 @@
-"""Checkpoints: whole or absent, checked by digest, and loaded without executing code."""
+"""Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each."""
 
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mup_moe.files import atomic_write
+from mup_moe.files import atomic_writes, remove_leftovers
+
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,17 +34,24 @@ class DamagedCheckpointError(Exception):
     """The file is not what `save` wrote."""
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint atomically."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    metadata = {
-        "step": str(checkpoint.step),
-        "elapsed": repr(checkpoint.elapsed),
-        "fingerprint": checkpoint.fingerprint,
-    }
-    metadata["digest"] = _digest(tensors, metadata)
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors, metadata))
+def save(checkpoints: Mapping[Path, Checkpoint]) -> None:
+    """Writes checkpoints into their cells' folders, all or none of them; the last ones become the ones before."""
+    paths = [folder / CHECKPOINT for folder in checkpoints]
+    with atomic_writes(paths, before_replace=_keep_previous) as files:
+        for file, checkpoint in zip(files, checkpoints.values(), strict=True):
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+            metadata = {
+                "step": str(checkpoint.step),
+                "elapsed": repr(checkpoint.elapsed),
+                "fingerprint": checkpoint.fingerprint,
+            }
+            metadata["digest"] = _digest(tensors, metadata)
+            file.write(safetensors.torch.save(tensors, metadata))
+
+
+def _keep_previous(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.replace(path.with_name(PREVIOUS))
 
 
 def load(path: Path) -> Checkpoint:
@@ -56,18 +67,83 @@ def load(path: Path) -> Checkpoint:
         raise DamagedCheckpointError(str(error)) from error
 
 
-def step_of(path: Path) -> int:
-    """The step that a checkpoint says it is of, unchecked; 0 for a file that is not there or no checkpoint."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return int((file.metadata() or {})["step"])
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError):
-        return 0
-
-
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints that one cell's folder has for one run.
+
+    fingerprint: of that run; another one's are left aside, and so are damaged ones, which is told on
+    stderr.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._paths: dict[int, Path] = {}
+        paths = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
+        for problem in [self._add(path) for path in paths]:
+            if problem is not None:
+                self._tell(problem)
+
+    def _add(self, path: Path) -> str | None:
+        """Adds a file to those to go on from, or says why it is none."""
+        # By what the header says: all of the file is read once it is known to be wanted.
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+            step, fingerprint = int(metadata["step"]), metadata["fingerprint"]
+        except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+            return f"{path} is damaged ({error})"
+        if fingerprint != self._fingerprint:
+            return f"{path} is of another config, corpus or version"
+        self._paths[step] = path
+        return None
+
+    def _tell(self, what: str) -> None:
+        left = max(self.steps, default=0)
+        print(f"{what}: going on from step {left}" if left else f"{what}: starting from step 0", file=sys.stderr)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that there is a checkpoint of, the latest first."""
+        return sorted(self._paths, reverse=True)
+
+    def load(self, step: int) -> Checkpoint | None:
+        """One of `steps`; None, and it is no longer one of them, if the file turns out to be damaged."""
+        path = self._paths[step]
+        try:
+            return load(path)
+        except DamagedCheckpointError as error:
+            del self._paths[step]
+            self._tell(f"{path} is damaged ({error})")
+            return None
+
+    def go_on_from(self, step: int) -> None:
+        """Makes one of `steps` the newest: what is saved next must not put it out."""
+        path = self._paths[step]
+        if path.name != CHECKPOINT:
+            path.replace(self._folder / CHECKPOINT)
+
+
+def clear(folder: Path) -> None:
+    """Removes a cell's checkpoints, and what a killed process left of one."""
+    remove_leftovers(folder / CHECKPOINT)
+    for name in (CHECKPOINT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def common_steps(available: Sequence[Sequence[int]]) -> list[int]:
+    """The step that each cell of a stack goes on from, by the steps that it has checkpoints of.
+
+    A cell goes on from its latest, but steps back to its one before where that is another cell's
+    latest: the two were written in one go that a kill cut short, and who was trained together is to
+    go on together.
+    """
+    latest = [max(steps, default=0) for steps in available]
+    return [min((step for step in steps if step in latest), default=0) for steps in available]

@@ -1,4 +1,4 @@
-"""Trains cells of one shape: python -m mup_moe train."""
+"""Trains cells, those of one shape in lockstep: python -m mup_moe train."""
 
 import argparse
 import contextlib
@@ -7,14 +7,13 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from mup_moe import provenance
@@ -23,18 +22,25 @@ from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, remove_leftovers
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
-from mup_moe.training import checkpoint
-from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
+from mup_moe.training import checkpoint, heartbeat
+from mup_moe.training.capacity import replicas_on
+from mup_moe.training.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, common_steps
 from mup_moe.training.code import code_digest
-from mup_moe.training.device import claim_device, keep_freed_pages, precision_on, replicas_on, step_on
+from mup_moe.training.device import (
+    claim_device,
+    explain_lost_device,
+    explain_out_of_memory,
+    keep_freed_pages,
+    precision_on,
+    step_on,
+)
+from mup_moe.training.heartbeat import Failure, Heartbeat, Pulse
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Outcome, Trainer, learning_rate
 
 T = TypeVar("T")
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 class Stopwatch:
@@ -51,7 +57,7 @@ class Stopwatch:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    help_request = "a training request as JSON; once for each cell, all of one shape"
+    help_request = "a training request as JSON, whose `cell` may be a list; once for each set of settings"
     parser.add_argument("--request", required=True, action="append", dest="requests", help=help_request)
     parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
     parser.add_argument("--out", required=True, type=Path, help="the folder that has a folder for each cell")
@@ -60,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", default="auto", choices=["auto", *STEPS])
     parser.add_argument("--threads", default=1, type=int)
     parser.add_argument("--checkpoint-seconds", default=60.0, type=float)
+    parser.add_argument("--hang-seconds", default=1800.0, type=float, help="without a step, after which it ends")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,79 +74,68 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     requests = [request for text in arguments.requests for request in TrainingRequest.read_all(text)]
-    tokens = Tokens.open(arguments.tokens, verify=True)
-    cells = [_Cell(request, tokens.digest, arguments.out) for request in requests]
-    try:
+    with _keeping_reasons([arguments.out / request.cell.id for request in requests]) as unfinished:
+        tokens = Tokens.open(arguments.tokens, verify=True)
+        cells = [_Cell(request, tokens.digest, arguments.out) for request in requests]
         with contextlib.ExitStack() as held:
             # In one order for everybody: two processes must not wait for each other.
             for folder in sorted(cell.folder for cell in cells):
                 held.enter_context(claim_folder(folder))
-            pending = [cell for cell in cells if not cell.publish()]
-            if pending:
+            for cell in cells:
+                if cell.publish():
+                    unfinished.remove(cell.folder)
+            if unfinished:
                 device = held.enter_context(claim_device(arguments.device))
-                _Job(pending, tokens, device, arguments).run()
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"{requests[0].cell.id} does not fit in the GPU's memory: lower `batch_size`, or `execution.replicas`"
-            f" if it is set ({error})"
-        ) from None
+                _Job(cells, unfinished, tokens, device, arguments).run()
     return 0
 
 
+@contextlib.contextmanager
+def _keeping_reasons(folders: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yields the folders, for the block to remove from; those left have the error that ends it as their reason."""
+    unfinished = list(folders)
+    try:
+        yield unfinished
+    except Exception as error:
+        known = str(error) if isinstance(error, UserError) else explain_out_of_memory(error)
+        known = known or explain_lost_device(error)
+        for folder in unfinished:
+            # Where nothing can be written, the log alone has it.
+            with contextlib.suppress(UserError):
+                Failure(known or f"{type(error).__name__}: {error}", time.time()).write(folder)
+        if known is None or isinstance(error, UserError):
+            raise
+        raise UserError(known) from None
+
+
 class _Cell:
-    """A cell's folder: where its result and its checkpoint are, and whose they have to be."""
+    """A cell's folder: where its result and its checkpoints are, and whose they have to be."""
 
     def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
         self.request = request
         self.folder = out / request.cell.id
-        self.checkpoint = self.folder / CHECKPOINT
         self.digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
         self.digests["fingerprint"] = request.fingerprint(tokens_digest, self.digests["code"])
         self._result = Result(self.folder)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether there is a result of this very run."""
-        return self._result.is_of(self.digests["fingerprint"])
-
     def publish(self) -> bool:
         """Shows the result to everybody, if there is one; clears away what a killed process left."""
-        remove_leftovers(self.checkpoint, *self._result.files)
-        if self.is_done:
+        heartbeat.clear(self.folder)
+        remove_leftovers(self.folder / CHECKPOINT, *self._result.files)
+        if self._result.is_of(self.digests["fingerprint"]):
             self._result.publish()
             return True
         return False
 
     def finish(self, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
-        """Writes the result, which makes the checkpoint needless; once is enough."""
-        if not self.is_done:
-            self._result.keep(*_tables(self.request, trainer, outcome, seconds, self.digests))
-            self._result.publish()
-            self.checkpoint.unlink(missing_ok=True)
+        """Writes the result, which makes checkpoints needless."""
+        self._result.keep(*_tables(self.request, trainer, outcome, seconds, self.digests))
+        self._result.publish()
+        checkpoint.clear(self.folder)
+        heartbeat.clear(self.folder)
 
-    def save(self, trainer: Trainer, state: Mapping[str, Tensor], seconds: float) -> None:
-        """Writes a checkpoint."""
-        checkpoint.save(self.checkpoint, Checkpoint(trainer.step, seconds, self._owner(trainer.device), state))
-
-    def saved_step(self) -> int:
-        """The step of the checkpoint, by what its file says; 0 where there is none."""
-        return checkpoint.step_of(self.checkpoint)
-
-    def saved(self, device: torch.device) -> Checkpoint | None:
-        """The checkpoint, if there is one of this very run on this kind of device."""
-        if not self.checkpoint.exists():
-            return None
-        try:
-            saved = checkpoint.load(self.checkpoint)
-        except DamagedCheckpointError as error:
-            print(f"{self.checkpoint} is damaged ({error}): starting from step 0", file=sys.stderr)
-            return None
-        if saved.fingerprint != self._owner(device):
-            print(f"{self.checkpoint} is of another config, corpus or version: starting from step 0", file=sys.stderr)
-            return None
-        return saved
-
-    def _owner(self, device: torch.device) -> str:
+    def owner(self, device: torch.device) -> str:
+        """Whose checkpoints this run can go on from."""
         # Rounding differs between devices and precisions: what one has begun no other goes on with.
         return f"{self.digests['fingerprint']}/{device.type}/{precision_on(device, self.request.training)}"
 
@@ -156,40 +152,91 @@ _Together: TypeAlias = Sequence[tuple[_Cell, Checkpoint | None]]
 
 
 class _Job:
-    """Cells that have no result yet, trained in stacks as large as the device likes."""
+    """Trains the cells that have no result yet, in stacks as large as the device likes.
+
+    unfinished: the folders of those cells; who gets a result leaves.
+    """
 
     def __init__(
-        self, cells: Sequence[_Cell], tokens: Tokens, device: torch.device, arguments: argparse.Namespace
+        self,
+        cells: Sequence[_Cell],
+        unfinished: list[Path],
+        tokens: Tokens,
+        device: torch.device,
+        arguments: argparse.Namespace,
     ) -> None:
         self._cells = cells
+        self._unfinished = unfinished
         self._tokens = tokens
         self._device = device
         self._step = step_on(device, arguments.step)
-        request = cells[0].request
-        size = model_size(ModelShape.of(request.cell, request.model, tokens.vocabulary), request.model)
-        self._replicas = replicas_on(device, arguments.replicas, size.parameters)
-        self._may_split = arguments.replicas == "auto"
+        self._replicas: str = arguments.replicas
         self._checkpoint_seconds: float = arguments.checkpoint_seconds
+        self._pulse = Pulse(arguments.hang_seconds)
         self._signal: int | None = None
 
     def run(self) -> None:
-        """Trains them all. Exits, with checkpoints written, when a signal asks for it."""
+        """Trains them all. Exits, with checkpoints written, when a signal asks for it.
+
+        Raises UserError where models do not fit in memory, once the others are trained.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
-        self._train_cells(self._cells, self._replicas or len(self._cells))
+        too_large = ""
+        with self._pulse.watched():
+            for shape, cells in self._by_shape().items():
+                size = model_size(shape, cells[0].request.model)
+                most = replicas_on(self._device.type, self._replicas, size.parameters) or len(cells)
+                try:
+                    # By all cells, done or not: a stack is to be of the same cells however often it is begun.
+                    for part in even_parts(cells, most):
+                        self._train_cells([cell for cell in part if cell.folder in self._unfinished])
+                except (MemoryError, RuntimeError) as error:
+                    reason = explain_out_of_memory(error)
+                    if reason is None:
+                        raise
+                    too_large = too_large or f"{cells[0].request.cell.id}: {reason}"
+                    print(too_large, file=sys.stderr)
+        if too_large:
+            raise UserError(too_large)
 
-    def _train_cells(self, cells: Sequence[_Cell], most: int) -> None:
+    def _by_shape(self) -> dict[ModelShape, list[_Cell]]:
+        by_shape: dict[ModelShape, list[_Cell]] = {}
+        # Seeds apart, so that one that is added later makes a stack of its own.
+        for cell in sorted(self._cells, key=lambda cell: cell.request.cell.seed):
+            request = cell.request
+            shape = ModelShape.of(request.cell, request.model, self._tokens.vocabulary)
+            by_shape.setdefault(shape, []).append(cell)
+        return by_shape
+
+    def _train_cells(self, cells: Sequence[_Cell]) -> None:
+        if not cells:
+            return
+        at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
+        for cell, saved in self._saved(cells):
+            at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
         # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
-        for together in even_parts(sorted(cells, key=_Cell.saved_step), most):
-            at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
-            for cell in together:
-                saved = cell.saved(self._device)
-                at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
-            for stack in at_step.values():
-                if not self._fits(stack):
-                    half = (len(stack) + 1) // 2
-                    print(f"{len(stack)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
-                    self._train_cells([cell for cell, _ in stack if not cell.is_done], half)
+        for stack in at_step.values():
+            if not self._fits(stack):
+                half = (len(stack) + 1) // 2
+                print(f"{len(stack)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
+                left = [cell for cell, _ in stack if cell.folder in self._unfinished]
+                for part in even_parts(left, half):
+                    self._train_cells(part)
+
+    def _saved(self, cells: Sequence[_Cell]) -> list[tuple[_Cell, Checkpoint | None]]:
+        """The checkpoint that each cell goes on from, if it has one."""
+        kept = [Checkpoints(cell.folder, cell.owner(self._device)) for cell in cells]
+        while True:
+            steps = common_steps([checkpoints.steps for checkpoints in kept])
+            loaded = [of_cell.load(step) if step else None for of_cell, step in zip(kept, steps, strict=True)]
+            # One that is damaged leaves another to go on from.
+            if all(step == 0 or saved is not None for step, saved in zip(steps, loaded, strict=True)):
+                break
+        for of_cell, step in zip(kept, steps, strict=True):
+            if step:
+                of_cell.go_on_from(step)
+        return list(zip(cells, loaded, strict=True))
 
     def _fits(self, stack: _Together) -> bool:
         """Trains a stack, unless it has more cells than the GPU has memory for."""
@@ -197,7 +244,7 @@ class _Job:
             self._train(stack)
             return True
         except torch.OutOfMemoryError:
-            if len(stack) == 1 or not self._may_split:
+            if len(stack) == 1 or self._replicas != "auto":
                 raise
         # Only here, where the exception no longer holds the frames that hold the tensors.
         gc.collect()
@@ -220,11 +267,17 @@ class _Job:
         watch = Stopwatch(sum(of_cell.elapsed for of_cell in saved))
         steps = trainer.settings.steps
         name = cells[0].request.cell.id if len(cells) == 1 else f"{len(cells)} cells"
-        with tqdm(total=steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True) as bar:
+        signs = _SignsOfLife(cells, self._unfinished)
+        with (
+            signs.shown(trainer),
+            tqdm(total=steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True) as bar,
+        ):
             saved_at = watch.elapsed
 
             def after_step(trainer: Trainer) -> None:
                 nonlocal saved_at
+                self._pulse.beat()
+                signs.show(trainer)
                 bar.update()
                 if trainer.step == steps:
                     return  # what is left takes no longer than a checkpoint
@@ -239,15 +292,60 @@ class _Job:
                     sys.exit(128 + self._signal)
 
             trainer.run(after_step=after_step)
-        for cell, outcome in zip(cells, trainer.outcomes(), strict=True):
-            cell.finish(trainer, outcome, watch.elapsed / len(cells))
+            for cell, outcome in zip(cells, trainer.outcomes(), strict=True):
+                self._finish(cell, trainer, outcome, watch.elapsed / len(cells))
+        self._pulse.beat()
 
     def _save(self, trainer: Trainer, cells: Sequence[_Cell], watch: "Stopwatch") -> None:
         share = watch.elapsed / len(cells)
-        for replica, state in trainer.states().items():
-            cells[replica].save(trainer, state, share)
         for replica, outcome in trainer.ended.items():
-            cells[replica].finish(trainer, outcome, share)
+            self._finish(cells[replica], trainer, outcome, share)
+        checkpoint.save(
+            {
+                cells[replica].folder: Checkpoint(trainer.step, share, cells[replica].owner(self._device), state)
+                for replica, state in trainer.states().items()
+            }
+        )
+
+    def _finish(self, cell: _Cell, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
+        if cell.folder in self._unfinished:
+            cell.finish(trainer, outcome, seconds)
+            self._unfinished.remove(cell.folder)
+
+
+class _SignsOfLife:
+    """The heartbeats of the cells of a stack."""
+
+    def __init__(self, cells: Sequence[_Cell], unfinished: Sequence[Path]) -> None:
+        self._folders = [cell.folder for cell in cells]
+        self._unfinished = unfinished
+        self._shown: tuple[float, int] | None = None
+
+    @contextlib.contextmanager
+    def shown(self, trainer: Trainer) -> Iterator[None]:
+        """Shows them from the beginning of the block to its end, however that comes."""
+        self.show(trainer)
+        try:
+            yield
+        finally:
+            for folder in self._folders:
+                heartbeat.clear(folder)
+
+    def show(self, trainer: Trainer) -> None:
+        """Shows how far the stack is, if it is time to."""
+        now, rate = time.monotonic(), None
+        if self._shown is not None:
+            before, step = self._shown
+            if now - before < heartbeat.SECONDS:
+                return
+            rate = (trainer.step - step) / (now - before)
+        self._shown = now, trainer.step
+        sign = Heartbeat.now(trainer.step, trainer.settings.steps, len(self._folders), rate)
+        for folder in self._folders:
+            if folder in self._unfinished:
+                # A disk that is full is told by what has to be written.
+                with contextlib.suppress(UserError):
+                    sign.write(folder)
 
 
 def _tables(

@@ -16,9 +16,6 @@ from filelock import FileLock, Timeout
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.files import UserError
 
-# A CPU gains by sharing each operator's overhead, up to about so many replicas, and loses once a stack
-# has more parameters than its caches take (docs/decisions.md).
-_CPU_REPLICAS, _CPU_PARAMETERS = 6, 16_000_000
 # glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # The most that glibc takes, and what a step of a small model frees, several times over.
@@ -95,17 +92,26 @@ def step_on(device: torch.device, wanted: str) -> str:
     return wanted
 
 
-def replicas_on(device: torch.device, wanted: str, parameters: int) -> int | None:
-    """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
+def explain_out_of_memory(error: BaseException) -> str | None:
+    """What to do about an error that is one of memory; None for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"the GPU's memory is too small: lower `batch_size`, or `execution.replicas` if it is set ({text})"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"the memory is too small: give the job more (`mem_mb`), or lower `execution.replicas` ({text})"
+    return None
 
-    parameters: of one cell. Raises UserError for what is no number.
-    """
-    if wanted == "auto":
-        most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
-        return None if device.type == "cuda" else most
-    if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
-        raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
-    return int(wanted)
+
+def explain_lost_device(error: BaseException) -> str | None:
+    """What to do about an error by which the GPU itself failed; None for any other."""
+    text = " ".join(str(error).split())
+    marks = ("CUDA error", "cuda runtime error", "CUBLAS_STATUS", "CUDNN_STATUS", "NCCL")
+    if isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and any(m in text for m in marks)):
+        return (
+            "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after"
+            f" that GPU if it fails once more ({text})"
+        )
+    return None
 
 
 def keep_freed_pages() -> None:

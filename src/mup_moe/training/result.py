@@ -1,15 +1,70 @@
-"""A cell's result: history.csv and summary.json, and a kept copy that outlives them."""
+"""A cell's result: history.csv and summary.json, and a kept copy that outlives them.
+
+The summary vouches for both: `history_sha256` is of the history's bytes, `summary_sha256` of all else
+that the summary says.
+"""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mup_moe.files import UserError, atomic_write, file_digest, read_json, write_csv, write_json
+from mup_moe.files import UserError, atomic_write, claim_folder, file_digest, write_csv, write_json
 
 HISTORY, SUMMARY = "history.csv", "summary.json"
+_KEPT = ".kept"
+_DIGEST = "summary_sha256"
+
+
+class DamagedResultError(UserError):
+    """A result that is missing, or not as it was written; `reason` says in which way."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder} is damaged ({reason}): delete that folder and run the same command again")
+        self.reason = reason
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What summary.json says, where it and the history.csv beside it are as they were written.
+
+    Raises DamagedResultError.
+    """
+    try:
+        return _vouched((folder / SUMMARY).read_bytes(), file_digest(folder / HISTORY))
+    except OSError as error:
+        name = Path(str(error.filename or folder)).name
+        raise DamagedResultError(folder, f"{name}: {error.strerror}") from None
+    except ValueError as error:
+        raise DamagedResultError(folder, str(error)) from None
+
+
+def _sealed(summary: Mapping[str, Any], history_sha256: str) -> dict[str, Any]:
+    """The summary with the digests by which it vouches for itself and for its history."""
+    # By way of JSON, as it will be read back.
+    told: dict[str, Any] = json.loads(json.dumps({**summary, "history_sha256": history_sha256}))
+    return told | {_DIGEST: _digest(told)}
+
+
+def _vouched(summary: bytes, history_sha256: str) -> dict[str, Any]:
+    """Reads what `_sealed` made, as JSON. Raises ValueError, with a reason, for anything else."""
+    try:
+        told = json.loads(summary)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{SUMMARY} is not JSON") from None
+    if not isinstance(told, dict) or _DIGEST not in told:
+        raise ValueError(f"{SUMMARY} lacks its digest, as that of an earlier version does")
+    if told[_DIGEST] != _digest(told):
+        raise ValueError(f"{SUMMARY} is not as it was written")
+    if told.get("history_sha256") != history_sha256:
+        raise ValueError(f"{HISTORY} is not as it was written")
+    return told
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    canonical = json.dumps({key: value for key, value in told.items() if key != _DIGEST}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Result:
@@ -22,7 +77,7 @@ class Result:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._kept = folder / ".kept"
+        self._kept = folder / _KEPT
 
     @property
     def files(self) -> list[Path]:
@@ -41,17 +96,23 @@ class Result:
     def _kept_summary(self) -> dict[str, Any]:
         """The kept summary; empty if the kept copy is not whole."""
         try:
-            summary = read_json(self._kept / SUMMARY)
-            whole = summary["history_sha256"] == file_digest(self._kept / HISTORY)
-            return summary if whole else {}
-        except (UserError, OSError, KeyError, TypeError):
+            return read_result(self._kept)
+        except DamagedResultError:
             return {}
 
     def keep(self, history: Sequence[Sequence[Any]], summary: dict[str, Any]) -> None:
         """Writes the kept copy; the summary, which vouches for the history, comes last."""
         (self._kept / SUMMARY).unlink(missing_ok=True)
         write_csv(self._kept / HISTORY, history[0], history[1:])
-        write_json(self._kept / SUMMARY, summary | {"history_sha256": file_digest(self._kept / HISTORY)})
+        write_json(self._kept / SUMMARY, _sealed(summary, file_digest(self._kept / HISTORY)))
+
+    def mend(self, request: str) -> bool:
+        """Publishes the kept copy anew if it is whole and of the request with this digest; False if not."""
+        if self._kept_summary().get("request") != request:
+            return False
+        with claim_folder(self._folder):
+            self.publish()
+        return True
 
     def adopt(self, history: bytes, summary: bytes) -> bool:
         """Keeps and publishes what another machine kept; False where the same is there already.
@@ -60,14 +121,14 @@ class Result:
         another result.
         """
         try:
-            told = json.loads(summary)
-            whole = told["history_sha256"] == hashlib.sha256(history).hexdigest()
-            whole &= told["id"] == self._folder.name
+            told = _vouched(summary, hashlib.sha256(history).hexdigest())
+            if told["id"] != self._folder.name:
+                raise ValueError(f"it is that of {told['id']}")
             fingerprint = told["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            whole, fingerprint = False, None
-        if not whole:
-            raise UserError(f"the result of {self._folder.name} is not whole: pack and copy it again")
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"the result of {self._folder.name} is not whole ({error}): pack and copy it again"
+            ) from None
         there = self._kept_summary().get("fingerprint")
         if there not in (None, fingerprint):
             raise UserError(

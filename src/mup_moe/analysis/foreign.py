@@ -1,0 +1,71 @@
+"""Which cells of a table cannot be compared with the rest."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mup_moe.data.tokens import Tokens
+from mup_moe.files import UserError
+from mup_moe.training.code import code_digest
+
+# What cells of one set-up must share, and what is said of those that do not.
+SHARED = {"tokens_digest": "on other tokens", "code": "by other code", "precision": "in another precision"}
+_SHOWN = 3
+
+
+def foreign_cells(
+    requests: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]], tokens: Path | None
+) -> dict[str, str]:
+    """Which cells do not belong in one table with the rest: id -> why.
+
+    requests: id -> the training request's digest by the config. summaries: id -> summary. tokens: the
+    folder of the corpus by the config, if that is known.
+
+    A cell of another request is foreign. Of the rest, those of one set-up must agree in tokens, code
+    and precision. Where they do not, one group that agrees is at home and the others are foreign: the
+    group on the tokens in that folder if there is one, then the one by this version's code, then the
+    largest, then the first named. So nothing is foreign in a set that is alike throughout, whatever
+    code made it; and what is deleted and trained anew joins the group at home, if it has its precision.
+    """
+    reasons = {}
+    of_setup: dict[str, dict[tuple[str, ...], list[str]]] = {}
+    for name, summary in summaries.items():
+        if summary["request"] != requests[name]:
+            reasons[name] = "made under another config"
+        else:
+            groups = of_setup.setdefault(summary["cell"]["setup"], {})
+            groups.setdefault(tuple(summary[key] for key in SHARED), []).append(name)
+    for groups in of_setup.values():
+        home = _home(groups, tokens) if len(groups) > 1 else next(iter(groups))
+        for group, names in groups.items():
+            how = [told for told, ours, homes in zip(SHARED.values(), group, home, strict=True) if ours != homes]
+            if how:
+                reasons |= dict.fromkeys(names, f"trained {' and '.join(how)}")
+    return {name: reasons[name] for name in summaries if name in reasons}
+
+
+def told_by_reason(foreign: Mapping[str, str]) -> str:
+    """The foreign cells by reason, as a part of a sentence."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in foreign.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{len(names)} {reason} ({shortened(names)})" for reason, names in by_reason.items())
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
+
+
+def _home(groups: Mapping[tuple[str, ...], list[str]], tokens: Path | None) -> tuple[str, ...]:
+    today = _digest_of(tokens), code_digest()
+    return max(groups, key=lambda group: (group[0] == today[0], group[1] == today[1], len(groups[group])))
+
+
+def _digest_of(tokens: Path | None) -> str | None:
+    """The digest of the tokens in a folder; None where there are none to train on."""
+    try:
+        return Tokens.open(tokens).digest if tokens is not None else None
+    except UserError:
+        return None

@@ -1,0 +1,135 @@
+"""A YAML file as plain values: what no setting can be is refused before anything looks at it."""
+
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mup_moe.files import UserError
+
+# Far beyond any config, and little enough that whatever lies within is refused in seconds.
+_MOST_LEVELS = 20
+_MOST_CHARACTERS = 2 * 10**6
+_MOST_MERGED_KEYS = 10_000
+_LONGEST_TEXT = 4096  # a path's
+_LONGEST_KEY = 100
+_LONGEST_SENTENCE = 400
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+class ConfigError(UserError):
+    """A mistake in the configuration, told in one sentence per key."""
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; no tag of it runs code. Raises ConfigError."""
+    try:
+        document = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    # A scalar that is none of its type makes PyYAML raise whatever Python does.
+    except Exception as error:
+        raise ConfigError(cut(f"{path} cannot be read as YAML: {_problem(error)}")) from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    if "__use_yte__" in document:
+        raise ConfigError(f"{path} has `__use_yte__`, by which Snakemake runs code in a config: remove it")
+    try:
+        check_values(document)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return document
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but that no key may stand twice, and merges (<<) may not multiply."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
+            if name in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(name)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_MERGED_KEYS:
+            raise yaml.MarkedYAMLError(None, None, "<< merges too many keys", node.start_mark)
+
+
+def check_values(document: object) -> None:
+    """Refuses what no setting can be, endless values among it. Raises ConfigError naming the key."""
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"the config is {show(document)} but must hold a mapping of keys to values")
+    room = _MOST_CHARACTERS
+    pending: list[tuple[tuple[str, ...], object]] = [((), document)]
+    while pending:
+        path, value = pending.pop()
+        # What an alias (*) stands for counts wherever it stands.
+        room -= 10 + (len(value) if isinstance(value, str) else 0)
+        if room < 0:
+            raise ConfigError(f"`{path[0]}` holds more than {_MOST_CHARACTERS:,} characters: shorten it")
+        if len(path) > _MOST_LEVELS:
+            raise ConfigError(f"`{path[0]}` has more than {_MOST_LEVELS} levels, or holds itself: flatten it")
+        key = ".".join(path)
+        match value:
+            case Mapping():
+                for name, below in value.items():
+                    _check_name(name, f"`{key}`" if key else "the config")
+                    pending.append(((*path, name), below))
+            case list() | tuple():
+                pending += (((*path, str(index)), below) for index, below in enumerate(value))
+            case str():
+                _check_text(value, key)
+            case int() if value.bit_length() > 64:
+                raise ConfigError(f"`{key}` is an integer that does not fit 64 bits: lower it")
+            case None | int() | float():
+                pass
+            case _:
+                kind = type(value).__name__
+                raise ConfigError(f"`{key}` is read as a {kind}, which no setting is: put text in quotes")
+
+
+def _check_name(name: object, place: str) -> None:
+    if not isinstance(name, str):
+        kind = type(name).__name__
+        raise ConfigError(f"{place} has the key {show(name)}, which is read as a {kind}: put it in quotes")
+    if len(name) > _LONGEST_KEY or not name.isprintable():
+        raise ConfigError(
+            f"{place} has the key {show(name)}, which is longer than {_LONGEST_KEY} characters"
+            " or not printable: rename it"
+        )
+
+
+def _check_text(text: str, key: str) -> None:
+    if len(text) > _LONGEST_TEXT:
+        raise ConfigError(f"`{key}` has more than {_LONGEST_TEXT} characters: shorten it")
+    if _NO_TEXT.search(text):
+        raise ConfigError(f"`{key}` is {show(text)}, which holds NUL or half a surrogate pair: remove it")
+
+
+def show(value: object) -> str:
+    """A value as a sentence shows it: in few characters."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # an integer of more digits than Python spells out
+        return f"a very large {type(value).__name__}"
+
+
+def cut(sentence: str) -> str:
+    """The sentence, or as much of it as one reads; what cannot be printed as Python writes it."""
+    shown = sentence if len(sentence) <= _LONGEST_SENTENCE else f"{sentence[:_LONGEST_SENTENCE]}..."
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)

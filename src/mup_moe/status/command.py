@@ -1,0 +1,26 @@
+"""Says how a sweep stands, while it runs or afterwards: python -m mup_moe status. It changes no file."""
+
+import argparse
+import json
+import time
+
+from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_sweep_config
+from mup_moe.status.sweep import SweepStatus
+from mup_moe.status.text import lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `status`."""
+    add_sweep_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="for a program: all that is known, of every cell")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints how the sweep stands. Raises UserError for a mistake in the config or the options, for nothing else."""
+    config = read_sweep_config(arguments)
+    figures = cells_of_figures(config, arguments.figures)
+    # No figure shows a probe: they are told with the whole.
+    probes = config.probes if arguments.figures is None else {}
+    benchmarks = arguments.config[0].parent / "benchmarks"
+    status = SweepStatus.of(config, figures, probes, arguments.results, benchmarks, time.time())
+    print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))

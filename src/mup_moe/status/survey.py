@@ -1,0 +1,208 @@
+"""Where each cell of a sweep stands, by the files in its folder. Needs no torch."""
+
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+
+from mup_moe.config.cell import Cell
+from mup_moe.config.jobs import jobs
+from mup_moe.config.settings import Config
+from mup_moe.data.tokenize import WORK
+from mup_moe.data.tokens import MANIFEST, Tokens
+from mup_moe.files import UserError
+from mup_moe.parametrization import parse_table
+from mup_moe.training.code import code_digest
+from mup_moe.training.heartbeat import Failure, Heartbeat
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.result import DamagedResultError, Result, read_result
+
+# How old a sign of life may be: so much, and some steps where steps take long.
+_PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
+# Before there is a rate, the first step has everything compiled.
+_PATIENCE_AT_START_SECONDS = 600.0
+_BEAT: pydantic.TypeAdapter[Heartbeat] = pydantic.TypeAdapter(Heartbeat)
+
+
+class State(StrEnum):
+    """Where a cell stands.
+
+    DONE, DIVERGED: it has a result. RUNNING: its process gives signs of life. SILENT: its process was
+    killed, or hangs. FAILED: its last try ended without a result, for a reason that is known.
+    INTERRUPTED: it has a checkpoint and no process. OUTDATED: its result is of another config, code or
+    corpus, or damaged, and it will be trained anew. WAITING: none of these.
+    """
+
+    DONE = "done"
+    DIVERGED = "diverged"
+    RUNNING = "running"
+    SILENT = "silent"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"
+    OUTDATED = "outdated"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """A cell of the sweep.
+
+    job: of the workflow, which names its log. step: done of `steps`, or that from which the cell goes
+    on. result: the summary of a cell that has one. heartbeat: of one that runs or has fallen silent;
+    age: of that, in seconds by our clock. reason: of one that failed, in a sentence.
+    """
+
+    cell: Cell
+    job: str
+    state: State
+    step: int
+    steps: int
+    result: Mapping[str, Any] | None = None
+    heartbeat: Heartbeat | None = None
+    age: float | None = None
+    reason: str | None = None
+
+    @property
+    def is_left(self) -> bool:
+        """Whether it is still to be trained, to its end at least."""
+        return self.state not in (State.DONE, State.DIVERGED)
+
+
+def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -> Iterator[CellStatus]:
+    """Where cells of the config's figures stand, each once. now: seconds since the epoch."""
+    table = parse_table(config.parametrizations)
+    digests = {corpus: _tokens_digest(results / "data" / corpus) for corpus in config.corpora}
+    # Of all figures, as the workflow has them: which cells share a job depends on who shows them.
+    every = {name: figure.cells() for name, figure in config.figures.items()}
+    shared = jobs(every, config.execution.lockstep, config.execution.cells_per_job)
+    job_of = {cell: job for job, together in shared.items() for cell in together}
+    for cell in dict.fromkeys(cells):
+        setup = config.setups[cell.setup]
+        request = TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization])
+        yield _cell_status(request, job_of[cell], digests[setup.corpus], results / "cells" / cell.id, now)
+
+
+def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:
+    steps = request.training.steps
+    # First: who is done shows a result before the heartbeat goes.
+    beat = _heartbeat(folder)
+    kept = Result(folder).kept_files[1]
+    summary = _summary(kept.parent)
+    # Tokens that are not there yet will be made as they were: a result is taken to be of them.
+    fingerprint = request.fingerprint(tokens or str(summary.get("tokens_digest")), code_digest())
+    if summary.get("fingerprint") == fingerprint:
+        state = State.DIVERGED if summary.get("status") == "diverged" else State.DONE
+        return CellStatus(request.cell, job, state, steps, steps, result=summary)
+    saved = min(_saved_step(folder, fingerprint), steps)
+    if beat is not None:
+        age = now - beat.time
+        if _is_alive(beat, age):
+            step = min(beat.step, steps)
+            return CellStatus(request.cell, job, State.RUNNING, step, steps, heartbeat=beat, age=age)
+        return CellStatus(request.cell, job, State.SILENT, saved, steps, heartbeat=beat, age=max(age, 0.0))
+    failure = Failure.read(folder)
+    if failure is not None:
+        reason = " ".join(str(failure.reason).split())
+        return CellStatus(request.cell, job, State.FAILED, saved, steps, reason=reason)
+    state = State.INTERRUPTED if saved else State.OUTDATED if kept.exists() else State.WAITING
+    return CellStatus(request.cell, job, state, saved, steps)
+
+
+def _summary(kept: Path) -> dict[str, Any]:
+    """What a kept result says, whosever it is; nothing where there is none that is whole."""
+    try:
+        return read_result(kept)
+    except DamagedResultError:
+        return {}
+
+
+def _heartbeat(folder: Path) -> Heartbeat | None:
+    """The last sign of life, if it is one that can be reckoned with."""
+    beat = Heartbeat.read(folder)
+    if beat is None:
+        return None
+    try:
+        _BEAT.validate_json(json.dumps(asdict(beat)), strict=True)
+    except pydantic.ValidationError:
+        return None
+    rate = beat.steps_per_second
+    sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
+    return beat if sound else None
+
+
+def _is_alive(beat: Heartbeat, age: float) -> bool:
+    """Whether the process of a sign of life goes on, as far as can be told from here.
+
+    A negative age (the clocks of two hosts differ, or one was set back) is a recent one.
+    """
+    if beat.host == socket.gethostname() and not _has_process(beat.pid):
+        return False
+    rate = beat.steps_per_second
+    return age <= (_PATIENCE_AT_START_SECONDS if rate is None else _PATIENCE_SECONDS + _PATIENCE_STEPS / rate)
+
+
+def _has_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def _saved_step(folder: Path, fingerprint: str) -> int:
+    """The step of the latest checkpoint of this run, on whatever device, by what its header says; or 0."""
+    steps = [0]
+    for path in folder.glob("checkpoint*.safetensors"):  # the last one, and the one before
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+            if metadata["fingerprint"].startswith(f"{fingerprint}/"):
+                steps.append(int(metadata["step"]))
+        except (safetensors.SafetensorError, KeyError, ValueError, OSError):
+            continue  # damaged: training leaves it aside
+    return max(steps)
+
+
+def _tokens_digest(folder: Path) -> str | None:
+    try:
+        return Tokens.open(folder).digest
+    except (UserError, OSError):
+        return None
+
+
+def corpus_state(folder: Path) -> str:
+    """Where a corpus stands, in words."""
+    if (folder / WORK).exists():
+        return "being tokenized" if is_held(folder) else "half tokenized, by nobody now"
+    if _tokens_digest(folder) is not None:
+        return "tokenized"
+    return "damaged" if (folder / MANIFEST).exists() else "not tokenized yet"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds a folder by `files.hold_folder` or `files.claim_folder`."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, which needs no right to write there, and given back within microseconds.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(handle)
+    return False

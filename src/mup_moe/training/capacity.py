@@ -1,0 +1,66 @@
+"""How many cells a process trains at once, and about how much memory it takes; needs no torch."""
+
+from collections.abc import Iterable
+
+from mup_moe.files import UserError
+from mup_moe.model.shape import ModelShape
+from mup_moe.training.request import TrainingRequest
+
+# A CPU gains by sharing each operator's overhead, up to about so many replicas, and loses once a stack
+# has more parameters than its caches take (docs/decisions.md).
+_CPU_REPLICAS, _CPU_PARAMETERS = 6, 16_000_000
+# Of a process with torch, with the pages that malloc keeps, or with CUDA; and of the Snakemake around it.
+_CPU_PROCESS_MB, _GPU_PROCESS_MB = 1300, 6000
+# A parameter with its gradient, two moments and temporaries; in a checkpoint, with a copy being written.
+_TRAINED_BYTES, _SAVED_BYTES = 24, 36
+# Of an activation, forward and backward; a token has some dozens of them per unit of width.
+_ACTIVATION_BYTES, _ACTIVATIONS_PER_WIDTH = 8, 40
+_SLACK = 1.25
+
+
+def replicas_on(device_type: str, wanted: str, parameters: int) -> int | None:
+    """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
+
+    parameters: of one cell. Raises UserError for what is no number.
+    """
+    if wanted == "auto":
+        most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
+        return None if device_type == "cuda" else most
+    if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
+        raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
+    return int(wanted)
+
+
+def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str) -> int:
+    """The main memory, in MB, that a job of these cells asks for: a generous estimate, not a bound.
+
+    device_type: "cuda" where the models are in a GPU's own memory.
+    """
+    cells = list(requests)
+    shapes: dict[ModelShape, list[TrainingRequest]] = {}
+    for request in cells:
+        shapes.setdefault(ModelShape.of(request.cell, request.model, vocabulary), []).append(request)
+    return max(_stack_mb(shape, alike, device_type, wanted) for shape, alike in shapes.items())
+
+
+def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:
+    parameters = parameters_of(shape, cells[0].model.blocks)
+    saved = _SAVED_BYTES * parameters
+    if device_type == "cuda":
+        return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
+    replicas = min(len(cells), replicas_on(device_type, wanted, parameters) or len(cells))
+    training, model = cells[0].training, cells[0].model
+    tokens = training.batch_size * model.sequence
+    per_token = 2 * shape.vocabulary + model.blocks * (
+        _ACTIVATIONS_PER_WIDTH * shape.width + shape.heads * model.sequence
+    )
+    stack = replicas * (_TRAINED_BYTES * parameters + _ACTIVATION_BYTES * tokens * per_token)
+    return _CPU_PROCESS_MB + round(_SLACK * (stack + saved) / 1e6)
+
+
+def parameters_of(shape: ModelShape, blocks: int) -> int:
+    """About how many parameters a model has: its matrices."""
+    attention = 4 * shape.width**2
+    router = 0 if shape.dense else shape.width * shape.experts
+    experts = 2 * shape.experts * shape.width * shape.expert_size
+    return 2 * shape.vocabulary * shape.width + blocks * (attention + router + experts)

@@ -1,0 +1,125 @@
+"""How a running cell is, told while it runs, and what ended one that failed: files in its folder.
+
+Needs no torch, so that whoever looks after a sweep reads them in a moment.
+"""
+
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+from mup_moe.files import UserError, read_json, write_text
+
+# A sign of life costs a file; a step of the largest models takes about as long.
+SECONDS = 10.0
+_FILE, _FAILURE = "heartbeat.json", "failure.json"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A running cell's last sign of life.
+
+    step: done of `steps`. together: how many cells its process trains at once. steps_per_second: of
+    the process lately, None before two signs. time: seconds since the epoch, by its host's clock.
+    job: the cluster's name of its job, where there is one.
+    """
+
+    step: int
+    steps: int
+    together: int
+    steps_per_second: float | None
+    time: float
+    host: str
+    pid: int
+    job: str | None
+
+    @classmethod
+    def now(cls, step: int, steps: int, together: int, steps_per_second: float | None) -> Self:
+        """A sign of life of this process."""
+        job = os.environ.get("SLURM_JOB_ID")
+        return cls(step, steps, together, steps_per_second, time.time(), socket.gethostname(), os.getpid(), job)
+
+    def write(self, folder: Path) -> None:
+        """Puts the sign of life into the folder of a cell."""
+        # Not synced to disk: it matters while the machine lives.
+        write_text(folder / _FILE, json.dumps(asdict(self)) + "\n", durable=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The last sign of life in a cell's folder; None where there is none that can be read."""
+        try:
+            return cls(**read_json(folder / _FILE))
+        except (UserError, TypeError):
+            return None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a cell's last try ended without a result, in a sentence; time as in `Heartbeat`."""
+
+    reason: str
+    time: float
+
+    def write(self, folder: Path) -> None:
+        """Puts the reason into the folder of a cell."""
+        write_text(folder / _FAILURE, json.dumps(asdict(self)) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Why a cell failed; None where it did not."""
+        try:
+            return cls(**read_json(folder / _FAILURE))
+        except (UserError, TypeError):
+            return None
+
+
+def clear(folder: Path) -> None:
+    """Takes both away: the cell is done, or a new try begins."""
+    for name in (_FILE, _FAILURE):
+        (folder / name).unlink(missing_ok=True)
+
+
+class Pulse:
+    """Ends a process that hangs.
+
+    seconds: without `beat`, after which it ends, with exit status 1 and a traceback of where it hung.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._beaten = time.monotonic()
+
+    def beat(self) -> None:
+        """To be called with every step."""
+        self._beaten = time.monotonic()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Watches over the block."""
+        over = threading.Event()
+        self.beat()
+        threading.Thread(target=self._watch, args=[over], name="pulse", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(max(0.0, self._beaten + self._seconds - time.monotonic())):
+            if time.monotonic() - self._beaten >= self._seconds:
+                print(
+                    f"mup-moe: no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on"
+                    " from its checkpoint; raise `execution.hang_seconds` if its steps may take so long",
+                    file=sys.stderr,
+                )
+                faulthandler.dump_traceback()
+                # Whoever hangs does not hear of exceptions.
+                os._exit(1)

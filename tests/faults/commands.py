@@ -1,0 +1,112 @@
+"""The commands as processes, struck by a fault or not, and what is asked of them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from conftest import ROOT
+from mup_moe.analysis.aggregate import collect
+from mup_moe.files import read_json
+from mup_moe.training.checkpoint import CHECKPOINT, PREVIOUS
+from mup_moe.training.request import TrainingRequest
+
+HOOKS = Path(__file__).parent / "hooks"
+# None waits for so long unless it hangs.
+PATIENCE = 300
+VARYING = {"wall_seconds", "summary_sha256", "replicas"}
+
+
+def fault(does: str, at: str = "step", number: int = 1, after: float = 0.0, **more: Any) -> dict[str, str]:
+    """The environment by which it comes: see hooks/sitecustomize.py."""
+    once = tempfile.mktemp(prefix="fault-")
+    told = {"does": does, "at": at, "number": number, "after": after, "once": once, "set": {}, **more}
+    return {"FAULT": json.dumps(told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
+
+
+def start(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
+    """A command as a process."""
+    pipe: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipe | how)
+
+
+def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """What became of it."""
+    output, errors = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def run(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, whatever that is."""
+    return end(start(command, environment, **how))
+
+
+def finish(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """Runs a command that is to succeed; returns what it says."""
+    done = run(command, environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
+    """The sentence that a command failed with."""
+    assert done.returncode == 1, (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("mup-moe: ")]
+    return said
+
+
+def aggregate_command(requests: Sequence[TrainingRequest], cells: Path, out: Path) -> list[str]:
+    """Collects cells into a table."""
+    asked = out.with_name("asked.txt")
+    asked.write_text("".join(f"{request.cell.id} {request.digest}\n" for request in requests))
+    command = [sys.executable, "-m", "mup_moe", "aggregate", "--cells", str(asked)]
+    return [*command, "--results", str(cells), "--out", str(out)]
+
+
+def left_in(folder: Path) -> set[str]:
+    """The names of all files under a folder."""
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_results(requests: Sequence[TrainingRequest], out: Path, expected: Path) -> None:
+    """The cells are as undisturbed: histories, summaries and rows of runs.csv, seconds apart; no more files are left."""
+    rows = []
+    for folder in (out, expected):
+        told = collect([(request.cell.id, request.digest) for request in requests], folder)
+        rows.append([{key: value for key, value in row.items() if key not in VARYING} for row in told])
+        for request in requests:
+            summary = read_json(folder / request.cell.id / "summary.json")
+            rows[-1].append({key: value for key, value in summary.items() if key not in VARYING})
+            rows[-1].append({"history": (folder / request.cell.id / "history.csv").read_bytes()})
+    assert rows[0] == rows[1]
+    for request in requests:
+        assert left_in(out / request.cell.id) == {".lock", "history.csv", "summary.json"}
+
+
+def saved_steps(cell: Path) -> list[int]:
+    """The steps of a cell's checkpoints, the latest first."""
+    found = []
+    for path in (cell / CHECKPOINT, cell / PREVIOUS):
+        if path.exists():
+            with safetensors.safe_open(path, framework="np") as file:
+                found.append(int(file.metadata()["step"]))
+    return found
+
+
+def next_step(requests: Sequence[TrainingRequest], out: Path) -> int:
+    """The step that cells trained together have to go on from."""
+    unfinished = [out / r.cell.id for r in requests if not (out / r.cell.id / ".kept" / "summary.json").exists()]
+    return min((max(saved_steps(cell), default=0) for cell in unfinished), default=0)
+
+
+def continued_steps(errors: str) -> list[int]:
+    """The steps that a process says to have gone on from."""
+    return [int(step) for step in re.findall(r"continuing from step (\d+)", errors)]

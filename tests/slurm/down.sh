@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Ends the SLURM that up.sh FOLDER started: its jobs, its daemons and its links.
+folder=$(realpath -m "${1:?folder}")
+[ "$(readlink /etc/slurm/slurm.conf)" = "$folder/slurm.conf" ] || exit 0
+timeout 10 scancel --user "$(id -un)"
+sleep 1
+for file in "$folder"/slurmd-*.pid "$folder"/slurmctld.pid; do
+  [ -s "$file" ] || continue
+  pid=$(cat "$file")
+  kill "$pid"
+  # The next one wants the same ports. Where nobody reaps, a dead process stays as a zombie.
+  for _ in $(seq 40); do
+    grep -qs "^State:\s*[^Z]" "/proc/$pid/status" || break
+    sleep 0.25
+  done
+done
+for name in slurm gres cgroup; do rm -f "/etc/slurm/$name.conf"; done
+exit 0

@@ -1,0 +1,253 @@
+"""The sweep in miniature on a real SLURM, brought up on this machine, and what a cluster does to jobs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from conftest import ROOT, TARGET, edit, make_project, smoke
+from mup_moe.files import read_json
+from mup_moe.training.heartbeat import Heartbeat
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+HERE = Path(__file__).parent
+PROFILE = ROOT / "profiles/slurm/config.yaml"
+# What a site of two small nodes sets in its profile; a test does not wait as patiently as a lab.
+SITE = {
+    "slurm-status-command": "squeue",
+    "slurm-init-seconds-before-status-checks": 3,
+    "latency-wait": 10,
+    "max-threads": 2,
+    "set-resources": {"tokenize": {"mem_mb": 1000}},
+}
+STEPS = 1500
+PATIENCE = 240
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Brings SLURM up; called with settings of up.sh, anew with those."""
+    absent = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    reason = f"SLURM is not installed ({', '.join(absent)})" if absent else "" if os.getuid() == 0 else "needs root"
+    if reason:
+        # CI says that it has it: then a test that is skipped is one that fails.
+        assert "MUP_MOE_NEEDS_SLURM" not in os.environ, reason
+        pytest.skip(reason)
+    folders: list[Path] = []
+
+    def bring_up(**settings: str) -> None:
+        for folder in folders:
+            run(str(HERE / "down.sh"), str(folder))
+        folders.append(tmp_path_factory.mktemp("slurm"))
+        subprocess.run([str(HERE / "up.sh"), str(folders[-1])], check=True, env=os.environ | settings, timeout=60)
+
+    bring_up()
+    yield bring_up
+    run(str(HERE / "down.sh"), str(folders[-1]))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's profile as a site would copy and edit it."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(PROFILE.read_text()) | SITE))
+    return folder
+
+
+def make_sweep(folder: Path) -> Path:
+    """Two curves of cells that take long enough to be disturbed."""
+    project = make_project(folder)
+    edit(project, "setups.small.training.steps", STEPS)
+    edit(project, "figures.figure1.axes.parametrization", ["mup"])
+    edit(project, "figures.figure2a.axes.width", [8])
+    edit(project, "execution.checkpoint_seconds", 0.5)
+    return project
+
+
+CURVES = ("small_moe_mup_w8_e4_g1", "small_moe_mup_w16_e4_g1")
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same sweep on this machine alone, undisturbed."""
+    project = make_sweep(tmp_path_factory.mktemp("quiet") / "project")
+    done = smoke(project, TARGET)
+    assert done.returncode == 0, done.stdout
+    return project
+
+
+@pytest.fixture
+def sweep(quiet: Path, tmp_path: Path) -> Path:
+    """The sweep with its tokens made, and no cell."""
+    project = tmp_path / "project"
+    shutil.copytree(quiet, project, ignore=shutil.ignore_patterns("cells", "figure1*", "runs.csv", "optima.csv"))
+    return project
+
+
+class Submitted:
+    """A Snakemake that submits the sweep, with its output in a file."""
+
+    def __init__(self, project: Path, profile: Path, log: str = "snakemake.log") -> None:
+        self.project = project
+        self._log = project / log
+        command = [sys.executable, "-m", "snakemake", TARGET, "--workflow-profile", str(profile)]
+        with self._log.open("w") as output:
+            self.process = subprocess.Popen(
+                [*command, "--configfile", "smoke.yaml"], cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait(self) -> None:
+        assert self.process.wait(timeout=PATIENCE) == 0, self.output
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def submit(cluster: Any, site: Path) -> Iterator[Callable[..., Submitted]]:
+    started: list[Submitted] = []
+
+    def start(project: Path, **options: str) -> Submitted:
+        started.append(Submitted(project, site, **options))
+        return started[-1]
+
+    yield start
+    for submitted in started:
+        submitted.kill()
+    subprocess.run(["scancel", "--user=root"], check=False)
+
+
+def wait_for(condition: Callable[[], Any], submitted: Submitted) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, submitted.output
+        assert submitted.process.poll() is None, submitted.output
+        time.sleep(0.1)
+    return value
+
+
+def job_of(curve: str) -> str | None:
+    """The id of the running job that trains a curve."""
+    for line in run("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines():
+        job, _, comment = line.partition(" ")
+        if comment.strip() == f"rule_train_{curve}":
+            return job
+    return None
+
+
+def cells_of(project: Path, curve: str) -> list[Path]:
+    return list((project / "results/cells").glob(f"{curve}_*"))
+
+
+def begun(project: Path, curve: str, after: int = 0) -> int | None:
+    """The process that trains a curve, once it has checkpoints and it is not the one that was there before."""
+    folders = cells_of(project, curve)
+    if not folders or not all((folder / "checkpoint.safetensors").exists() for folder in folders):
+        return None
+    sign = Heartbeat.read(folders[0])
+    return sign.pid if sign is not None and sign.pid != after else None
+
+
+def assert_as_undisturbed(project: Path, quiet: Path, again: tuple[str, ...]) -> None:
+    """All cells are done and equal, and those curves went on from their checkpoints."""
+    ours, theirs = (
+        pd.read_csv(folder / "results/figure1/runs.csv").drop(columns="wall_seconds") for folder in (project, quiet)
+    )
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    for curve in again:
+        log = (project / f"results/logs/train/{curve}.log").read_text()
+        steps = [int(step) for step in re.findall(r"continuing from step (\d+)", log)]
+        assert steps, log
+        # Never back to the start, nor to before where it was continued from.
+        assert steps[0] > 0
+        assert steps == sorted(steps)
+
+
+def test_the_sweep_in_miniature_is_submitted_as_the_profile_says(submit, finished, tmp_path):
+    project = make_project(tmp_path / "project")
+    submitted = submit(project)
+    submitted.wait()
+    ours, theirs = (
+        pd.read_csv(folder / "results/runs.csv").drop(columns="wall_seconds") for folder in (project, finished)
+    )
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    jobs = json.loads(run("squeue", "--states=all", "--json"))["jobs"]
+    trained = [job for job in jobs if (job["comment"] or "").startswith("rule_train_")]
+    assert {job["comment"] for job in trained} == {
+        f"rule_train_small_moe_{row}_w{width}_e4_g1" for row in ("sp", "mup") for width in (8, 16)
+    }
+    assert all("gpu" in job["tres_per_job"] for job in trained)
+    assert all(job["name"].startswith("mup-moe") for job in jobs if job["comment"])
+    (tokenized,) = (job for job in jobs if (job["comment"] or "").startswith("rule_tokenize"))
+    assert "gpu" not in tokenized["tres_per_job"]
+
+
+def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_go_on(submit, sweep, quiet):
+    submitted = submit(sweep)
+    pids = {curve: wait_for(lambda curve=curve: begun(sweep, curve), submitted) for curve in CURVES}
+    # One is cancelled, the other's node is lost.
+    run("scancel", job_of(CURVES[0]))
+    node = run("squeue", "--noheader", "--format=%N", f"--jobs={job_of(CURVES[1])}").strip()
+    run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    time.sleep(1)
+    # It may have come back by itself.
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    for curve, pid in pids.items():
+        pids[curve] = wait_for(lambda curve=curve, pid=pid: begun(sweep, curve, pid), submitted)
+    # The time is over, for whoever still runs.
+    for curve in CURVES:
+        if (job := job_of(curve)) is not None:
+            run("scontrol", "update", f"jobid={job}", "timelimit=1")
+    submitted.wait()
+    assert_as_undisturbed(sweep, quiet, CURVES)
+
+
+@pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
+def test_a_job_that_is_preempted_writes_a_checkpoint_and_goes_on(cluster, submit, sweep, quiet, mode):
+    cluster(PREEMPT=mode)
+    submitted = submit(sweep)
+    for curve in CURVES:
+        wait_for(lambda curve=curve: begun(sweep, curve), submitted)
+    run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    submitted.wait()
+    assert_as_undisturbed(sweep, quiet, CURVES)
+    for curve in CURVES:
+        assert "stopped by SIGTERM" in (sweep / f"results/logs/train/{curve}.log").read_text()
+
+
+def test_a_snakemake_that_is_killed_and_started_again_trains_nothing_twice(submit, sweep, quiet):
+    first = submit(sweep)
+    for curve in CURVES:
+        wait_for(lambda curve=curve: begun(sweep, curve), first)
+    first.kill()
+    # Its jobs run on; those of the second wait for them and take what they made.
+    second = submit(sweep, log="second.log")
+    second.wait()
+    assert_as_undisturbed(sweep, quiet, ())
+    for curve in CURVES:
+        log = (sweep / f"results/logs/train/{curve}.log").read_text()
+        assert log.count("0%|") <= 1 or "continuing from step" in log
+        assert "another process is working" in log
+    assert all(read_json(path)["steps"] == STEPS for path in sweep.glob("results/cells/*/summary.json"))

@@ -1,0 +1,81 @@
+"""The real Snakemake on cells that were not all made alike."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import TARGET, edit, smoke
+from mup_moe.files import read_json
+from mup_moe.training.result import Result, read_result
+
+pytestmark = pytest.mark.workflow
+
+TABLE = "results/figure1/runs.csv"
+LOG = "results/logs/aggregate/figure1.log"
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """The result of a cell, as if it had been made otherwise."""
+    rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    result = Result(folder)
+    result.keep(rows, read_result(folder) | changes)
+    result.publish()
+
+
+def cells_of(project: Path, pattern: str) -> list[Path]:
+    return sorted((project / "results/cells").glob(pattern))
+
+
+def test_cells_of_another_config_are_named_or_left_out_of_everything_as_the_user_chose(project):
+    # Without Snakemake's records nothing else tells that the rule was another one.
+    shutil.rmtree(project / ".snakemake")
+    edit(project, "parametrizations.mup", {"like": "simplep", "router": [1, 1, "1/fan_in", 1]})
+    foreign = {folder.name for folder in cells_of(project, "small_moe_mup_w*_e4_g1_*")}
+    trained = {path: path.read_bytes() for path in project.glob("results/cells/*/summary.json")}
+    for made in [*project.glob("results/figure1/*"), *project.glob("results/figure1.*")]:
+        made.unlink()
+    stopped = smoke(project, TARGET)
+    assert stopped.returncode != 0
+    assert f"{len(foreign)} made under another config" in stopped.stdout
+    assert "Traceback" not in stopped.stdout
+    edit(project, "analysis.foreign_cells", "leave_out")
+    done = smoke(project, TARGET)
+    assert done.returncode == 0, done.stdout
+    assert {path: path.read_bytes() for path in trained} == trained
+    told = {line.removeprefix("left out ").partition(":")[0] for line in (project / LOG).read_text().splitlines()}
+    assert told == foreign
+    runs = pd.read_csv(project / TABLE)
+    assert set(runs["parametrization"]) == {"sp"}
+    optima = pd.read_csv(project / "results/figure1/optima.csv")
+    assert optima.groupby("panel")["missing"].sum().to_dict() == {"mup": len(foreign), "sp": 0}
+    assert (optima["diverged"] == 0).all()
+
+
+def test_a_damaged_result_is_mended_and_one_trained_otherwise_is_not_mixed_in(project):
+    runs = project / TABLE
+    before = runs.read_bytes()
+    first, *_, last = cells_of(project, "small_moe_*_w*_e4_g1_*")
+    summary = (first / "summary.json").read_text()
+    (first / "summary.json").write_text(summary.replace('"train_loss": ', '"train_loss": 1'))
+    (first / "history.csv").write_text("step\n")
+    runs.unlink()
+    done = smoke(project, TABLE, "--rerun-triggers", "mtime")
+    assert done.returncode == 0, done.stdout
+    assert runs.read_bytes() == before
+    assert "restored from its kept copy" in (project / LOG).read_text()
+    assert read_json(first / "summary.json") == json.loads(summary)
+    # On other tokens than those that are there: one cell against all.
+    rewrite(last, tokens_digest="other")
+    runs.unlink()
+    stopped = smoke(project, TABLE, "--rerun-triggers", "mtime")
+    assert stopped.returncode != 0
+    assert f"1 trained on other tokens ({last.name})" in stopped.stdout
+    # What the sentence asks for, and all is as it was.
+    shutil.rmtree(last)
+    done = smoke(project, TABLE)
+    assert done.returncode == 0, done.stdout
+    anew, old = (pd.read_csv(path).drop(columns="wall_seconds") for path in (runs, project / "results/runs.csv"))
+    pd.testing.assert_frame_equal(anew, old, check_exact=True)

@@ -1,0 +1,232 @@
+"""A cell's result vouches for itself; what is damaged or foreign never becomes another number."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import ROOT, write_result
+from mup_moe.__main__ import main
+from mup_moe.analysis.foreign import foreign_cells
+from mup_moe.config.cell import Cell
+from mup_moe.data.tokens import SPLITS, Tokens
+from mup_moe.files import UserError
+from mup_moe.training.code import code_digest
+from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, read_result
+from test_analysis import summary_of
+
+CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]
+FILES = [Path(name) for name in (SUMMARY, HISTORY, f".kept/{SUMMARY}", f".kept/{HISTORY}")]
+KEPT = FILES[2:]
+
+
+class Sweep:
+    """Three results and the table made of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results = folder / "cells"
+        for loss, cell in enumerate(CELLS, start=3):
+            write_result(self.results / cell.id, summary_of(cell, loss + 1 / 3))
+        self.victim = self.results / CELLS[1].id
+        self.whole = {name: (self.victim / name).read_bytes() for name in FILES}
+        self._cells, self.table = folder / "cells.txt", folder / "runs.csv"
+        self._cells.write_text("".join(f"{cell.id} r\n" for cell in CELLS))
+        self.status, self.told = self.aggregate()
+        self.undisturbed = self.table.read_bytes()
+
+    def aggregate(self) -> tuple[int, list[str]]:
+        """The command's exit status and what it says."""
+        self.table.unlink(missing_ok=True)
+        arguments = ["--cells", self._cells, "--results", self.results, "--out", self.table]
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            status = main(["aggregate", *map(str, arguments)])
+        return status, told.getvalue().splitlines()
+
+    @contextlib.contextmanager
+    def damaged(self, damage: dict[Path, bytes | None]) -> Iterator[None]:
+        """The victim with these files in place of its own; None: without that file."""
+        try:
+            for name, content in damage.items():
+                (self.victim / name).unlink() if content is None else (self.victim / name).write_bytes(content)
+            yield
+        finally:
+            for name, content in self.whole.items():
+                (self.victim / name).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    made = Sweep(tmp_path_factory.mktemp("sweep"))
+    assert (made.status, made.told) == (0, [])
+    return made
+
+
+def disturbed(content: bytes, place: float, bit: int | None) -> bytes:
+    """The content with a bit flipped at a relative place, or cut off there."""
+    at = int(place * len(content))
+    return content[:at] if bit is None else content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1 :]
+
+
+places = st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.integers(0, 7)))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(damage=st.dictionaries(st.sampled_from(FILES), st.one_of(st.none(), places), min_size=1))
+def test_a_flipped_bit_or_a_cut_gives_the_same_table_or_one_sentence(sweep, damage):
+    changed = {name: how and disturbed(sweep.whole[name], *how) for name, how in damage.items()}
+    with sweep.damaged(changed):
+        status, told = sweep.aggregate()
+        if status == 0:
+            assert sweep.table.read_bytes() == sweep.undisturbed
+        else:
+            assert not sweep.table.exists()
+            assert not set(damage).isdisjoint(KEPT)
+            (sentence,) = told
+            assert sentence.startswith("mup-moe: ")
+            assert sweep.victim.name in sentence
+            assert "delete their folders" in sentence
+        # What is mended stays so, and is said once.
+        if status == 0 and told:
+            assert "restored from its kept copy" in told[0]
+            assert sweep.aggregate() == (0, [])
+
+
+@pytest.mark.parametrize("name", FILES, ids=str)
+def test_a_digit_that_changed_is_noticed(sweep, name):
+    content = sweep.whole[name]
+    digit = content.index(b"4.") if name.name == SUMMARY else content.rindex(b"4.5")
+    other = content[:digit] + b"9" + content[digit + 1 :]
+    with sweep.damaged({name: other}):
+        with pytest.raises(DamagedResultError, match="not as it was written"):
+            read_result((sweep.victim / name).parent)
+        assert Result(sweep.victim).is_of("f" * 8) == (name not in KEPT)
+        assert sweep.aggregate()[0] == 0
+        assert sweep.table.read_bytes() == sweep.undisturbed
+
+
+@pytest.mark.parametrize("damage", [b"{", b"[]", b"", b'{"cell": {}}', b"\xff", None])
+def test_what_no_copy_can_mend_is_named(sweep, damage):
+    with sweep.damaged({FILES[0]: damage, FILES[2]: damage}):
+        status, (told,) = sweep.aggregate()
+    assert status == 1
+    assert sweep.victim.name in told
+    assert "1 of 3 results damaged" in told
+
+
+def test_a_summary_of_an_earlier_version_is_not_trusted(sweep):
+    summary = json.loads(sweep.whole[FILES[0]])
+    assert list(summary)[-1] == "summary_sha256"
+    del summary["summary_sha256"]
+    old = json.dumps(summary).encode()
+    with sweep.damaged({FILES[0]: old, FILES[2]: old}):
+        status, (told,) = sweep.aggregate()
+    assert status == 1
+    assert "lacks its digest" in told
+
+
+def test_a_copy_that_another_config_made_mends_nothing(sweep, tmp_path):
+    write_result(tmp_path / sweep.victim.name, summary_of(CELLS[1], 9.0, request="another"))
+    other = {name: (tmp_path / sweep.victim.name / name).read_bytes() for name in KEPT}
+    with sweep.damaged({FILES[0]: b"{", **other}):
+        status, (told,) = sweep.aggregate()
+    assert status == 1
+    assert "is not JSON" in told
+
+
+def test_another_cells_result_is_refused(sweep):
+    other = {name: (sweep.results / CELLS[0].id / name).read_bytes() for name in FILES}
+    with sweep.damaged(other):
+        status, (told,) = sweep.aggregate()
+    assert status == 1
+    assert f"it holds cell {CELLS[0].id}" in told
+
+
+def test_only_what_is_whole_is_brought_home(sweep, tmp_path):
+    folder = tmp_path / sweep.victim.name
+    history, summary = sweep.whole[FILES[1]], sweep.whole[FILES[0]]
+    for files in ((history + b"1,4.5\n", summary), (history, summary.replace(b"4.3", b"3.3"))):
+        with pytest.raises(UserError, match="not as it was written"):
+            Result(folder).adopt(*files)
+        assert not folder.exists()
+    assert Result(folder).adopt(history, summary)
+    assert read_result(folder) == read_result(sweep.victim)
+
+
+def test_results_are_read_without_torch():
+    code = "import sys, mup_moe.analysis.aggregate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT / "src")}).returncode == 0
+
+
+# ---------------------------------------------------------------- foreign cells
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The folder of today's tokens."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for split in SPLITS:
+        (folder / f"{split}.bin").write_bytes(b"\0\0")
+    splits = {split: {"tokens": 1, "tokens_sha256": "5" * 64} for split in SPLITS}
+    manifest = {"vocabulary": 9, "end_of_text": 0, "dtype": "uint16", "splits": splits}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def told_of(tokens="t", code="old", precision="float32", request="r"):
+    """What decides whether a cell is foreign."""
+    made = {"request": request, "tokens_digest": tokens, "code": code, "precision": precision}
+    return {"cell": {"setup": "small"}} | made
+
+
+def foreign_of(told, corpus=None):
+    return foreign_cells(dict.fromkeys(told, "r"), told, corpus)
+
+
+def test_the_group_at_home_is_of_todays_tokens_then_of_this_code_then_the_largest(corpus):
+    told = {"a": told_of(), "b": told_of(precision="bfloat16"), "c": told_of(precision="bfloat16")}
+    assert foreign_of(told, corpus) == {"a": "trained in another precision"}
+    told["d"] = told_of(code=code_digest())
+    assert set(foreign_of(told, corpus)) == {"a", "b", "c"}
+    told["e"] = told_of(tokens=Tokens.open(corpus).digest)
+    foreign = foreign_of(told, corpus)
+    assert set(foreign) == {"a", "b", "c", "d"}
+    assert foreign["b"] == "trained on other tokens and in another precision"
+    # Where there are no tokens, nothing is said of them.
+    assert set(foreign_of(told, corpus / "nowhere")) == {"a", "b", "c", "e"}
+
+
+def test_set_ups_are_not_compared_with_each_other():
+    told = {"a": told_of(), "b": told_of(precision="bfloat16") | {"cell": {"setup": "medium"}}}
+    assert foreign_of(told) == {}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("rs"), st.booleans(), st.booleans()), max_size=9),
+)
+def test_what_is_alike_is_not_foreign_and_what_is_deleted_and_trained_anew_comes_home(corpus, ways):
+    today = {"tokens": Tokens.open(corpus).digest, "code": code_digest()}
+    told = {
+        str(number): told_of(
+            request=request, tokens=today["tokens"] if tokens else "t", code=today["code"] if code else "old"
+        )
+        for number, (request, tokens, code) in enumerate(ways)
+    }
+    foreign = foreign_of(told, corpus)
+    assert {name for name, of_cell in told.items() if of_cell["request"] != "r"} <= set(foreign)
+    kept = [of_cell for name, of_cell in told.items() if name not in foreign]
+    assert all(of_cell == kept[0] for of_cell in kept)
+    assert bool(kept) == any(request == "r" for request, *_ in ways)
+    # By what it names, the command is satisfied in the end: no cell is named a second time.
+    named = set()
+    while foreign:
+        assert named.isdisjoint(foreign)
+        named |= set(foreign)
+        told |= dict.fromkeys(foreign, told_of(**today))
+        foreign = foreign_of(told, corpus)
