@@ -317,7 +317,7 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     subprocess.run(command, check=True, capture_output=True)
     assert [path.read_bytes() for path in summaries] == kept
     names = {path.name for path in tmp_path.glob("*/*") if not path.name.startswith(".")}
-    assert names == {"history.csv", "summary.json"}
+    assert names == {"history.csv", "summary.json", "tries.jsonl"}
 
 
 @given(count=st.integers(0, 40), most=st.integers(1, 12))

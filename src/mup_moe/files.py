@@ -1,7 +1,9 @@
 """Files that are either whole or absent, and the errors that users can mend."""
 
 import csv
+import errno
 import hashlib
+import io
 import json
 import os
 import sys
@@ -36,6 +38,7 @@ def atomic_writes(
     """Opens files that appear under `paths` together, as nearly as a file system can: all are whole by then.
 
     before_replace: is called with each path before its file appears there. Otherwise as `atomic_write`.
+    What killed processes left on their way to these paths goes: one process at a time may write a path.
     """
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     temporary: dict[Path, Path] = {}
@@ -45,6 +48,7 @@ def atomic_writes(
             files = []
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(path)
                 handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
                 temporary[path] = Path(name)
                 files.append(opened.enter_context(os.fdopen(handle, mode, encoding=encoding, newline=newline)))
@@ -66,13 +70,28 @@ def atomic_writes(
             for folder in {path.parent for path in paths}:
                 _sync_folder(folder)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): free space or permit writing there,"
-            " and run the same command again"
-        ) from error
+        raise UserError(_cannot_be_written(path, error)) from error
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
+
+
+# What a disk says that is full, forbids writing, or fails.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def explain_disk_error(error: BaseException) -> str | None:
+    """What to do about an error by which a disk takes no files; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        return None
+    return _cannot_be_written(error.filename, error)
+
+
+def _cannot_be_written(path: Path, error: OSError) -> str:
+    return (
+        f"{path} cannot be written ({error.strerror}): free space or permit writing there,"
+        " and run the same command again"
+    )
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -100,15 +119,26 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically, keys in the order given."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text of `write_json`."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a CSV atomically, floats in their shortest exact spelling; None and NaN are empty fields."""
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(["" if field != field else field for field in row] for row in rows)
+    write_text(path, csv_text(header, rows))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The text of `write_csv`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if field != field else field for field in row] for row in rows)
+    return text.getvalue()
 
 
 def read_json(path: Path) -> Any:

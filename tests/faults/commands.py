@@ -1,34 +1,25 @@
 """The commands as processes, struck by a fault or not, and what is asked of them."""
 
-import json
 import os
+import random
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 
-from conftest import ROOT
+from faults.ledger import finished_files
 from mup_moe.analysis.aggregate import collect
 from mup_moe.files import read_json
 from mup_moe.training.checkpoint import CHECKPOINT, PREVIOUS
 from mup_moe.training.request import TrainingRequest
 
-HOOKS = Path(__file__).parent / "hooks"
 # None waits for so long unless it hangs.
 PATIENCE = 300
 VARYING = {"wall_seconds", "summary_sha256", "replicas"}
-
-
-def fault(does: str, at: str = "step", number: int = 1, after: float = 0.0, **more: Any) -> dict[str, str]:
-    """The environment by which it comes: see hooks/sitecustomize.py."""
-    once = tempfile.mktemp(prefix="fault-")
-    told = {"does": does, "at": at, "number": number, "after": after, "once": once, "set": {}, **more}
-    return {"FAULT": json.dumps(told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
 
 
 def start(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
@@ -43,7 +34,9 @@ def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def run(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[str], environment: dict[str, str] | None = None, **how: Any
+) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end, whatever that is."""
     return end(start(command, environment, **how))
 
@@ -63,9 +56,14 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
     return said
 
 
+def tokenize_command(corpus_json: str, out: Path) -> list[str]:
+    """Tokenizes a corpus."""
+    return [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus_json, "--out", str(out), "--threads", "1"]
+
+
 def aggregate_command(requests: Sequence[TrainingRequest], cells: Path, out: Path) -> list[str]:
     """Collects cells into a table."""
-    asked = out.with_name("asked.txt")
+    asked = cells.with_name("asked.txt")
     asked.write_text("".join(f"{request.cell.id} {request.digest}\n" for request in requests))
     command = [sys.executable, "-m", "mup_moe", "aggregate", "--cells", str(asked)]
     return [*command, "--results", str(cells), "--out", str(out)]
@@ -76,8 +74,17 @@ def left_in(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
+def assert_same_files(out: Path, expected: Path) -> None:
+    """Two folders of tokens are the same, and no more files are left."""
+    ours, theirs = (
+        {path.name: content for path, content in finished_files(folder).items()} for folder in (out, expected)
+    )
+    assert ours == theirs
+    assert left_in(out) == left_in(expected)
+
+
 def assert_same_results(requests: Sequence[TrainingRequest], out: Path, expected: Path) -> None:
-    """The cells are as undisturbed: histories, summaries and rows of runs.csv, seconds apart; no more files are left."""
+    """The cells are as expected: histories, summaries and rows of runs.csv, seconds apart. No other files are left."""
     rows = []
     for folder in (out, expected):
         told = collect([(request.cell.id, request.digest) for request in requests], folder)
@@ -88,7 +95,18 @@ def assert_same_results(requests: Sequence[TrainingRequest], out: Path, expected
             rows[-1].append({"history": (folder / request.cell.id / "history.csv").read_bytes()})
     assert rows[0] == rows[1]
     for request in requests:
-        assert left_in(out / request.cell.id) == {".lock", "history.csv", "summary.json"}
+        assert left_in(out / request.cell.id) - {"tries.jsonl"} == {".lock", "history.csv", "summary.json"}
+
+
+def damage(chance: random.Random, path: Path) -> None:
+    """Flips a bit of a file, or cuts it short."""
+    content = bytearray(path.read_bytes())
+    place = chance.randrange(len(content))
+    if chance.random() < 0.3:
+        del content[place:]
+    else:
+        content[place] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
 
 
 def saved_steps(cell: Path) -> list[int]:

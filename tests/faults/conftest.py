@@ -1,34 +1,34 @@
-"""Faults: options, what was tried, and a small corpus and curve for them to strike."""
+"""Options, what was tried, and a small corpus and curve for faults to strike."""
 
 import json
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import ROOT, make_request
-from faults.commands import finish
+from faults.commands import finish, run, tokenize_command
 from faults.ledger import Ledger
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.training.request import TrainingRequest
 from test_training import train_command
 
 LEDGER = pytest.StashKey[Ledger]()
+HOOKS = Path(__file__).parent / "hooks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("faults", "tests/faults, when named on the command line")
-    group.addoption("--fault-rounds", type=int, default=1, help="how often to run every test there")
+    group = parser.getgroup("faults", "tests/faults, named on the command line")
+    group.addoption("--fault-rounds", type=int, default=1, help="how often to run each of its tests")
     group.addoption("--fault-seed", type=int, help="repeats the random moments of a session")
     group.addoption("--fault-report", type=Path, help="the Markdown file to write")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # All of `tests` comes by here too late for options: it has the defaults.
+    # Where this folder is not named, it comes too late for options, which have their defaults then.
     seed = config.getoption("fault_seed", None)
     config.stash[LEDGER] = Ledger(time.time_ns() % 2**32 if seed is None else seed)
     if config.getoption("fault_report", None) and config.getoption("numprocesses", None):
@@ -41,40 +41,56 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("fault_round", rounds, ids=[f"round{number}" for number in rounds])
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    ...
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("fault_report", None)
+    config = session.config
+    path = config.getoption("fault_report", None)
     if path is not None:
-        path.write_text(session.config.stash[LEDGER].report(session.config.getoption("fault_rounds")), encoding="utf-8")
+        reports = config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+        skipped = {report.longrepr[2].removeprefix("Skipped: ") for report in reports}
+        path.write_text(config.stash[LEDGER].report(config.getoption("fault_rounds"), skipped), encoding="utf-8")
 
 
 @pytest.fixture
-def ledger(pytestconfig: pytest.Config, fault_round: int) -> Ledger:
+def ledger(pytestconfig: pytest.Config, fault_round: int) -> Ledger:  # noqa: ARG001 - a round each
     return pytestconfig.stash[LEDGER]
 
 
 @pytest.fixture
 def chance(ledger: Ledger, request: pytest.FixtureRequest) -> random.Random:
-    """Where the test's random moments come from: the same ones with the same seed."""
-    print(f"to have the same random moments: --fault-seed {ledger.seed}")
+    """Where random moments come from: the same ones with the same seed."""
+    print(f"the random moments of this session: --fault-seed {ledger.seed}")
     return random.Random(f"{ledger.seed} {request.node.name}")
+
+
+Inject = Callable[..., dict[str, str]]
+TrainCommand = Callable[..., list[str]]
+
+
+@pytest.fixture
+def inject(tmp_path: Path) -> Inject:
+    """Makes the environment by which a fault comes: see hooks/sitecustomize.py."""
+    return injector(tmp_path)
+
+
+def injector(folder: Path) -> Inject:
+    made: list[Path] = []
+
+    def environment(does: str, **told: Any) -> dict[str, str]:
+        made.append(folder / f"struck{len(made)}")
+        defaults = {"at": "step", "number": 1, "after": 0.0, "set": {}, "once": str(made[-1])}
+        return {"FAULT": json.dumps(defaults | {"does": does} | told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
+
+    return environment
 
 
 @pytest.fixture(scope="session")
 def corpus_json(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A corpus of our own prose."""
-    # A copy: somebody may be writing there.
+    # A copy: somebody may be writing it.
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("".join((ROOT / name).read_text() for name in ("README.md", "docs/decisions.md")))
     settings = {"source": "text", "files": [str(text)], "tokenizer": "bpe", "vocabulary": 300}
     return json.dumps(settings | {"validation_fraction": 0.1})
-
-
-def tokenize_command(corpus_json: str, out: Path) -> list[str]:
-    return [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus_json, "--out", str(out), "--threads", "1"]
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +99,32 @@ def tokens_folder(corpus_json: str, tmp_path_factory: pytest.TempPathFactory) ->
     out = tmp_path_factory.mktemp("tokens") / "tokens"
     finish(tokenize_command(corpus_json, out))
     return out
+
+
+@pytest.fixture(scope="session")
+def curve() -> list[TrainingRequest]:
+    """Cells that share a job; the last diverges early."""
+    rates = [LearningRate("2^-6"), LearningRate("2^-7"), LearningRate(1e5)]
+    return [make_request(steps=100, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
+
+
+@pytest.fixture(scope="session")
+def train(curve: Sequence[TrainingRequest], tokens_folder: Path) -> TrainCommand:
+    """The command that trains the curve into a folder."""
+    return lambda out, *options, cells=curve: train_command(cells, tokens_folder, out, *options)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The curve's cells, trained without disturbance; not to be changed."""
+    out = tmp_path_factory.mktemp("undisturbed") / "cells"
+    finish(train(out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def interrupted(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The curve's cells, killed at a step where each has two checkpoints; not to be changed."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    run(train(folder / "cells", "--checkpoint-seconds", "0"), injector(folder)("SIGKILL", number=20))
+    return folder / "cells"

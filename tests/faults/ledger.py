@@ -1,7 +1,7 @@
 """What was tried and what became of it, and the report on it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,15 +32,21 @@ class Trial:
     strikes: int = 0
     _finished: dict[Path, bytes] = field(default_factory=dict)
 
-    def struck(self, folder: Path) -> None:
-        """Counts a fault; what is finished under the folder now is to be there in the end, byte for byte."""
-        self.strikes += 1
+    def keeps(self, folder: Path) -> None:
+        """What is finished under the folder now is to be there in the end, byte for byte."""
         self._finished = finished_files(folder) | self._finished
+
+    def struck(self, folder: Path) -> None:
+        """Counts a fault, which left the folder as it is now."""
+        self.strikes += 1
+        self.keeps(folder)
 
     @property
     def lost(self) -> int:
         return sum(
-            len(content) for path, content in self._finished.items() if not path.exists() or path.read_bytes() != content
+            len(content)
+            for path, content in self._finished.items()
+            if not path.exists() or path.read_bytes() != content
         )
 
 
@@ -60,7 +66,6 @@ class Ledger:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._rows: dict[tuple[str, str], Row] = {}
-        self.skipped: set[str] = set()
 
     @contextmanager
     def trial(self, fault: str, where: str, expected: str) -> Iterator[Trial]:
@@ -77,8 +82,8 @@ class Ledger:
             row.survived += trial.strikes if survived else 0
             row.lost += trial.lost
 
-    def report(self, rounds: int) -> str:
-        """All of it as Markdown."""
+    def report(self, rounds: int, skipped: Iterable[str]) -> str:
+        """All of it as Markdown. skipped: why tests were."""
         made_by = versions("torch", "numpy", "safetensors", "filelock", "tokenizers", "snakemake")
         on = machine()
         lines = [
@@ -96,9 +101,11 @@ class Ledger:
         for (fault, where), row in sorted(self._rows.items(), key=lambda item: list(self._order()).index(item[0])):
             name, told = (fault, fault) if fault != told else ("", told)
             lines.append(f"| {name} | {where} | {row.tried} | {row.survived} | {row.lost} | {row.expected} |")
-        tried, survived, lost = (sum(getattr(row, key) for row in self._rows.values()) for key in ("tried", "survived", "lost"))
+        tried, survived, lost = (
+            sum(getattr(row, key) for row in self._rows.values()) for key in ("tried", "survived", "lost")
+        )
         lines += [f"| **all** | | **{tried}** | **{survived}** | **{lost}** | |", ""]
-        lines += [f"Not tried here: {reason}.  " for reason in sorted(self.skipped)]
+        lines += [f"Not tried here: {reason}.  " for reason in sorted(skipped)]
         lines += [
             f"On {time.strftime('%Y-%m-%d')}, the suite {rounds} times in a row, seed {self.seed} (`--fault-seed`), on"
             f" {on['cores']} cores of {on['cpu']} ({on['system']} {on['architecture']}), with"

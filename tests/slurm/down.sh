@@ -14,5 +14,9 @@ for file in "$folder"/slurmd-*.pid "$folder"/slurmctld.pid; do
     sleep 0.25
   done
 done
+# What a node that was down did not hear of.
+for folder in /proc/[0-9]*; do
+  grep -qsz '^SLURM_CLUSTER_NAME=throwaway$' "$folder/environ" && kill -KILL "${folder#/proc/}"
+done
 for name in slurm gres cgroup; do rm -f "/etc/slurm/$name.conf"; done
 exit 0

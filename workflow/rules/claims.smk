@@ -36,7 +36,8 @@ rule claims:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        claims=json.dumps(asdict(CONFIG.claims)),
+        # A function's text is not searched for wildcards.
+        claims=lambda wildcards: json.dumps(asdict(CONFIG.claims)),
         confidence=CONFIG.analysis.confidence,
         preset=CONFIG.preset,
     shell:

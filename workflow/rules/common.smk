@@ -1,6 +1,7 @@
 # From config.yaml to typed settings and cells; nothing here knows of tensors.
 import json
 import os
+import re
 import shlex
 import sys
 from functools import cache
@@ -20,6 +21,7 @@ shell.prefix(
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
+from mup_moe.config.document import in_one_line
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import (
     ConfigError,
@@ -68,12 +70,23 @@ DATA_CODE = source_digest(sorted(SOURCE.glob("mup_moe/data/*.py")))
 ANALYSIS_CODE = source_digest(sorted(SOURCE.glob("mup_moe/analysis/*.py")))
 
 
+def literal(paths):
+    """The paths, all of which Snakemake takes as they are. Raises UserError."""
+    for path in paths:
+        if re.search("{.+}|<.+>|[\ud800-\udfff]", str(path), re.DOTALL):
+            raise UserError(
+                f"{in_one_line(str(path))} has a name that Snakemake does not take as it is, with {{}} or <>"
+                " or not in UTF-8: rename it"
+            )
+    return paths
+
+
 @cache
 def text_of(corpus):
     """A corpus's own files; what a source installs or streams by itself is no file of ours."""
     settings = CONFIG.corpora[corpus]
     try:
-        return find(settings.files + (settings.tokenizer_files or ()))
+        return literal(find(settings.files + (settings.tokenizer_files or ())))
     except UserError as error:
         raise WorkflowError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 

@@ -31,6 +31,7 @@ def find_reference(figure):
     if not path.exists():
         path = Path(os.path.relpath(Path(workflow.basedir) / name))
     try:
+        literal([path])
         check_reference(
             CONFIG.figures[figure], read_published(path, CONFIG.analysis.loss), path
         )

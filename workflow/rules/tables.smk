@@ -57,7 +57,7 @@ rule table2:
         "../../environment.yml"
     params:
         code=[ANALYSIS_CODE, CODE],
-        config=CONFIG_JSON,
+        config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
     shell:
         "python -m mup_moe table2 --config {params.config:q} --data results/data"
         " --out results/table2 2> {log}"
@@ -84,7 +84,7 @@ rule plan:
         "../../environment.yml"
     params:
         code=[ANALYSIS_CODE, CODE],
-        config=CONFIG_JSON,
+        config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
     shell:
-        "python -m mup_moe plan --config {params.config:q} --benchmark {input.benchmark}"
+        "python -m mup_moe plan --config {params.config:q} --benchmark {input.benchmark:q}"
         " --out results/plan 2> {log}"

@@ -130,6 +130,10 @@ def show(value: object) -> str:
 
 
 def cut(sentence: str) -> str:
-    """The sentence, or as much of it as one reads; what cannot be printed as Python writes it."""
-    shown = sentence if len(sentence) <= _LONGEST_SENTENCE else f"{sentence[:_LONGEST_SENTENCE]}..."
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in shown)
+    """The sentence, or as much of it as one reads, in one line."""
+    return in_one_line(sentence if len(sentence) <= _LONGEST_SENTENCE else f"{sentence[:_LONGEST_SENTENCE]}...")
+
+
+def in_one_line(text: str) -> str:
+    """The text with what cannot be printed as Python spells it."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

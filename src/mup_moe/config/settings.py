@@ -479,7 +479,9 @@ class Config(_Section):
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
         # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
         for drift in claim.drifts:
-            _require(drift.figure in self.figures, f"`{key}.drifts` names {drift.figure!r}, which `figures` does not list")
+            _require(
+                drift.figure in self.figures, f"`{key}.drifts` names {drift.figure!r}, which `figures` does not list"
+            )
             _require(
                 self.figures[drift.figure].panel != "parametrization" or drift.panel in self.parametrizations,
                 f"`{key}.drifts` names panel {drift.panel!r}, which `parametrizations` does not list",

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from mup_moe.config.document import in_one_line
 from mup_moe.files import UserError
 
 PASSAGE_CHARACTERS = 4096
@@ -57,7 +58,7 @@ def read_file(path: Path) -> Iterator[str | None]:
     compressed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem if compressed else path.name).suffix.lower()
     if suffix in _FOREIGN:
-        raise UserError(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
+        raise _mistake(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
     if suffix == ".parquet":
         yield from _parquet(path)
     elif suffix in _JSON:
@@ -114,33 +115,33 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or leave it out")
+    return _mistake(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or leave it out")
 
 
 def _matches(pattern: str) -> list[Path]:
     try:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise UserError(
+            raise _mistake(
                 f"`files` lists the folder {pattern}: name its files by a glob such as {pattern.rstrip('/')}/**/*.txt"
             )
         if path.is_file():
             return [path]
         fixed = next((i for i, part in enumerate(path.parts) if _MAGIC.intersection(part)), None)
         if fixed is None:
-            raise UserError(f"`files` lists {pattern}, which is no file: mend the path")
+            raise _mistake(f"`files` lists {pattern}, which is no file: mend the path")
         base, glob = Path(*path.parts[:fixed]), path.parts[fixed:]
         # pathlib's `**`, unlike that of `glob`, does not follow links to folders, so loops end.
         matches = [match for match in base.glob("/".join(glob)) if match.is_file()]
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"`files` lists {pattern!r}, which is neither a path nor a glob ({error}): mend it") from None
+        raise _mistake(f"`files` lists {pattern!r}, which is neither a path nor a glob ({error}): mend it") from None
     if not any(part.startswith(".") for part in glob):
         # As in a shell: hidden files are matched only by a pattern with a dot.
         matches = [m for m in matches if not any(part.startswith(".") for part in m.relative_to(base).parts)]
     if not matches:
-        raise UserError(f"`files` lists the glob {pattern}, which matches no file: mend it, or remove it")
+        raise _mistake(f"`files` lists the glob {pattern}, which matches no file: mend it, or remove it")
     return sorted(matches, key=Path.as_posix)
 
 
@@ -156,7 +157,7 @@ def _json_lines(path: Path) -> Iterator[str | None]:
             except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
-                raise UserError(
+                raise _mistake(
                     f"{path}, line {number}, is no JSON object: give one object with the field `text` per line"
                 )
             text = record.get("text")
@@ -170,27 +171,27 @@ def _parquet(path: Path) -> Iterator[str | None]:
     try:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
-                raise UserError(f"{path} has no column `text`: name the column of the documents so")
-            for group in range(file.num_row_groups):
-                if _bytes_per_record(file.metadata.row_group(group)) > 4 * RECORD_CHARACTERS:
+                raise _mistake(f"{path} has no column `text`: name the column of the documents so")
+            for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                # Unpacked; the size of one column is not asked for, since Arrow aborts where that is damaged.
+                if group.total_byte_size > 4 * RECORD_CHARACTERS * max(group.num_rows, 1):
                     raise _too_long(f"{path} has a record that")
             for batch in file.iter_batches(batch_size=_PARQUET_RECORDS, columns=["text"]):
                 # As bytes, for Arrow's text may be no UTF-8.
                 for value in batch.column(0).cast(pa.large_binary()):
                     text = value.as_py()
                     yield None if text is None else text.decode("utf-8", "surrogateescape")
-    except (OSError, pa.ArrowException) as error:
+    # A damaged name of a column is a ValueError.
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
 
-def _bytes_per_record(group: Any) -> float:
-    """The mean size of a row group's texts, unpacked."""
-    columns = [group.column(index) for index in range(group.num_columns)]
-    size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == "text")
-    return float(size / max(group.num_rows, 1))
+def _mistake(sentence: str) -> UserError:
+    """An error of one line, whatever names and libraries put into it."""
+    return UserError(in_one_line(sentence))
 
 
 def _too_long(record: str) -> UserError:
-    return UserError(
+    return _mistake(
         f"{record} is longer than {RECORD_CHARACTERS:,} characters: cut it into several, or give it as plain text"
     )

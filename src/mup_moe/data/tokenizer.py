@@ -51,6 +51,8 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
     else:
         vocabulary, merges = (str(Path(file).expanduser()) for file in files)
         try:
+            if not (Path(vocabulary).is_file() and Path(merges).is_file()):
+                raise OSError("one of them is no file")
             tokenizer = _byte_level(models.BPE.from_file(vocabulary, merges))
         except Exception as error:
             raise UserError(

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mup_moe import provenance
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, claim_folder, remove_leftovers
+from mup_moe.files import UserError, claim_folder, explain_disk_error, remove_leftovers
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.training import checkpoint, heartbeat
@@ -36,7 +36,7 @@ from mup_moe.training.device import (
 )
 from mup_moe.training.heartbeat import Failure, Heartbeat, Pulse
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.result import Result
+from mup_moe.training.result import Result, keep_all
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Outcome, Trainer, learning_rate
 
@@ -98,11 +98,12 @@ def _keeping_reasons(folders: Sequence[Path]) -> Iterator[list[Path]]:
         yield unfinished
     except Exception as error:
         known = str(error) if isinstance(error, UserError) else explain_out_of_memory(error)
-        known = known or explain_lost_device(error)
+        known = known or explain_lost_device(error) or explain_disk_error(error)
+        failure = Failure(known or f"{type(error).__name__}: {error}", time.time())
         for folder in unfinished:
             # Where nothing can be written, the log alone has it.
             with contextlib.suppress(UserError):
-                Failure(known or f"{type(error).__name__}: {error}", time.time()).write(folder)
+                failure.write(folder)
         if known is None or isinstance(error, UserError):
             raise
         raise UserError(known) from None
@@ -116,23 +117,17 @@ class _Cell:
         self.folder = out / request.cell.id
         self.digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
         self.digests["fingerprint"] = request.fingerprint(tokens_digest, self.digests["code"])
-        self._result = Result(self.folder)
+        self.result = Result(self.folder)
 
     def publish(self) -> bool:
         """Shows the result to everybody, if there is one; clears away what a killed process left."""
         heartbeat.clear(self.folder)
-        remove_leftovers(self.folder / CHECKPOINT, *self._result.files)
-        if self._result.is_of(self.digests["fingerprint"]):
-            self._result.publish()
+        remove_leftovers(self.folder / CHECKPOINT, *self.result.files)
+        if self.result.is_of(self.digests["fingerprint"]):
+            self.result.publish()
+            checkpoint.clear(self.folder)
             return True
         return False
-
-    def finish(self, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
-        """Writes the result, which makes checkpoints needless."""
-        self._result.keep(*_tables(self.request, trainer, outcome, seconds, self.digests))
-        self._result.publish()
-        checkpoint.clear(self.folder)
-        heartbeat.clear(self.folder)
 
     def owner(self, device: torch.device) -> str:
         """Whose checkpoints this run can go on from."""
@@ -212,6 +207,8 @@ class _Job:
     def _train_cells(self, cells: Sequence[_Cell]) -> None:
         if not cells:
             return
+        if self._signal:
+            sys.exit(128 + self._signal)
         at_step: dict[int, list[tuple[_Cell, Checkpoint | None]]] = {}
         for cell, saved in self._saved(cells):
             at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
@@ -285,31 +282,46 @@ class _Job:
                     self._save(trainer, cells, watch)
                     saved_at = watch.elapsed
                 if self._signal:
-                    print(
-                        f"stopped by {signal.Signals(self._signal).name} at step {trainer.step}: run it again to go on",
-                        file=sys.stderr,
-                    )
+                    stopped = f"stopped by {signal.Signals(self._signal).name}"
+                    print(f"{stopped} at step {trainer.step}: run it again to go on", file=sys.stderr)
+                    signs.note(stopped, trainer.step)
                     sys.exit(128 + self._signal)
 
             trainer.run(after_step=after_step)
-            for cell, outcome in zip(cells, trainer.outcomes(), strict=True):
-                self._finish(cell, trainer, outcome, watch.elapsed / len(cells))
+            outcomes = trainer.outcomes()
+            self._finish(dict(zip(cells, outcomes, strict=True)), trainer, watch.elapsed / len(cells))
         self._pulse.beat()
 
     def _save(self, trainer: Trainer, cells: Sequence[_Cell], watch: "Stopwatch") -> None:
         share = watch.elapsed / len(cells)
-        for replica, outcome in trainer.ended.items():
-            self._finish(cells[replica], trainer, outcome, share)
+        self._finish({cells[replica]: outcome for replica, outcome in trainer.ended.items()}, trainer, share)
+        states = {cells[replica]: state for replica, state in trainer.states().items()}
+        first = [cell.folder for cell in states if not (cell.folder / CHECKPOINT).exists()]
         checkpoint.save(
             {
-                cells[replica].folder: Checkpoint(trainer.step, share, cells[replica].owner(self._device), state)
-                for replica, state in trainer.states().items()
+                cell.folder: Checkpoint(trainer.step, share, cell.owner(self._device), state)
+                for cell, state in states.items()
             }
         )
+        for folder in first:
+            heartbeat.note_try(folder, "first checkpoint", trainer.step)
 
-    def _finish(self, cell: _Cell, trainer: Trainer, outcome: Outcome, seconds: float) -> None:
-        if cell.folder in self._unfinished:
-            cell.finish(trainer, outcome, seconds)
+    def _finish(self, ended: Mapping[_Cell, Outcome], trainer: Trainer, seconds: float) -> None:
+        """Writes the results of those cells that have none yet, which makes their checkpoints needless."""
+        new = {cell: outcome for cell, outcome in ended.items() if cell.folder in self._unfinished}
+        if not new:
+            return
+        keep_all(
+            {
+                cell.result: _tables(cell.request, trainer, outcome, seconds, cell.digests)
+                for cell, outcome in new.items()
+            }
+        )
+        for cell, outcome in new.items():
+            cell.result.publish()
+            checkpoint.clear(cell.folder)
+            heartbeat.clear(cell.folder)
+            heartbeat.note_try(cell.folder, outcome.status, trainer.step)
             self._unfinished.remove(cell.folder)
 
 
@@ -324,12 +336,22 @@ class _SignsOfLife:
     @contextlib.contextmanager
     def shown(self, trainer: Trainer) -> Iterator[None]:
         """Shows them from the beginning of the block to its end, however that comes."""
+        self.note("began", trainer.step)
         self.show(trainer)
         try:
             yield
+        except Exception as error:
+            self.note(f"failed: {type(error).__name__}", trainer.step)
+            raise
         finally:
             for folder in self._folders:
                 heartbeat.clear(folder)
+
+    def note(self, event: str, step: int) -> None:
+        """Notes what becomes of the try, for the cells that are not done."""
+        for folder in self._folders:
+            if folder in self._unfinished:
+                heartbeat.note_try(folder, event, step)
 
     def show(self, trainer: Trainer) -> None:
         """Shows how far the stack is, if it is time to."""

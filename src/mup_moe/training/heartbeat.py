@@ -1,4 +1,4 @@
-"""How a running cell is, told while it runs, and what ended one that failed: files in its folder.
+"""How a running cell is, told while it runs, what its tries came to, and why one failed: files in its folder.
 
 Needs no torch, so that whoever looks after a sweep reads them in a moment.
 """
@@ -11,16 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from mup_moe.files import UserError, read_json, write_text
+from mup_moe.files import UserError, read_json, remove_leftovers, write_text
 
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
-_FILE, _FAILURE = "heartbeat.json", "failure.json"
+_FILE, _FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,34 @@ class Failure:
             return None
 
 
+def note_try(folder: Path, event: str, step: int) -> None:
+    """Adds a line to the story of a cell's tries: Snakemake keeps the log of the last one only.
+
+    event: what became of the try at that step. Nothing is told where nothing can be written.
+    """
+    sign = Heartbeat.now(step, step, 1, None)
+    line = {"event": event, "step": step, "time": sign.time, "host": sign.host, "pid": sign.pid, "job": sign.job}
+    with suppress(OSError), (folder / _TRIES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_tries(folder: Path) -> list[dict[str, Any]]:
+    """The story of a cell's tries, a line of `note_try` each; lines that a kill cut short are left out."""
+    tries = []
+    with suppress(OSError):
+        for line in (folder / _TRIES).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                tries.append(json.loads(line))
+    return tries
+
+
 def clear(folder: Path) -> None:
-    """Takes both away: the cell is done, or a new try begins."""
-    for name in (_FILE, _FAILURE):
-        (folder / name).unlink(missing_ok=True)
+    """Takes heartbeat and failure away: the cell is done, or a new try begins."""
+    # A folder that cannot be written is told by what has to be written there.
+    with suppress(OSError):
+        remove_leftovers(folder / _FILE, folder / _FAILURE)
+        for name in (_FILE, _FAILURE):
+            (folder / name).unlink(missing_ok=True)
 
 
 class Pulse:

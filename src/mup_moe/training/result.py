@@ -8,10 +8,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mup_moe.files import UserError, atomic_write, claim_folder, file_digest, write_csv, write_json
+from mup_moe.files import UserError, atomic_write, atomic_writes, claim_folder, csv_text, file_digest, json_text
 
 HISTORY, SUMMARY = "history.csv", "summary.json"
 _KEPT = ".kept"
@@ -100,11 +101,9 @@ class Result:
         except DamagedResultError:
             return {}
 
-    def keep(self, history: Sequence[Sequence[Any]], summary: dict[str, Any]) -> None:
-        """Writes the kept copy; the summary, which vouches for the history, comes last."""
-        (self._kept / SUMMARY).unlink(missing_ok=True)
-        write_csv(self._kept / HISTORY, history[0], history[1:])
-        write_json(self._kept / SUMMARY, _sealed(summary, file_digest(self._kept / HISTORY)))
+    def keep(self, history: Sequence[Sequence[Any]], summary: Mapping[str, Any]) -> None:
+        """Writes the kept copy: the history's rows, its header first, and what the summary says."""
+        keep_all({self: (history, summary)})
 
     def mend(self, request: str) -> bool:
         """Publishes the kept copy anew if it is whole and of the request with this digest; False if not."""
@@ -135,10 +134,7 @@ class Result:
                 f"{self._folder} has a result of another config, corpus or version: delete that folder to have this"
             )
         if there is None:
-            (self._kept / SUMMARY).unlink(missing_ok=True)
-            for path, content in zip(self.kept_files, (history, summary), strict=True):
-                with atomic_write(path) as file:
-                    file.write(content)
+            _write_all({self: (history, summary)})
         self.publish()
         return there is None
 
@@ -147,3 +143,21 @@ class Result:
         for name in (HISTORY, SUMMARY):
             with (self._kept / name).open("rb") as source, atomic_write(self._folder / name) as target:
                 shutil.copyfileobj(source, target)
+
+
+def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:
+    """Writes kept copies as `Result.keep`, all or none: who was trained together is done together."""
+    contents = {}
+    for result, (rows, summary) in results.items():
+        history = csv_text(rows[0], rows[1:]).encode()
+        sealed = _sealed(summary, hashlib.sha256(history).hexdigest())
+        contents[result] = history, json_text(sealed).encode()
+    _write_all(contents)
+
+
+def _write_all(contents: Mapping[Result, tuple[bytes, bytes]]) -> None:
+    # The summary, which vouches for the history, comes after it.
+    paths = [path for result in contents for path in result.kept_files]
+    with atomic_writes(paths) as files:
+        for file, content in zip(files, chain.from_iterable(contents.values()), strict=True):
+            file.write(content)

@@ -1,8 +1,8 @@
 """A fault inside of a process: read from FAULT (JSON) as Python starts, for this folder is first on PYTHONPATH.
 
-does: a signal's name, or a function of this module. at: "step" (before one is taken) or "file" (before an
-operation on a file under `folder`); it strikes at the `number`-th of them, `after` so many seconds, in the first
-process that gets there only: `once` is the file that this one leaves. set: attributes of modules, by name.
+does: a signal's name, or a function of this module. at: "step" (before one is taken), "file" (before an operation
+on a file under `folder`) or "never". It strikes at the `number`-th of them, `after` so many seconds, and in the first
+process alone that gets there, which leaves the file `once`. set: attributes of modules, by name.
 """
 
 import importlib.machinery
@@ -69,7 +69,9 @@ def strike(stack=None):
     if number is None:
         globals()[TOLD["does"]](stack)
     elif TOLD["after"]:
-        threading.Timer(TOLD["after"], os.kill, (os.getpid(), number)).start()
+        timer = threading.Timer(TOLD["after"], os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
     else:
         os.kill(os.getpid(), number)
 
@@ -91,10 +93,10 @@ def before_operations():
     count = itertools.count(1)
 
     def counted(event, arguments):
-        named = arguments and isinstance(arguments[0], str | os.PathLike)
-        if event in OPERATIONS and named and os.path.abspath(arguments[0]).startswith(TOLD["folder"]):
-            if next(count) == TOLD["number"]:
-                strike()
+        if event not in OPERATIONS or not isinstance(arguments[0], str | os.PathLike):
+            return
+        if Path(arguments[0]).absolute().is_relative_to(TOLD["folder"]) and next(count) == TOLD["number"]:
+            strike()
 
     sys.addaudithook(counted)
 
@@ -105,7 +107,9 @@ class Changes(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         spec = super().find_spec(name, path, target)
-        changes = {key.rpartition(".")[2]: value for key, value in TOLD["set"].items() if key.rpartition(".")[0] == name}
+        changes = {
+            key.rpartition(".")[2]: value for key, value in TOLD["set"].items() if key.rpartition(".")[0] == name
+        }
         counts_steps = name == "mup_moe.training.stack" and TOLD["at"] == "step"
         if spec is None or not (changes or counts_steps):
             return spec

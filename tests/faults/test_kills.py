@@ -1,0 +1,193 @@
+"""Processes that are killed, at random moments and again and again."""
+
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from faults.commands import (
+    aggregate_command,
+    assert_same_files,
+    assert_same_results,
+    continued_steps,
+    damage,
+    end,
+    finish,
+    left_in,
+    next_step,
+    run,
+    start,
+    tokenize_command,
+)
+from faults.conftest import Inject, TrainCommand
+from faults.ledger import GOES_ON, SAME_BYTES, Ledger
+from mup_moe.data.tokens import MANIFEST
+from mup_moe.training.request import TrainingRequest
+from test_data import committed
+
+KILLS = 5
+
+by_signal = pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+
+
+def ended_by(name: str) -> set[int]:
+    """The exit status of who was ended by a signal, whether it heard of it or not."""
+    number = signal.Signals[name]
+    return {-number} if name == "SIGKILL" else {-number, 128 + number}
+
+
+# Seconds between checkpoints, and what is counted up to which number.
+MOMENTS: dict[str, tuple[float, str, int]] = {
+    "while training": (0.02, "step", 50),
+    "while checkpoints are written": (0, "file", 400),
+    "while results are written": (1000, "file", 140),
+}
+
+
+@by_signal
+@pytest.mark.parametrize("where", MOMENTS)
+def test_training_that_is_killed_again_and_again_goes_on(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+    name: str,
+    where: str,
+) -> None:
+    seconds, at, most = MOMENTS[where]
+    with ledger.trial(name, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
+        while trial.strikes < KILLS:
+            out = tmp_path / f"cells{trial.strikes}"
+            command = train(out, "--checkpoint-seconds", str(seconds))
+            done = None
+            while done is None or done.returncode != 0:
+                step = next_step(curve, out)
+                moment = {"number": chance.randint(1, most), "after": chance.choice([0, chance.uniform(0, 0.01)])}
+                fault = inject(name, at=at, folder=str(out), **moment) if trial.strikes < KILLS else {}
+                done = run(command, fault)
+                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                assert "starting from step 0" not in done.stderr
+                said = continued_steps(done.stderr)
+                # Who is killed early has said nothing yet.
+                assert said == [step] * (step > 0) or (done.returncode and not said), (said, step)
+                if done.returncode:
+                    trial.struck(out)
+                if stopped := re.search(r"stopped by SIGTERM at step (\d+): run it again", done.stderr):
+                    assert next_step(curve, out) == int(stopped[1])
+            assert_same_results(curve, out, undisturbed)
+
+
+@by_signal
+def test_tokenization_that_is_killed_again_and_again_goes_on(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    corpus_json: str,
+    tokens_folder: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    # A corpus of a test's size has one batch otherwise, and nothing worth a commit.
+    often = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
+    with ledger.trial(name, "while a corpus is tokenized", SAME_BYTES) as trial:
+        while trial.strikes < KILLS:
+            out = tmp_path / f"tokens{trial.strikes}"
+            done = None
+            while done is None or done.returncode != 0:
+                begun = committed(out)
+                moment = {"number": chance.randint(1, 150), "after": chance.choice([0, chance.uniform(0, 0.01)])}
+                at = "file" if trial.strikes < KILLS else "never"
+                done = run(
+                    tokenize_command(corpus_json, out), inject(name, at=at, folder=str(out), set=often, **moment)
+                )
+                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                assert not begun or "continuing after" in done.stderr or done.returncode
+                if done.returncode:
+                    trial.struck(out)
+                    assert committed(out) >= begun or (out / MANIFEST).exists()
+            assert_same_files(out, tokens_folder)
+
+
+@by_signal
+def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    undisturbed: Path,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    cells, tables = shutil.copytree(undisturbed, tmp_path / "out" / "cells"), tmp_path / "out" / "tables"
+    finish(aggregate_command(curve, undisturbed, tmp_path / "runs.csv"))
+    with ledger.trial(name, "while results are aggregated", SAME_BYTES) as trial:
+        trial.keeps(cells)
+        while trial.strikes < KILLS:
+            shutil.rmtree(tables, ignore_errors=True)
+            # So that there is something to restore, too, on the way.
+            damage(chance, chance.choice(list(cells.glob("*/summary.json"))))
+            done = None
+            while done is None or done.returncode != 0:
+                moment = {"number": chance.randint(1, 40), "after": chance.choice([0, chance.uniform(0, 0.001)])}
+                fault = inject(name, at="file", folder=str(tmp_path / "out"), **moment) if trial.strikes < KILLS else {}
+                done = run(aggregate_command(curve, cells, tables / "runs.csv"), fault)
+                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                trial.strikes += done.returncode != 0
+            assert (tables / "runs.csv").read_bytes() == (tmp_path / "runs.csv").read_bytes()
+            assert left_in(tables) == {"runs.csv"}
+        assert_same_results(curve, cells, undisturbed)
+
+
+def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "cells"
+    command = train(out, "--checkpoint-seconds", "0.02")
+    with ledger.trial("two processes", "the same cells, the first one killed", GOES_ON) as trial:
+        # Stopped rather than fast, so that the second is there in time.
+        first = start(command, inject("SIGSTOP", number=chance.randint(30, 90)))
+        while not next_step(curve, out):
+            assert first.poll() is None
+            time.sleep(0.01)
+        second = start(command)
+        assert second.stderr is not None
+        assert "another process is working in" in second.stderr.readline()
+        first.kill()
+        assert end(first).returncode == -signal.SIGKILL
+        trial.struck(out)
+        step = next_step(curve, out)
+        done = end(second)
+        assert done.returncode == 0, done.stderr
+        assert continued_steps(done.stderr) == [step]
+        assert step > 0
+        assert_same_results(curve, out, undisturbed)
+
+
+def test_two_processes_train_nothing_twice(
+    ledger: Ledger, curve: Sequence[TrainingRequest], train: TrainCommand, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "cells"
+    with ledger.trial(
+        "two processes", "the same cells, at once", "one waits for the other; no cell is trained twice"
+    ) as trial:
+        processes = [start(train(out)) for _ in range(2)]
+        said = [end(process) for process in processes]
+        trial.strikes += 1
+        assert [done.returncode for done in said] == [0, 0], said
+        # Who trains shows how far it is.
+        assert sorted("3 cells: " in done.stderr for done in said) == [False, True]
+        assert_same_results(curve, out, undisturbed)

@@ -1,0 +1,154 @@
+"""Clocks, memory and GPUs that fail, and processes that hang."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from conftest import make_request
+from faults.commands import (
+    assert_same_results,
+    continued_steps,
+    finish,
+    next_step,
+    one_sentence,
+    run,
+)
+from faults.conftest import Inject, TrainCommand
+from faults.ledger import GOES_ON, Ledger
+from mup_moe.training.heartbeat import Failure
+from mup_moe.training.request import TrainingRequest
+
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+SENTENCE_AND_ON = f"one sentence; run again, {GOES_ON}"
+
+
+def test_a_clock_that_is_turned_back(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    if FAKETIME is None:
+        pytest.skip("a clock that is turned back while a process runs: libfaketime is not installed")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    clock = {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(offset), "FAKETIME_NO_CACHE": "1"}
+    # Seconds since the machine was started go on.
+    clock |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    out = tmp_path / "cells"
+    command = train(out, "--checkpoint-seconds", "0.02")
+    with ledger.trial("clock turned back a day", "in the middle of a run, killed and run again", GOES_ON) as trial:
+        finish(train(tmp_path / "whole"), inject("turn_back_clock", number=chance.randint(10, 60)) | clock)
+        assert offset.read_text() == "-1d"
+        assert_same_results(curve, tmp_path / "whole", undisturbed)
+        offset.write_text("+0")
+        run(command, inject("SIGKILL", number=chance.randint(30, 60)) | clock)
+        trial.struck(out)
+        step = next_step(curve, out)
+        offset.write_text("-1d")
+        said = finish(command, clock)
+        assert continued_steps(said) == [step]
+        assert step > 0
+        assert_same_results(curve, out, undisturbed)
+        trial.struck(out)
+        # Today again: nothing is trained, by files of yesterday or of tomorrow.
+        assert "step" not in finish(command)
+        assert_same_results(curve, out, undisturbed)
+
+
+def test_a_process_that_hangs_is_ended(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "cells"
+    command = train(out, "--checkpoint-seconds", "0.02", "--hang-seconds", "5")
+    with ledger.trial("a process hangs", "at some step", SENTENCE_AND_ON) as trial:
+        said = one_sentence(run(command, inject("hang", number=chance.randint(30, 90))))
+        assert "no step for 5 s" in said
+        trial.struck(out)
+        step = next_step(curve, out)
+        assert step > 0
+        assert continued_steps(finish(command)) == [step]
+        assert_same_results(curve, out, undisturbed)
+
+
+def test_a_gpu_that_disappears(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "cells"
+    command = train(out, "--checkpoint-seconds", "0.02")
+    with ledger.trial("the GPU disappears (simulated)", "at some step", SENTENCE_AND_ON) as trial:
+        said = one_sentence(run(command, inject("lose_gpu", number=chance.randint(30, 60))))
+        assert "the GPU failed: run the same command again" in said
+        trial.struck(out)
+        failure = Failure.read(out / curve[0].cell.id)
+        assert failure is not None
+        assert failure.reason in said
+        step = next_step(curve, out)
+        assert step > 0
+        assert continued_steps(finish(command)) == [step]
+        assert_same_results(curve, out, undisturbed)
+
+
+def test_memory_of_the_gpu_that_is_too_small(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "cells"
+    command = train(out, "--checkpoint-seconds", "0.02")
+    where = "a stack of three cells, at some step"
+    with ledger.trial(
+        "too little memory of the GPU (simulated)", where, "goes on in smaller stacks, to the same bytes"
+    ) as trial:
+        said = finish(command, inject("fill_gpu", number=chance.randint(30, 60)))
+        trial.struck(out)
+        assert "3 cells do not fit in the GPU's memory at once: trying 2" in said
+        first, *_ = continued_steps(said)
+        assert first > 0
+        assert_same_results(curve, out, undisturbed)
+
+
+def test_memory_of_the_machine_that_is_too_small(
+    ledger: Ledger,
+    chance: random.Random,
+    inject: Inject,
+    curve: Sequence[TrainingRequest],
+    train: TrainCommand,
+    undisturbed: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "cells"
+    large = make_request(width=128, steps=4, batch_size=512)
+    command = train(out, cells=[*curve, large])
+    where = "models of one shape among others that fit"
+    expected = "one sentence; the others are trained; run again with more memory, ends with the same bytes"
+    with ledger.trial("too little memory of the machine", where, expected) as trial:
+        leave = chance.randrange(40 * 2**20)
+        said = one_sentence(run(command, inject("fill_memory", number=chance.randint(10, 60), leave=leave)))
+        assert "the memory is too small" in said
+        trial.struck(out)
+        assert_same_results(curve, out, undisturbed)
+        finish(command)
+        finish(train(tmp_path / "large", cells=[large]))
+        assert_same_results([large], out, tmp_path / "large")
