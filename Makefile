@@ -2,6 +2,9 @@
 # make paper     the same for every result of the paper, and results/report.html with all of them
 # make test      set everything up and pass all tests
 # make benchmark how fast this machine trains, beside transformers (an hour)
+# make slurm-test  the tests on a real SLURM, which they bring up (root; apt-get install slurm-wlm munge)
+# make faults    the fault suite three times over, with docs/faults.md as its report
+# make soak      500 cells on that SLURM, something killed every few seconds: docs/soak.md (40 minutes)
 # make gpu-check on a GPU machine, without Snakemake or network: docs/offsite.md
 PYTHON ?= python3
 CORES ?= all
@@ -11,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: figure1 paper test lint lock benchmark gpu-jobs gpu-check
+.PHONY: figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)
@@ -36,7 +39,17 @@ benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/tokenization.py
+	$(BIN)/python benchmarks/checkpoints.py
 	$(BIN)/python benchmarks/plot.py
+
+slurm-test: $(VENV)/dev.stamp
+	MUP_MOE_NEEDS_SLURM=1 $(BIN)/pytest tests/slurm
+
+faults: $(VENV)/dev.stamp
+	$(BIN)/pytest tests/faults --fault-rounds 3 --fault-report docs/faults.md
+
+soak: $(VENV)/dev.stamp
+	$(BIN)/python tests/slurm/soak.py
 
 # At home: what gpu-check takes along, in results/gpu and results/data.
 gpu-jobs: $(VENV)/run.stamp

@@ -37,6 +37,8 @@ from mup_moe.training.request import TrainingRequest  # noqa: E402
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer  # noqa: E402
 
 VOCABULARY = 1024
+# Replicas of a stack where the device takes as many as there are: the learning rates of a curve.
+CURVE = 9
 OURS, PEER = "mup-moe", "transformers"
 PROVENANCE = ("torch", "transformers", "cpu", "gpu", "threads", "date")
 WARM_UP_STEPS = 3
@@ -135,7 +137,7 @@ class Model:
     flops_per_token: int
 
 
-def build_ours(variant: Variant, base: TrainingRequest) -> Model:
+def trainer_of(variant: Variant, base: TrainingRequest) -> Trainer:
     """A stack of our own, trained as `mup_moe train` does."""
     device = torch.device(variant.device)
     if variant.device == "cuda":
@@ -148,7 +150,12 @@ def build_ours(variant: Variant, base: TrainingRequest) -> Model:
         replace(request, cell=replace(request.cell, learning_rate=LearningRate(_SLOWEST_RATE * 2 ** (i / 4)), seed=s))
         for s, i in (divmod(replica, _RATES) for replica in range(variant.replicas))
     ]
-    trainer = Trainer(requests, tokens, tokens, VOCABULARY, device, variant.step)
+    return Trainer(requests, tokens, tokens, VOCABULARY, device, variant.step)
+
+
+def build_ours(variant: Variant, base: TrainingRequest) -> Model:
+    """What is timed of such a stack."""
+    trainer = trainer_of(variant, base)
     size = trainer.size
     return Model(
         run=lambda steps: trainer.run(trainer.step + steps),

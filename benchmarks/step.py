@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from common import (
+    CURVE,
     OURS,
     PEER,
     PROVENANCE,
@@ -62,8 +63,6 @@ COLUMNS = (
 )
 
 
-CURVE = 9
-"""Replicas of a stack where the device takes as many as there are: the learning rates of a curve."""
 GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 

@@ -47,6 +47,18 @@ def request_file(tmp_path_factory) -> Path:
     return path
 
 
+def test_checkpoints_are_weighed_against_the_time_between_them(tmp_path):
+    out = tmp_path / "checkpoints.csv"
+    run("checkpoints", "--widths", 16, "--rounds", 2, "--folder", tmp_path, "--out", out)
+    table = pd.read_csv(out)
+    assert_measured(table, "step_ms", "checkpoint_mb", "checkpoint_ms", "heartbeat_ms", "overhead_percent")
+    # A parameter and its two moments, in float32, of each replica.
+    assert table["checkpoint_mb"][0] >= 12e-6 * table["parameters"][0] * table["replicas"][0]
+    by_hand = table["checkpoint_ms"] / table["checkpoint_seconds"] + table["heartbeat_ms"] / table["heartbeat_seconds"]
+    np.testing.assert_allclose(table["overhead_percent"], by_hand / 10, atol=2e-3)
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_step_compares_with_the_best_peer(tmp_path):
     out = tmp_path / "step.csv"
     run("step", "--widths", 16, "--architectures", "moe", "--seconds", 0.1, "--no-compile", "--out", out)

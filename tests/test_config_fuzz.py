@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT
+from conftest import ROOT, copy_project, snakemake
 from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
@@ -409,3 +409,40 @@ def test_a_preset_is_one_of_those_there_are():
         with pytest.raises(ConfigError, match=r"`preset` is .* but must be one of default, ") as error:
             read_preset(ROOT / "presets", name)
         assert sentences(error.value)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("mine.yaml", b"", "Config file must be given as JSON or YAML with keys at top level."),
+        ("mine.yaml", b"- a list", "Config file must be given as JSON or YAML with keys at top level."),
+        (
+            "mine.yaml",
+            b"preset: !!python/object/apply:os.system [touch pwned]",
+            "Config file is not valid JSON or YAML",
+        ),
+        ("mine.yaml", b"preset: !!python/name:os.system", "mine.yaml cannot be read as YAML: line 1"),
+        ("mine.yaml", LAUGHS.encode(), "mine.yaml: `j` holds more than 2,000,000 characters"),
+        (
+            "mine.yaml",
+            b"setups: {}\nsetups: {}",
+            "mine.yaml cannot be read as YAML: line 2, column 1: the key 'setups'",
+        ),
+        ("config.yaml", b"preset: d\xe9faut", "config.yaml cannot be read as YAML: 'utf-8' codec"),
+        (
+            "config.yaml",
+            b"__use_yte__: true\nx: ?__import__('os').system('touch pwned')",
+            "config.yaml has `__use_yte__`",
+        ),
+    ],
+)
+def test_snakemake_tells_it_in_a_sentence_and_executes_nothing(name, text, expected, tmp_path):
+    project = copy_project(tmp_path / "project")
+    (project / name).write_bytes(text)
+    options = () if name == "config.yaml" else ("--configfile", name)
+    done = snakemake(project, "results/table1.csv", "--cores", "1", "--dry-run", *options)
+    assert done.returncode == 1
+    assert expected in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (project / "pwned").exists()

@@ -239,11 +239,34 @@ def test_every_cell_is_in_one_job_with_cells_of_its_shape_and_its_figures(figure
     assert len(found) == len(keys)
 
 
+@given(figures=figures, lockstep=shared.filter(bool), least=st.integers(1, 20))
+def test_jobs_put_together_have_enough_cells_and_one_row_and_figures(figures, lockstep, least):
+    curves, found = jobs(figures, lockstep), jobs(figures, lockstep, least)
+    assert sorted(cell for cells in found.values() for cell in cells) == sorted(
+        cell for cells in curves.values() for cell in cells
+    )
+
+    def alike(cells):
+        rows = {cell.parametrization for cell in cells} if "parametrization" not in lockstep else {""}
+        return {(row, tuple(name for name in figures if cell in figures[name])) for cell in cells for row in rows}
+
+    for cells in found.values():
+        assert len(alike(cells)) == 1
+    # Whoever has too few has nobody left to join.
+    for cells in found.values():
+        others = [other for other in found.values() if other is not cells and alike(other) == alike(cells)]
+        assert len(cells) >= least or not others
+    # A curve is never parted.
+    for curve in curves.values():
+        assert sum(set(curve) <= set(cells) for cells in found.values()) == 1
+
+
 def test_jobs_are_named_by_what_their_cells_share():
     cells = cells_over(parametrization=["mup"], width=[32, 64])
     found = jobs({"a": cells, "b": cells[:2]}, ["learning_rate", "seed"])
     assert list(found) == ["small_moe_mup_w32_e8_g1", "small_moe_mup_w32_e8_g1~2", "small_moe_mup_w64_e8_g1"]
     assert all(isinstance(cell, Cell) for cells in found.values() for cell in cells)
+    assert list(jobs({"a": cells}, ["learning_rate", "seed"], 12)) == ["small_moe_mup_e8_g1"]
     assert len(jobs({"a": cells}, [])) == len(cells)
     assert math.prod(len(cells) for cells in jobs({"a": cells}, AXES[:1] + AXES[2:]).values()) > 1
 

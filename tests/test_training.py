@@ -21,12 +21,14 @@ from conftest import TABLE, VOCABULARY, make_request
 from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
 from mup_moe.provenance import source_digest
 from mup_moe.training import checkpoint
 from mup_moe.training.batches import Batches
-from mup_moe.training.capacity import replicas_on
-from mup_moe.training.checkpoint import Checkpoint, DamagedCheckpointError
+from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
+from mup_moe.training.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
 from mup_moe.training.code import SOURCES
 from mup_moe.training.command import even_parts
 from mup_moe.training.optimizer import schedule
@@ -230,6 +232,48 @@ def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("available", "steps"),
+    [
+        # Written in one go: all at the latest.
+        ([[20, 10], [20, 10]], [20, 20]),
+        # A kill between the renames: whoever is ahead steps back.
+        ([[30, 20], [20, 10], [30, 20]], [20, 20, 20]),
+        # Interrupted apart: each from its own.
+        ([[30, 20], [12, 11]], [30, 12]),
+        ([[30, 20], []], [30, 0]),
+        ([[], []], [0, 0]),
+    ],
+)
+def test_who_was_trained_together_goes_on_together(available, steps):
+    assert common_steps(available) == steps
+
+
+def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
+    def save(step):
+        checkpoint.save({tmp_path: Checkpoint(step, 0.0, "mine", {"a": torch.full((3,), float(step))})})
+
+    for step in (10, 20, 30):
+        save(step)
+    kept = Checkpoints(tmp_path, "mine")
+    assert kept.steps == [30, 20]
+    kept.go_on_from(20)
+    # The one stepped back from must not be taken for newer than what is saved next.
+    assert Checkpoints(tmp_path, "mine").steps == [20]
+    save(25)
+    assert Checkpoints(tmp_path, "mine").steps == [25, 20]
+    assert capsys.readouterr().err == ""
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    kept = Checkpoints(tmp_path, "mine")
+    assert kept.load(25) is None
+    assert kept.steps == [20]
+    assert "is damaged" in (told := capsys.readouterr().err)
+    assert "going on from step 20" in told
+    assert float(kept.load(20).tensors["a"][0]) == 20.0
+    assert Checkpoints(tmp_path, "another").steps == []
+
+
 def test_a_pickle_is_no_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     torch.save({"a": torch.ones(2)}, path)
@@ -327,6 +371,35 @@ def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
     assert len(parts) == -(-count // most)
     sizes = {len(part) for part in parts}
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and min(sizes) > 0)
+
+
+@given(
+    width=st.sampled_from([8, 16, 64, 256]),
+    experts=st.sampled_from([2, 8, 32]),
+    granularity=st.sampled_from([1, 2, 4]),
+    dense=st.booleans(),
+    final_norm=st.booleans(),
+    vocabulary=st.integers(257, 60_000),
+)
+@settings(deadline=None, max_examples=30)
+def test_memory_counts_the_parameters_that_a_model_has(width, experts, granularity, dense, final_norm, vocabulary):
+    one = {"architecture": "dense", "experts": 1} if dense else {"experts": experts, "granularity": granularity}
+    request = make_request(width=width, final_norm=final_norm, **one)
+    shape = ModelShape.of(request.cell, request.model, vocabulary)
+    counted = model_size(shape, request.model).parameters
+    assert parameters_of(shape, request.model) == counted
+
+
+def test_memory_grows_with_the_stack_and_is_of_the_largest_model():
+    small, large = make_request(width=64), make_request(width=512)
+
+    def mb(*requests, device="cpu", replicas="auto"):
+        return memory_mb(requests, 1000, device, replicas)
+
+    assert mb(small) < mb(small, small, replicas="2") < mb(*[small] * 6, replicas="6")
+    assert mb(small, large) == mb(large)
+    # On a GPU the models are not in main memory, however many; a checkpoint is.
+    assert mb(large, device="cuda") == mb(large, large, device="cuda") > mb(small, device="cuda")
 
 
 def test_a_stack_on_a_cpu_is_as_large_as_its_models_allow():

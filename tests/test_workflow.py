@@ -13,8 +13,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
-from conftest import SMOKE, TARGET, edit, make_project, smoke
+from conftest import ROOT, SMOKE, TARGET, edit, make_project, smoke
 from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
@@ -314,3 +315,11 @@ def test_two_runs_in_one_folder_are_refused(project):
 
 def test_progress_tells_what_is_done_and_what_is_left():
     assert re.search(r"\b30/63\b.*\[01:00<01:06", line(30, 63, 60.0))
+
+
+@pytest.mark.parametrize("name", ["slurm", "gpus"])
+def test_a_profile_holds_what_it_replaces(name):
+    default, other = (
+        yaml.safe_load((ROOT / f"profiles/{profile}/config.yaml").read_text()) for profile in ("default", name)
+    )
+    assert default.items() <= other.items()

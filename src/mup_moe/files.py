@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -157,6 +158,24 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def settle_times(paths: Iterable[Path]) -> None:
+    """Dates the files of these that are of the future just before now, in the order that they have.
+
+    A clock that was turned back leaves such files, and Snakemake refuses what is older than its inputs.
+    """
+    now = time.time_ns()
+    future: dict[int, list[Path]] = {}
+    for path in paths:
+        # Whose time cannot be set, Snakemake names.
+        with suppress(OSError):
+            if (changed := path.stat().st_mtime_ns) > now:
+                future.setdefault(changed, []).append(path)
+    for age, changed in enumerate(sorted(future, reverse=True), start=1):
+        for path in future[changed]:
+            with suppress(OSError):
+                os.utime(path, ns=(now, now - age * 1000))
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -197,12 +216,18 @@ _HELD: list[FileLock] = []
 def hold_folder(folder: Path) -> None:
     """Locks a folder against a second run, for as long as this process lives.
 
-    The lock is the kernel's: it goes with the process, however that dies. Raises UserError if taken.
+    The lock is the kernel's: it goes with the process, however that dies. Raises UserError if taken, or
+    if the folder cannot be written.
     """
     make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        # Whoever only looks whether it is taken holds it for a moment.
+        lock.acquire(timeout=1)
+        # A lock that is there already takes no writing.
+        tempfile.TemporaryFile(dir=folder).close()
     except Timeout:
         raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first") from None
+    except OSError as error:
+        raise UserError(_cannot_be_written(folder, error)) from error
     _HELD.append(lock)

@@ -1,7 +1,9 @@
 """Options, what was tried, and a small corpus and curve for faults to strike."""
 
 import json
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,5 +128,15 @@ def undisturbed(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -
 def interrupted(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The curve's cells, killed at a step where each has two checkpoints; not to be changed."""
     folder = tmp_path_factory.mktemp("interrupted")
-    run(train(folder / "cells", "--checkpoint-seconds", "0"), injector(folder)("SIGKILL", number=20))
+    run(train(folder / "cells", "--checkpoint-seconds", "0"), injector(folder)("SIGKILL", number=15))
     return folder / "cells"
+
+
+@pytest.fixture
+def bound() -> list[str]:
+    """What a command begins with for permissions to bind it, too, where it is root's."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("a folder that cannot be written: nothing binds root here, where setpriv is absent")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"]

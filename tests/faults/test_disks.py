@@ -120,16 +120,6 @@ def test_a_disk_that_is_full_of_tables(
         assert left_in(disk) == {"runs.csv"}
 
 
-@pytest.fixture
-def bound() -> list[str]:
-    """What a command begins with for permissions to bind it, too, where it is root's."""
-    if os.geteuid() != 0:
-        return []
-    if shutil.which("setpriv") is None:
-        pytest.skip("a folder that cannot be written: nothing binds root here, where setpriv is absent")
-    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"]
-
-
 def test_folders_that_cannot_be_written(
     ledger: Ledger,
     curve: Sequence[TrainingRequest],

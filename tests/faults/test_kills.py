@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,15 +31,17 @@ from mup_moe.data.tokens import MANIFEST
 from mup_moe.training.request import TrainingRequest
 from test_data import committed
 
-KILLS = 5
+KILLS = 6
 
-by_signal = pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+SIGNALS = "SIGKILL or SIGTERM"
+# Who hears of a signal says so; who does not is ended by it.
+STATUSES = {0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def ended_by(name: str) -> set[int]:
-    """The exit status of who was ended by a signal, whether it heard of it or not."""
-    number = signal.Signals[name]
-    return {-number} if name == "SIGKILL" else {-number, 128 + number}
+def kill(chance: random.Random, inject: Inject, most: int, seconds: float, **told: Any) -> dict[str, str]:
+    """A kill at or soon after one of the first moments."""
+    after = chance.choice([0, chance.uniform(0, seconds)])
+    return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(1, most), after=after, **told)
 
 
 # Seconds between checkpoints, and what is counted up to which number.
@@ -49,7 +52,6 @@ MOMENTS: dict[str, tuple[float, str, int]] = {
 }
 
 
-@by_signal
 @pytest.mark.parametrize("where", MOMENTS)
 def test_training_that_is_killed_again_and_again_goes_on(
     ledger: Ledger,
@@ -59,21 +61,19 @@ def test_training_that_is_killed_again_and_again_goes_on(
     train: TrainCommand,
     undisturbed: Path,
     tmp_path: Path,
-    name: str,
     where: str,
 ) -> None:
     seconds, at, most = MOMENTS[where]
-    with ledger.trial(name, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
+    with ledger.trial(SIGNALS, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
         while trial.strikes < KILLS:
             out = tmp_path / f"cells{trial.strikes}"
             command = train(out, "--checkpoint-seconds", str(seconds))
             done = None
             while done is None or done.returncode != 0:
                 step = next_step(curve, out)
-                moment = {"number": chance.randint(1, most), "after": chance.choice([0, chance.uniform(0, 0.01)])}
-                fault = inject(name, at=at, folder=str(out), **moment) if trial.strikes < KILLS else {}
+                fault = kill(chance, inject, most, 0.01, at=at, folder=str(out)) if trial.strikes < KILLS else {}
                 done = run(command, fault)
-                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                assert done.returncode in STATUSES, done.stderr
                 assert "starting from step 0" not in done.stderr
                 said = continued_steps(done.stderr)
                 # Who is killed early has said nothing yet.
@@ -85,7 +85,6 @@ def test_training_that_is_killed_again_and_again_goes_on(
             assert_same_results(curve, out, undisturbed)
 
 
-@by_signal
 def test_tokenization_that_is_killed_again_and_again_goes_on(
     ledger: Ledger,
     chance: random.Random,
@@ -93,22 +92,19 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
     corpus_json: str,
     tokens_folder: Path,
     tmp_path: Path,
-    name: str,
 ) -> None:
     # A corpus of a test's size has one batch otherwise, and nothing worth a commit.
     often = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
-    with ledger.trial(name, "while a corpus is tokenized", SAME_BYTES) as trial:
+    with ledger.trial(SIGNALS, "while a corpus is tokenized", SAME_BYTES) as trial:
         while trial.strikes < KILLS:
             out = tmp_path / f"tokens{trial.strikes}"
             done = None
             while done is None or done.returncode != 0:
                 begun = committed(out)
-                moment = {"number": chance.randint(1, 150), "after": chance.choice([0, chance.uniform(0, 0.01)])}
                 at = "file" if trial.strikes < KILLS else "never"
-                done = run(
-                    tokenize_command(corpus_json, out), inject(name, at=at, folder=str(out), set=often, **moment)
-                )
-                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                fault = kill(chance, inject, 150, 0.01, at=at, folder=str(out), set=often)
+                done = run(tokenize_command(corpus_json, out), fault)
+                assert done.returncode in STATUSES, done.stderr
                 assert not begun or "continuing after" in done.stderr or done.returncode
                 if done.returncode:
                     trial.struck(out)
@@ -116,7 +112,6 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
             assert_same_files(out, tokens_folder)
 
 
-@by_signal
 def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
     ledger: Ledger,
     chance: random.Random,
@@ -124,11 +119,10 @@ def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
     curve: Sequence[TrainingRequest],
     undisturbed: Path,
     tmp_path: Path,
-    name: str,
 ) -> None:
     cells, tables = shutil.copytree(undisturbed, tmp_path / "out" / "cells"), tmp_path / "out" / "tables"
     finish(aggregate_command(curve, undisturbed, tmp_path / "runs.csv"))
-    with ledger.trial(name, "while results are aggregated", SAME_BYTES) as trial:
+    with ledger.trial(SIGNALS, "while results are aggregated", SAME_BYTES) as trial:
         trial.keeps(cells)
         while trial.strikes < KILLS:
             shutil.rmtree(tables, ignore_errors=True)
@@ -136,10 +130,9 @@ def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
             damage(chance, chance.choice(list(cells.glob("*/summary.json"))))
             done = None
             while done is None or done.returncode != 0:
-                moment = {"number": chance.randint(1, 40), "after": chance.choice([0, chance.uniform(0, 0.001)])}
-                fault = inject(name, at="file", folder=str(tmp_path / "out"), **moment) if trial.strikes < KILLS else {}
-                done = run(aggregate_command(curve, cells, tables / "runs.csv"), fault)
-                assert done.returncode in {0, *ended_by(name)}, done.stderr
+                fault = kill(chance, inject, 40, 0.001, at="file", folder=str(tmp_path / "out"))
+                done = run(aggregate_command(curve, cells, tables / "runs.csv"), fault if trial.strikes < KILLS else {})
+                assert done.returncode in STATUSES, done.stderr
                 trial.strikes += done.returncode != 0
             assert (tables / "runs.csv").read_bytes() == (tmp_path / "runs.csv").read_bytes()
             assert left_in(tables) == {"runs.csv"}

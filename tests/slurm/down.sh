@@ -7,7 +7,7 @@ sleep 1
 for file in "$folder"/slurmd-*.pid "$folder"/slurmctld.pid; do
   [ -s "$file" ] || continue
   pid=$(cat "$file")
-  kill "$pid"
+  kill "$pid" 2> /dev/null
   # The next one wants the same ports. Where nobody reaps, a dead process stays as a zombie.
   for _ in $(seq 40); do
     grep -qs "^State:\s*[^Z]" "/proc/$pid/status" || break

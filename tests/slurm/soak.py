@@ -56,8 +56,8 @@ def main() -> None:
     quiet_seconds = time.monotonic() - start
     print(f"quiet run: {quiet_seconds:.0f} s", flush=True)
     disturbed = make_sweep(folder / "disturbed", arguments)
-    subprocess.run([HERE / "up.sh", folder / "slurm"], check=True, env=os.environ | {"SLURM_CPUS": "4"})
     try:
+        subprocess.run([HERE / "up.sh", folder / "slurm"], check=True)
         soak = Soak(disturbed, folder, random.Random(arguments.random))
         soak.run(60 * arguments.minutes)
     finally:
@@ -208,7 +208,7 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
         provenance.machine(),
         provenance.versions("torch", "snakemake", "snakemake-executor-plugin-slurm"),
     )
-    slurm = _output("sinfo", "--version").strip()
+    slurm = _output("slurmctld", "-V").strip()
     facts = {
         "cells": len(theirs),
         "cells done": len(ours),

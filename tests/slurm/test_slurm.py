@@ -41,12 +41,8 @@ def run(*command: str) -> str:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
     """Brings SLURM up; called with settings of up.sh, anew with those."""
-    absent = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
-    reason = f"SLURM is not installed ({', '.join(absent)})" if absent else "" if os.getuid() == 0 else "needs root"
-    if reason:
-        # CI says that it has it: then a test that is skipped is one that fails.
-        assert "MUP_MOE_NEEDS_SLURM" not in os.environ, reason
-        pytest.skip(reason)
+    if "MUP_MOE_NEEDS_SLURM" not in os.environ:
+        pytest.skip("starts daemons on this machine: `make slurm-test` asks for it")
     folders: list[Path] = []
 
     def bring_up(**settings: str) -> None:

@@ -3,7 +3,6 @@
 # (apt-get install slurm-wlm munge); down.sh FOLDER ends it. Settings that tests change:
 #   KILL_WAIT    seconds between SLURM's TERM and its KILL
 #   GRACE        seconds that a preempted job has
-#   SLURM_CPUS   of a node; this machine's
 #   PREEMPT      what becomes of it: REQUEUE or CANCEL
 set -euo pipefail
 folder=$(realpath -m "${1:?folder}")
@@ -12,6 +11,8 @@ if [ -e /etc/slurm/slurm.conf ] && [ ! -L /etc/slurm/slurm.conf ]; then
   echo "/etc/slurm/slurm.conf is there already: this machine has a SLURM of its own" >&2
   exit 1
 fi
+# One that was left behind would keep the ports.
+[ -L /etc/slurm/slurm.conf ] && "$(dirname "$0")/down.sh" "$(dirname "$(readlink /etc/slurm/slurm.conf)")"
 mkdir -p "$folder"/{state,log} /etc/slurm
 
 install -d -o munge -g munge -m 0755 /run/munge
@@ -46,14 +47,12 @@ SchedulerParameters=sched_interval=2,bf_interval=2
 GresTypes=gpu
 ReturnToService=2
 SlurmdTimeout=60
-# A node may claim more cores than there are.
-SlurmdParameters=config_overrides
 MinJobAge=300
 KillWait=${KILL_WAIT:-5}
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=${PREEMPT:-REQUEUE}
-NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((17900 + nodes))] CPUs=${SLURM_CPUS:-$cores} RealMemory=8000 Gres=gpu:test:2
+NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((17900 + nodes))] CPUs=$cores RealMemory=8000 Gres=gpu:test:2
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=${GRACE:-5}
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from mup_moe.config.settings import ModelSettings
 from mup_moe.files import UserError
 from mup_moe.model.shape import ModelShape
 from mup_moe.training.request import TrainingRequest
@@ -44,7 +45,7 @@ def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type:
 
 
 def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:
-    parameters = parameters_of(shape, cells[0].model.blocks)
+    parameters = parameters_of(shape, cells[0].model)
     saved = _SAVED_BYTES * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
@@ -58,9 +59,11 @@ def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str,
     return _CPU_PROCESS_MB + round(_SLACK * (stack + saved) / 1e6)
 
 
-def parameters_of(shape: ModelShape, blocks: int) -> int:
-    """About how many parameters a model has: its matrices."""
+def parameters_of(shape: ModelShape, model: ModelSettings) -> int:
+    """The parameters of a model, as `model_size` counts them on the model itself."""
     attention = 4 * shape.width**2
     router = 0 if shape.dense else shape.width * shape.experts
     experts = 2 * shape.experts * shape.width * shape.expert_size
-    return 2 * shape.vocabulary * shape.width + blocks * (attention + router + experts)
+    norms = shape.width * (4 * model.blocks + (2 if model.final_norm else 0))
+    embeddings = shape.width * (2 * shape.vocabulary + model.sequence)
+    return embeddings + norms + model.blocks * (attention + router + experts)

@@ -139,8 +139,9 @@ class Pulse:
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(max(0.0, self._beaten + self._seconds - time.monotonic())):
             if time.monotonic() - self._beaten >= self._seconds:
+                # On a line of its own, where a bar was.
                 print(
-                    f"mup-moe: no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on"
+                    f"\nmup-moe: no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on"
                     " from its checkpoint; raise `execution.hang_seconds` if its steps may take so long",
                     file=sys.stderr,
                 )

@@ -1,0 +1,172 @@
+"""Whole workflows that are struck, by way of Snakemake."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from conftest import SMOKE, edit, make_project
+from faults.commands import PATIENCE, end, start
+from faults.conftest import HOOKS, Inject
+from faults.ledger import GOES_ON, ONE_SENTENCE, SAME_BYTES, Ledger
+from test_workflow import planned
+
+pytestmark = pytest.mark.workflow
+
+TABLE = "results/figure1/runs.csv"
+COMMAND = [sys.executable, "-m", "snakemake", *SMOKE, TABLE]
+TABLES = ("figure1", "runs.csv", "optima.csv")
+KILLS = 3
+
+
+def launch(project: Path, *options: str, environment: dict[str, str] | None = None, bound: list[str] | None = None):
+    """Snakemake as a process group of its own; one stream, as it tells some errors on standard output."""
+    return start(
+        [*(bound or []), *COMMAND, *options],
+        # As a user has it.
+        {**(environment or {}), "PYTHONPATH": ""},
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def make(project: Path, *options: str, environment: dict[str, str] | None = None) -> str:
+    """Runs it to its end; returns what it says."""
+    done = end(launch(project, *options, environment=environment))
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def in_jobs(folder: Path, fault: dict[str, str]) -> dict[str, str]:
+    """The environment by which a fault comes to the jobs of a Snakemake, which have a PYTHONPATH of their own."""
+    script = folder / "bash_env"
+    script.write_text(f'python() {{ PYTHONPATH="{HOOKS}:$PYTHONPATH" command python "$@"; }}\n')
+    return {"BASH_ENV": str(script), "FAULT": fault["FAULT"]}
+
+
+def make_sweep(folder: Path) -> Path:
+    """A curve of two cells that take long enough to be struck."""
+    project = make_project(folder)
+    edit(project, "figures.figure1.axes.parametrization", ["mup"])
+    edit(project, "figures.figure1.axes.width", [8])
+    edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6"])
+    edit(project, "setups.small.training.steps", 200)
+    edit(project, "execution.checkpoint_seconds", 0.1)
+    return project
+
+
+@pytest.fixture(scope="session")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sweep, done without disturbance; not to be changed."""
+    project = make_sweep(tmp_path_factory.mktemp("quiet") / "project")
+    make(project)
+    return project
+
+
+@pytest.fixture
+def sweep(quiet: Path, tmp_path: Path) -> Path:
+    """The sweep with its tokens made, and no cell."""
+    return shutil.copytree(quiet, tmp_path / "project", ignore=shutil.ignore_patterns("cells", *TABLES))
+
+
+def assert_as_quiet(project: Path, quiet: Path) -> None:
+    """The table is the same, seconds apart, and so are the histories; nothing is left half-done."""
+    ours, theirs = (pd.read_csv(folder / TABLE).drop(columns="wall_seconds") for folder in (project, quiet))
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+    for path in quiet.glob("results/cells/*/history.csv"):
+        assert (project / path.relative_to(quiet)).read_bytes() == path.read_bytes()
+    assert not list((project / "results").rglob("*.part"))
+
+
+def test_a_workflow_that_is_killed_again_and_again_goes_on(
+    ledger: Ledger, chance: random.Random, quiet: Path, tmp_path: Path
+) -> None:
+    with ledger.trial("SIGKILL or SIGTERM", "at Snakemake with its jobs, or alone", SAME_BYTES) as trial:
+        project, seconds = make_sweep(tmp_path / "project"), 8.0
+        while trial.strikes < KILLS:
+            process = launch(project)
+            time.sleep(chance.uniform(0, seconds))
+            number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+            # Alone, it leaves jobs behind that work on.
+            chance.choice([os.kill, os.killpg])(process.pid, number)
+            process.wait(PATIENCE)
+            trial.struck(project / "results")
+        make(project)
+        assert_as_quiet(project, quiet)
+        assert planned(project, TABLE) == {}
+
+
+def test_a_second_snakemake_leaves_the_first_one_alone(
+    ledger: Ledger, inject: Inject, sweep: Path, quiet: Path, tmp_path: Path
+) -> None:
+    expected = "the second is refused in one sentence; the first ends with the same bytes"
+    with ledger.trial("two Snakemakes", "in one folder", expected) as trial:
+        first = launch(sweep, environment=in_jobs(tmp_path, inject("SIGSTOP", number=100)))
+        while not list(sweep.glob("results/cells/*/checkpoint.safetensors")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = end(launch(sweep))
+        assert second.returncode == 1
+        assert "another run is working in results: wait for it to end, or stop it first" in second.stdout
+        assert "Traceback" not in second.stdout
+        trial.struck(sweep / "results")
+        while first.poll() is None:
+            # It may not have stopped yet.
+            os.killpg(first.pid, signal.SIGCONT)
+            time.sleep(0.2)
+        assert first.returncode == 0
+        assert_as_quiet(sweep, quiet)
+
+
+def test_a_gpu_that_disappears_is_tried_again(
+    ledger: Ledger, chance: random.Random, inject: Inject, sweep: Path, quiet: Path, tmp_path: Path
+) -> None:
+    with ledger.trial("the GPU disappears (simulated)", "in a job of Snakemake with --retries 1", GOES_ON) as trial:
+        fault = inject("lose_gpu", number=chance.randint(100, 190))
+        said = make(sweep, "--retries", "1", environment=in_jobs(tmp_path, fault))
+        trial.struck(sweep / "results")
+        assert "mup-moe: the GPU failed: run the same command again" in said
+        (log,) = sweep.glob("results/logs/train/*.log")
+        assert "continuing from step" in log.read_text()
+        assert_as_quiet(sweep, quiet)
+
+
+def test_files_of_tomorrow_are_not_made_again(ledger: Ledger, quiet: Path, tmp_path: Path) -> None:
+    project = shutil.copytree(quiet, tmp_path / "project")
+    for path in project.rglob("*"):
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 86_400 * 10**9))
+    expected = "what is new is trained, nothing twice; then nothing is left to do"
+    with ledger.trial("clock turned back a day", "between two runs of Snakemake", expected) as trial:
+        trial.struck(project / "results/cells")
+        assert planned(project, TABLE) == {}
+        edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6", "2^-4"])
+        make(project)
+        assert len(pd.read_csv(project / TABLE)) == 3
+        assert planned(project, TABLE) == {}
+
+
+def test_results_that_cannot_be_written(ledger: Ledger, quiet: Path, bound: list[str], tmp_path: Path) -> None:
+    project = shutil.copytree(quiet, tmp_path / "project", ignore=shutil.ignore_patterns(*TABLES))
+    folders = [path for path in [project / "results", *(project / "results").rglob("*")] if path.is_dir()]
+    with ledger.trial("read-only folder", "that of all results, by Snakemake", ONE_SENTENCE) as trial:
+        for folder in folders:
+            folder.chmod(0o555)
+        done = end(launch(project, bound=bound))
+        for folder in folders:
+            folder.chmod(0o755)
+        trial.struck(project / "results")
+        assert done.returncode == 1
+        assert "results cannot be written" in done.stdout
+        assert "Traceback" not in done.stdout, done.stdout
+        make(project)
+        assert_as_quiet(project, quiet)
