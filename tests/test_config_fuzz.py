@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, copy_project, snakemake
+from conftest import ROOT, copy_project, make_request, snakemake
 from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.config.jobs import jobs
+from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.model.moe import capacity
@@ -28,6 +30,7 @@ from mup_moe.model.transformer import model_size
 from mup_moe.parametrization import ROLES, VARIABLES, parse_table
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
+from mup_moe.training.trainer import Trainer
 
 DOCUMENT = read_document(ROOT / "config.yaml")
 VOCABULARY = 300
@@ -301,6 +304,51 @@ def test_a_thousand_rows_or_entries_that_start_from_each_other_are_refused_in_a_
         said = refusal(overlay(DOCUMENT, {section: dict(reversed(chain.items()))}))
         assert said is not None
         assert section in said
+
+
+# ---------------------------------------------------------------- the ends of ranges
+
+ENDS: list[dict[str, Any]] = [
+    {"learning_rate": LearningRate(1e30)},
+    {"learning_rate": LearningRate(1e-30)},
+    *({name: value} for name in ("adam_eps", "clip_norm", "capacity_factor") for value in (1e-37, 1e37)),
+    *({name: value} for name in ("embedding_multiplier", "logit_multiplier", "init_scale") for value in (1e-37, 1e37)),
+    *({name: value} for name in ("divergence_margin", "divergence_span") for value in (1e-37, 1e37)),
+    *({name: 2.0**53} for name in ("weight_decay", "balance_loss", "z_loss")),
+    {"adam_betas": (0.0, 0.0)},
+    {"adam_betas": (1 - 2**-53, 1 - 2**-53)},
+    {"seed": 2**63 - 1},
+    {"precision": "bfloat16", "logit_multiplier": 1e37},
+]
+
+
+@pytest.mark.parametrize("change", ENDS, ids=str)
+def test_at_the_ends_of_ranges_a_cell_finishes_or_diverges(change, tokens):
+    trainer = Trainer([make_request(**change)], tokens, tokens, 97, torch.device("cpu"))
+    trainer.run()
+    assert trainer.outcomes()[0].status in ("finished", "diverged")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("setups: {small: {training: {adam_eps: 1.0e-50}}}", "`adam_eps` is 1e-50"),
+        ("setups: {small: {training: {clip_norm: 1.0e+300}}}", r"`clip_norm` is 1e\+300"),
+        ("setups: {small: {model: {blocks: 100000}}}", "`blocks` is 100000"),
+        ("setups: {small: {model: {base_experts: 1, top_k: 2}}}", "`top_k` 2 is more than `base_experts` 1"),
+        ("corpora: {python: {vocabulary: 4294967296}}", "`vocabulary` is 4294967296"),
+        ("figures: {figure1: {axes: {width: [32, 1000000000]}}}", "width 1000000000 must lie between 1 and 2"),
+        ("figures: {figure1: {axes: {width: [32, 1000000], experts: [1000000]}}}", "make a tensor of more than"),
+        ("figures: {figure1: {axes: {learning_rate: [1.7976931348623157e+308]}}}", "learning_rate 1.79"),
+        (f"figures: {{figure1: {{axes: {{seed: {list(range(2000))}}}}}}}", "`figures.figure1.axes` make it"),
+        ("parametrizations: {mup: {router: [1, fan_in^17, 1, 1]}}", "`parametrizations.mup.router` has a power"),
+    ],
+    ids=lambda value: value[:60],
+)
+def test_what_would_overflow_later_is_refused_at_once(change, expected):
+    with pytest.raises(ConfigError, match=expected) as error:
+        validate(overlay(DOCUMENT, yaml.safe_load(change)))
+    assert sentences(error.value).startswith("`")
 
 
 # ---------------------------------------------------------------- files

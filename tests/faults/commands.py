@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def saved_steps(cell: Path) -> list[int]:
     """The steps of a cell's checkpoints, the latest first."""
     found = []
     for path in (cell / CHECKPOINT, cell / PREVIOUS):
-        if path.exists():
-            with safetensors.safe_open(path, framework="np") as file:
-                found.append(int(file.metadata()["step"]))
+        # It may become the one before at this moment.
+        with suppress(FileNotFoundError), safetensors.safe_open(path, framework="np") as file:
+            found.append(int(file.metadata()["step"]))
     return found
 
 

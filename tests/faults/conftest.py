@@ -107,7 +107,7 @@ def tokens_folder(corpus_json: str, tmp_path_factory: pytest.TempPathFactory) ->
 def curve() -> list[TrainingRequest]:
     """Cells that share a job; the last diverges early."""
     rates = [LearningRate("2^-6"), LearningRate("2^-7"), LearningRate(1e5)]
-    return [make_request(steps=100, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
+    return [make_request(steps=60, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
 
 
 @pytest.fixture(scope="session")

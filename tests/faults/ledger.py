@@ -89,16 +89,18 @@ class Ledger:
         lines = [
             "# Faults, injected",
             "",
-            f"Made by `pytest tests/faults --fault-rounds {rounds} --fault-report docs/faults.md`: real processes and"
-            " real files, struck at random moments. Finished work is every result, token file and table that was",
-            "whole when a fault struck; its bytes are lost if they are not there, as they were, in the end. The same",
-            "bytes are those of a run that nothing disturbed, seconds of training apart.",
+            f"Made by `pytest tests/faults --fault-rounds {rounds} --fault-report docs/faults.md`: real processes and",
+            "real files, struck at random moments. Finished work is every result, token file and table that was whole",
+            "when a fault struck: its bytes are lost if they are not there, as they were, in the end. The same bytes",
+            "are those of a run that nothing disturbed, seconds of training apart.",
             "",
             "| fault | where it strikes | tried | survived | bytes lost | expected |",
             "|---|---|---:|---:|---:|---|",
         ]
         told = ""
-        for (fault, where), row in sorted(self._rows.items(), key=lambda item: list(self._order()).index(item[0])):
+        faults = [fault for fault, _ in self._rows]
+        # Those of one fault together, in the order of their trials.
+        for (fault, where), row in sorted(self._rows.items(), key=lambda item: faults.index(item[0][0])):
             name, told = (fault, fault) if fault != told else ("", told)
             lines.append(f"| {name} | {where} | {row.tried} | {row.survived} | {row.lost} | {row.expected} |")
         tried, survived, lost = (
@@ -107,14 +109,9 @@ class Ledger:
         lines += [f"| **all** | | **{tried}** | **{survived}** | **{lost}** | |", ""]
         lines += [f"Not tried here: {reason}.  " for reason in sorted(skipped)]
         lines += [
-            f"On {time.strftime('%Y-%m-%d')}, the suite {rounds} times in a row, seed {self.seed} (`--fault-seed`), on"
-            f" {on['cores']} cores of {on['cpu']} ({on['system']} {on['architecture']}), with"
+            f"On {time.strftime('%Y-%m-%d')}, {rounds} rounds of the suite in a row, seed {self.seed}"
+            f" (`--fault-seed`), on {on['cores']} cores of {on['cpu']} ({on['system']} {on['architecture']}), with"
             f" {', '.join(f'{name} {version}' for name, version in made_by.items())}.",
             "",
         ]
         return "\n".join(lines)
-
-    def _order(self) -> Iterator[tuple[str, str]]:
-        """The rows in the order of their trials, those of one fault together."""
-        for fault in dict.fromkeys(fault for fault, _ in self._rows):
-            yield from (key for key in self._rows if key[0] == fault)

@@ -24,7 +24,7 @@ from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError
 from mup_moe.training.request import TrainingRequest
 
-DAMAGES = 3
+DAMAGES = 2
 # A bit of its header can say so, too.
 TOLD = r"is damaged \(.*\)|is of another config, corpus or version"
 

@@ -27,11 +27,12 @@ from faults.commands import (
 )
 from faults.conftest import Inject, TrainCommand
 from faults.ledger import GOES_ON, SAME_BYTES, Ledger
+from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.training.request import TrainingRequest
 from test_data import committed
 
-KILLS = 6
+KILLS = 5
 
 SIGNALS = "SIGKILL or SIGTERM"
 # Who hears of a signal says so; who does not is ended by it.
@@ -46,8 +47,8 @@ def kill(chance: random.Random, inject: Inject, most: int, seconds: float, **tol
 
 # Seconds between checkpoints, and what is counted up to which number.
 MOMENTS: dict[str, tuple[float, str, int]] = {
-    "while training": (0.02, "step", 50),
-    "while checkpoints are written": (0, "file", 400),
+    "while training": (0.02, "step", 30),
+    "while checkpoints are written": (0, "file", 300),
     "while results are written": (1000, "file", 140),
 }
 
@@ -100,12 +101,13 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
             out = tmp_path / f"tokens{trial.strikes}"
             done = None
             while done is None or done.returncode != 0:
-                begun = committed(out)
+                # What has no owner any more was done, and on its way out.
+                begun = committed(out) if (out / WORK / "owner.json").exists() else 0
                 at = "file" if trial.strikes < KILLS else "never"
                 fault = kill(chance, inject, 150, 0.01, at=at, folder=str(out), set=often)
                 done = run(tokenize_command(corpus_json, out), fault)
                 assert done.returncode in STATUSES, done.stderr
-                assert not begun or "continuing after" in done.stderr or done.returncode
+                assert done.returncode or not begun or "continuing after" in done.stderr
                 if done.returncode:
                     trial.struck(out)
                     assert committed(out) >= begun or (out / MANIFEST).exists()
@@ -152,7 +154,7 @@ def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint
     command = train(out, "--checkpoint-seconds", "0.02")
     with ledger.trial("two processes", "the same cells, the first one killed", GOES_ON) as trial:
         # Stopped rather than fast, so that the second is there in time.
-        first = start(command, inject("SIGSTOP", number=chance.randint(30, 90)))
+        first = start(command, inject("SIGSTOP", number=chance.randint(20, 55)))
         while not next_step(curve, out):
             assert first.poll() is None
             time.sleep(0.01)

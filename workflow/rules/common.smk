@@ -12,10 +12,11 @@ from snakemake.exceptions import WorkflowError
 # The checkout's own source serves every job, installed or not.
 SOURCE = Path(workflow.basedir) / "src"
 sys.path.insert(0, str(SOURCE))
-# The interpreter that runs Snakemake runs its jobs, activated or not.
+# The interpreter that runs Snakemake runs its jobs, activated or not; caches are ours, not everybody's.
 shell.prefix(
     f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
-    f" PYTHONPATH={shlex.quote(str(SOURCE))}; "
+    f" PYTHONPATH={shlex.quote(str(SOURCE))}"
+    ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
 )
 
 from mup_moe.analysis.collect import collect_tables
@@ -170,16 +171,16 @@ def cells_of(figure):
     return [cell.id for cell in CONFIG.figures[figure].cells()]
 
 
-# The ids of the cells of each job, by its name.
-JOBS = {
-    job: [cell.id for cell in cells]
-    for job, cells in jobs(
-        {name: list(figure.cells()) for name, figure in CONFIG.figures.items()},
-        CONFIG.execution.lockstep,
-        CONFIG.execution.cells_per_job,
-    ).items()
-    if CONFIG.execution.lockstep
-}
+def jobs_of(execution):
+    """The ids of the cells of each job, by its name; none where every cell is a job for itself."""
+    if not execution.lockstep:
+        return {}
+    shown = {name: figure.cells() for name, figure in CONFIG.figures.items()}
+    found = jobs(shown, execution.lockstep, execution.cells_per_job)
+    return {job: [cell.id for cell in cells] for job, cells in found.items()}
+
+
+JOBS = jobs_of(CONFIG.execution)
 
 # The speed of the device that will train, once it is measured.
 BENCHMARK = Path(workflow.basedir) / "benchmarks" / "step.csv"

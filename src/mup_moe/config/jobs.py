@@ -1,5 +1,6 @@
 """Which cells share a process."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mup_moe.config.cell import AXES, Cell
@@ -25,24 +26,26 @@ def jobs(
         alike = curves.setdefault((cell.setup, row, *names), {})
         alike.setdefault(cell.name(without=lockstep), []).append(cell)
     result: dict[str, list[Cell]] = {}
+    named: Counter[str] = Counter()
     for alike in curves.values():
         for cells in _put_together(list(alike.values()), cells_per_job):
             shared = cells[0].name(without={*lockstep, *_differing(cells)})
-            # Another group of this name has other figures, or other values of what differs.
-            others = sum(name.rpartition("~")[0] == shared or name == shared for name in result)
-            result[f"{shared}~{others + 1}" if others else shared] = cells
+            named[shared] += 1
+            # A second one of this name has other figures, or other values of what differs.
+            result[shared if named[shared] == 1 else f"{shared}~{named[shared]}"] = cells
     return result
 
 
 def _put_together(curves: Sequence[list[Cell]], least: int) -> list[list[Cell]]:
     """Neighbouring curves in lists of at least so many cells each; what is left over at the end joins the last."""
     together: list[list[Cell]] = []
-    for number, curve in enumerate(curves):
-        left = sum(map(len, curves[number:]))
+    left = sum(map(len, curves))
+    for curve in curves:
         if together and (len(together[-1]) < least or left < least):
             together[-1] += curve
         else:
             together.append(list(curve))
+        left -= len(curve)
     return together
 
 
