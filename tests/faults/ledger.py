@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +21,13 @@ ONE_SENTENCE = "one sentence; run again without the fault, ends with the same by
 
 def finished_files(folder: Path) -> dict[Path, bytes]:
     """The finished files under a folder, with what they hold."""
-    found = [path for path in folder.rglob("*") if path.name in FINISHED and WORK not in path.parts]
-    return {path: path.read_bytes() for path in found if ".snakemake" not in path.parts}
+    found = {}
+    for path in folder.rglob("*"):
+        if path.name in FINISHED and not {WORK, ".snakemake"} & set(path.parts):
+            # What a kill has left alive may be at work there.
+            with suppress(FileNotFoundError):
+                found[path] = path.read_bytes()
+    return found
 
 
 @dataclass

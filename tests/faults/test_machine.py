@@ -54,8 +54,8 @@ def test_a_clock_that_is_turned_back(
         assert_same_results(curve, out, undisturbed)
         # Today again: nothing is trained, whatever the files are dated.
         trial.keeps(out)
-        assert "3 cells: " in said
-        assert "cells: " not in finish(command)
+        assert "step/s" in said
+        assert "step/s" not in finish(command)
         assert_same_results(curve, out, undisturbed)
 
 

@@ -246,4 +246,4 @@ def test_a_snakemake_that_is_killed_and_started_again_trains_nothing_twice(submi
     second.wait()
     assert_as_undisturbed(sweep, quiet)
     for folder in sweep.glob("results/cells/*"):
-        assert [line["event"] for line in read_tries(folder)] == ["began", "finished"]
+        assert [line["event"] for line in read_tries(folder)].count("began") == 1

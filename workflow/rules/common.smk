@@ -33,7 +33,7 @@ from mup_moe.config.load import (
 )
 from mup_moe.data.text_files import find
 from mup_moe.data.vocabulary import vocabulary_of
-from mup_moe.files import UserError, hold_folder
+from mup_moe.files import UserError, hold_folder, settle_times
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
 from mup_moe.progress import report_progress
@@ -253,10 +253,12 @@ onstart:
         hold_folder(Path("results"))
     except UserError as error:
         raise WorkflowError(str(error)) from None
+    planned = list(workflow.dag.needrun_jobs())
+    settle_times(Path(path) for job in planned for path in job.input)
     report_progress(
         [
             Path(path)
-            for job in workflow.dag.needrun_jobs()
+            for job in planned
             for path in job.output
             if Path(path).name == "summary.json"
         ]
