@@ -39,17 +39,17 @@ SIGNALS = "SIGKILL or SIGTERM"
 STATUSES = {0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def kill(chance: random.Random, inject: Inject, most: int, seconds: float, **told: Any) -> dict[str, str]:
-    """A kill at or soon after one of the first moments."""
+def kill(chance: random.Random, inject: Inject, among: tuple[int, int], seconds: float, **told: Any) -> dict[str, str]:
+    """A kill at one of the moments with these numbers, or soon after it."""
     after = chance.choice([0, chance.uniform(0, seconds)])
-    return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(1, most), after=after, **told)
+    return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(*among), after=after, **told)
 
 
-# Seconds between checkpoints, and what is counted up to which number.
-MOMENTS: dict[str, tuple[float, str, int]] = {
-    "while training": (0.02, "step", 30),
-    "while checkpoints are written": (0, "file", 300),
-    "while results are written": (1000, "file", 140),
+# Seconds between checkpoints, and what is counted from which number to which.
+MOMENTS: dict[str, tuple[float, str, tuple[int, int]]] = {
+    "while training": (0.02, "step", (1, 30)),
+    "while checkpoints are written": (0, "file", (1, 300)),
+    "while results are written": (1000, "file", (30, 115)),
 }
 
 
@@ -64,7 +64,7 @@ def test_training_that_is_killed_again_and_again_goes_on(
     tmp_path: Path,
     where: str,
 ) -> None:
-    seconds, at, most = MOMENTS[where]
+    seconds, at, among = MOMENTS[where]
     with ledger.trial(SIGNALS, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
         while trial.strikes < KILLS:
             out = tmp_path / f"cells{trial.strikes}"
@@ -72,7 +72,7 @@ def test_training_that_is_killed_again_and_again_goes_on(
             done = None
             while done is None or done.returncode != 0:
                 step = next_step(curve, out)
-                fault = kill(chance, inject, most, 0.01, at=at, folder=str(out)) if trial.strikes < KILLS else {}
+                fault = kill(chance, inject, among, 0.01, at=at, folder=str(out)) if trial.strikes < KILLS else {}
                 done = run(command, fault)
                 assert done.returncode in STATUSES, done.stderr
                 assert "starting from step 0" not in done.stderr
@@ -104,7 +104,7 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
                 # What has no owner any more was done, and on its way out.
                 begun = committed(out) if (out / WORK / "owner.json").exists() else 0
                 at = "file" if trial.strikes < KILLS else "never"
-                fault = kill(chance, inject, 150, 0.01, at=at, folder=str(out), set=often)
+                fault = kill(chance, inject, (1, 150), 0.01, at=at, folder=str(out), set=often)
                 done = run(tokenize_command(corpus_json, out), fault)
                 assert done.returncode in STATUSES, done.stderr
                 assert done.returncode or not begun or "continuing after" in done.stderr
@@ -132,7 +132,7 @@ def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
             damage(chance, chance.choice(list(cells.glob("*/summary.json"))))
             done = None
             while done is None or done.returncode != 0:
-                fault = kill(chance, inject, 40, 0.001, at="file", folder=str(tmp_path / "out"))
+                fault = kill(chance, inject, (1, 40), 0.001, at="file", folder=str(tmp_path / "out"))
                 done = run(aggregate_command(curve, cells, tables / "runs.csv"), fault if trial.strikes < KILLS else {})
                 assert done.returncode in STATUSES, done.stderr
                 trial.strikes += done.returncode != 0

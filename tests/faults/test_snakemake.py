@@ -152,7 +152,8 @@ def test_files_of_tomorrow_are_not_made_again(ledger: Ledger, quiet: Path, tmp_p
         edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6", "2^-4"])
         make(project)
         assert len(pd.read_csv(project / TABLE)) == 3
-        assert planned(project, TABLE) == {}
+        # By their times alone, as it is with text too large for Snakemake to compare.
+        assert planned(project, TABLE, "--max-checksum-file-size", "0") == {}
 
 
 def test_results_that_cannot_be_written(ledger: Ledger, quiet: Path, bound: list[str], tmp_path: Path) -> None:
