@@ -254,7 +254,9 @@ onstart:
     except UserError as error:
         raise WorkflowError(str(error)) from None
     planned = list(workflow.dag.needrun_jobs())
-    settle_times(Path(path) for job in planned for path in job.input)
+    # All files of all jobs, done or not: their order is to stay.
+    known = {path for job in workflow.dag.jobs for path in (*job.input, *job.output)}
+    settle_times(map(Path, known))
     report_progress(
         [
             Path(path)
