@@ -37,9 +37,8 @@ def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type:
 
     device_type: "cuda" where the models are in a GPU's own memory.
     """
-    cells = list(requests)
     shapes: dict[ModelShape, list[TrainingRequest]] = {}
-    for request in cells:
+    for request in requests:
         shapes.setdefault(ModelShape.of(request.cell, request.model, vocabulary), []).append(request)
     return max(_stack_mb(shape, alike, device_type, wanted) for shape, alike in shapes.items())
 

@@ -44,8 +44,7 @@ class Heartbeat:
     @classmethod
     def now(cls, step: int, steps: int, together: int, steps_per_second: float | None) -> Self:
         """A sign of life of this process."""
-        job = os.environ.get("SLURM_JOB_ID")
-        return cls(step, steps, together, steps_per_second, time.time(), socket.gethostname(), os.getpid(), job)
+        return cls(step, steps, together, steps_per_second, **_now_and_here())
 
     def write(self, folder: Path) -> None:
         """Puts the sign of life into the folder of a cell."""
@@ -59,6 +58,12 @@ class Heartbeat:
             return cls(**read_json(folder / _FILE))
         except (UserError, TypeError):
             return None
+
+
+def _now_and_here() -> dict[str, Any]:
+    """Who speaks, and when: fields of a `Heartbeat` and of a line of `note_try`."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "job": job}
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,7 @@ def note_try(folder: Path, event: str, step: int) -> None:
 
     event: what became of the try at that step. Nothing is told where nothing can be written.
     """
-    sign = Heartbeat.now(step, step, 1, None)
-    line = {"event": event, "step": step, "time": sign.time, "host": sign.host, "pid": sign.pid, "job": sign.job}
+    line = {"event": event, "step": step} | _now_and_here()
     with suppress(OSError), (folder / _TRIES).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
