@@ -255,7 +255,9 @@ onstart:
         raise WorkflowError(str(error)) from None
     planned = list(workflow.dag.needrun_jobs())
     # All files of all jobs, done or not: their order is to stay.
-    known = {path for job in workflow.dag.jobs for path in (*job.input, *job.output)}
+    known = {
+        path for job in workflow.dag.jobs for path in (*job.input, *job.output)
+    }
     settle_times(map(Path, known))
     report_progress(
         [
