@@ -38,7 +38,8 @@ from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.training import checkpoint, heartbeat
 from mup_moe.training.capacity import replicas_on
-from mup_moe.training.checkpoint import CHECKPOINT, Checkpoint
+from mup_moe.training.checkpoint import Checkpoint
+from mup_moe.training.checkpoint_header import CHECKPOINT
 from mup_moe.training.device import keep_freed_pages
 from mup_moe.training.heartbeat import Heartbeat
 from mup_moe.training.request import TrainingRequest

@@ -28,7 +28,8 @@ from mup_moe.provenance import source_digest
 from mup_moe.training import checkpoint
 from mup_moe.training.batches import Batches
 from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
-from mup_moe.training.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
+from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
+from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
 from mup_moe.training.command import even_parts
 from mup_moe.training.optimizer import schedule

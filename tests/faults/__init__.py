@@ -3,4 +3,4 @@
 import pytest
 
 # Before anybody imports it.
-pytest.register_assert_rewrite("faults.commands")
+pytest.register_assert_rewrite("faults.commands", "faults.curve")

@@ -13,14 +13,10 @@ from typing import Any
 import safetensors
 
 from faults.ledger import finished_files
-from mup_moe.analysis.aggregate import collect
-from mup_moe.files import read_json
-from mup_moe.training.checkpoint import CHECKPOINT, PREVIOUS
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS
 
 # None waits for so long unless it hangs.
 PATIENCE = 300
-VARYING = {"wall_seconds", "summary_sha256", "replicas"}
 
 
 def start(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
@@ -62,14 +58,6 @@ def tokenize_command(corpus_json: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus_json, "--out", str(out), "--threads", "1"]
 
 
-def aggregate_command(requests: Sequence[TrainingRequest], cells: Path, out: Path) -> list[str]:
-    """Collects cells into a table."""
-    asked = cells.with_name("asked.txt")
-    asked.write_text("".join(f"{request.cell.id} {request.digest}\n" for request in requests))
-    command = [sys.executable, "-m", "mup_moe", "aggregate", "--cells", str(asked)]
-    return [*command, "--results", str(cells), "--out", str(out)]
-
-
 def left_in(folder: Path) -> set[str]:
     """The names of all files under a folder."""
     return {path.name for path in folder.rglob("*") if path.is_file()}
@@ -82,21 +70,6 @@ def assert_same_files(out: Path, expected: Path) -> None:
     )
     assert ours == theirs
     assert left_in(out) == left_in(expected)
-
-
-def assert_same_results(requests: Sequence[TrainingRequest], out: Path, expected: Path) -> None:
-    """The cells are as expected: histories, summaries and rows of runs.csv, seconds apart. No other files are left."""
-    rows = []
-    for folder in (out, expected):
-        told = collect([(request.cell.id, request.digest) for request in requests], folder)
-        rows.append([{key: value for key, value in row.items() if key not in VARYING} for row in told])
-        for request in requests:
-            summary = read_json(folder / request.cell.id / "summary.json")
-            rows[-1].append({key: value for key, value in summary.items() if key not in VARYING})
-            rows[-1].append({"history": (folder / request.cell.id / "history.csv").read_bytes()})
-    assert rows[0] == rows[1]
-    for request in requests:
-        assert left_in(out / request.cell.id) - {"tries.jsonl"} == {".lock", "history.csv", "summary.json"}
 
 
 def damage(chance: random.Random, path: Path) -> None:
@@ -118,12 +91,6 @@ def saved_steps(cell: Path) -> list[int]:
         with suppress(FileNotFoundError), safetensors.safe_open(path, framework="np") as file:
             found.append(int(file.metadata()["step"]))
     return found
-
-
-def next_step(requests: Sequence[TrainingRequest], out: Path) -> int:
-    """The step that cells trained together have to go on from."""
-    unfinished = [out / r.cell.id for r in requests if not (out / r.cell.id / ".kept" / "summary.json").exists()]
-    return min((max(saved_steps(cell), default=0) for cell in unfinished), default=0)
 
 
 def continued_steps(errors: str) -> list[int]:

@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,9 @@ import pytest
 
 from conftest import ROOT, make_request
 from faults.commands import finish, run, tokenize_command
+from faults.curve import Curve
 from faults.ledger import Ledger
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.training.request import TrainingRequest
-from test_training import train_command
 
 LEDGER = pytest.StashKey[Ledger]()
 HOOKS = Path(__file__).parent / "hooks"
@@ -65,7 +64,6 @@ def chance(ledger: Ledger, request: pytest.FixtureRequest) -> random.Random:
 
 
 Inject = Callable[..., dict[str, str]]
-TrainCommand = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -104,32 +102,28 @@ def tokens_folder(corpus_json: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def curve() -> list[TrainingRequest]:
-    """Cells that share a job; the last diverges early."""
+def undisturbed(tokens_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """Three cells of a curve, the last of which diverges early, as they are without disturbance; not to be changed."""
     rates = [LearningRate("2^-6"), LearningRate("2^-7"), LearningRate(1e5)]
-    return [make_request(steps=60, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
-
-
-@pytest.fixture(scope="session")
-def train(curve: Sequence[TrainingRequest], tokens_folder: Path) -> TrainCommand:
-    """The command that trains the curve into a folder."""
-    return lambda out, *options, cells=curve: train_command(cells, tokens_folder, out, *options)
-
-
-@pytest.fixture(scope="session")
-def undisturbed(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The curve's cells, trained without disturbance; not to be changed."""
+    requests = [make_request(steps=60, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
     out = tmp_path_factory.mktemp("undisturbed") / "cells"
-    finish(train(out))
-    return out
+    curve = Curve(requests, tokens_folder, out, undisturbed=out)
+    finish(curve.train())
+    return curve
 
 
 @pytest.fixture(scope="session")
-def interrupted(train: TrainCommand, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The curve's cells, killed at a step where each has two checkpoints; not to be changed."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    run(train(folder / "cells", "--checkpoint-seconds", "0"), injector(folder)("SIGKILL", number=15))
-    return folder / "cells"
+def interrupted(undisturbed: Curve, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its cells, killed at a step where each has two checkpoints; not to be changed."""
+    curve = undisturbed.within(tmp_path_factory.mktemp("interrupted") / "cells")
+    run(curve.train("--checkpoint-seconds", "0"), injector(curve.out.parent)("SIGKILL", number=15))
+    return curve.out
+
+
+@pytest.fixture
+def curve(undisturbed: Curve, tmp_path: Path) -> Curve:
+    """The same cells, to be trained in a folder of their own."""
+    return undisturbed.within(tmp_path / "cells")
 
 
 @pytest.fixture

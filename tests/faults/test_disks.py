@@ -4,25 +4,23 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from faults.commands import (
-    aggregate_command,
     assert_same_files,
-    assert_same_results,
     finish,
     left_in,
     one_sentence,
     run,
     tokenize_command,
 )
-from faults.conftest import Inject, TrainCommand
+from faults.conftest import Inject
+from faults.curve import Curve
 from faults.ledger import ONE_SENTENCE, Ledger
-from mup_moe.training.checkpoint import CHECKPOINT
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.checkpoint_header import CHECKPOINT
 
 FULL = 2
 DISK_BYTES = 8 * 2**20
@@ -75,41 +73,33 @@ def test_a_disk_that_is_full_of_tokens(
 
 
 def test_a_disk_that_is_full_of_cells(
-    ledger: Ledger,
-    chance: random.Random,
-    curve: Sequence[TrainingRequest],
-    train: TrainCommand,
-    undisturbed: Path,
-    interrupted: Path,
-    disk: Path,
+    ledger: Ledger, chance: random.Random, curve: Curve, interrupted: Path, disk: Path
 ) -> None:
-    out = disk / "cells"
-    done, *others = (request.cell.id for request in curve)
-    shutil.copytree(undisturbed / done, out / done)
+    curve = curve.within(disk / "cells")
+    done, *others = (cell.name for cell in curve.cells)
+    shutil.copytree(curve.undisturbed / done, curve.out / done)
     # Seconds between checkpoints, and no more room than for some of what is to be written: a generation is half of two.
     cases = {
         "checkpoints": ("0", bytes_in(*(interrupted / cell for cell in others)) // 2),
-        "results": ("1000", bytes_in(*(undisturbed / cell for cell in others))),
+        "results": ("1000", bytes_in(*(curve.undisturbed / cell for cell in others))),
     }
     for what, (seconds, size) in cases.items():
         with ledger.trial("full disk", f"while {what} are written", ONE_SENTENCE) as trial:
-            command = train(out, "--checkpoint-seconds", seconds)
+            command = curve.train("--checkpoint-seconds", seconds)
             filler = fill(disk, chance.randrange(size * 3 // 4))
             said = one_sentence(run(command))
             assert "No space left on device" in said
             assert "free space" in said
-            trial.struck(out)
+            trial.struck(curve.out)
             filler.unlink()
             if what == "results":
                 finish(command)
-                assert_same_results(curve, out, undisturbed)
+                curve.assert_as_undisturbed()
 
 
-def test_a_disk_that_is_full_of_tables(
-    ledger: Ledger, curve: Sequence[TrainingRequest], undisturbed: Path, disk: Path
-) -> None:
+def test_a_disk_that_is_full_of_tables(ledger: Ledger, curve: Curve, disk: Path) -> None:
     table = disk / "runs.csv"
-    command = aggregate_command(curve, undisturbed, table)
+    command = curve.within(curve.undisturbed).aggregate(table)
     with ledger.trial("full disk", "while a table is written", ONE_SENTENCE) as trial:
         finish(command)
         filler = fill(disk, 0)
@@ -121,35 +111,25 @@ def test_a_disk_that_is_full_of_tables(
 
 
 def test_folders_that_cannot_be_written(
-    ledger: Ledger,
-    curve: Sequence[TrainingRequest],
-    train: TrainCommand,
-    corpus_json: str,
-    tokens_folder: Path,
-    undisturbed: Path,
-    bound: list[str],
-    tmp_path: Path,
+    ledger: Ledger, curve: Curve, corpus_json: str, tokens_folder: Path, bound: list[str]
 ) -> None:
-    out = shutil.copytree(undisturbed, tmp_path / "out")
-    done, unfinished = (out / request.cell.id for request in curve[:2])
+    shutil.copytree(curve.undisturbed, out := curve.out)
+    done, unfinished, _ = curve.cells
     shutil.rmtree(unfinished)
-    finish(aggregate_command(curve, undisturbed, out / "runs.csv"))
-    commands: dict[str, list[str]] = {
-        "train": train(out),
-        "tokenize": tokenize_command(corpus_json, out / "tokens"),
-        "aggregate": aggregate_command(curve, undisturbed, out / "runs.csv"),
-    }
+    aggregate = curve.within(curve.undisturbed).aggregate(out / "runs.csv")
+    finish(aggregate)
+    commands = [curve.train(), tokenize_command(corpus_json, out / "tokens"), aggregate]
     with ledger.trial("read-only folder", "that of all results", ONE_SENTENCE) as trial:
         out.chmod(0o555)
-        for command in commands.values():
+        for command in commands:
             said = one_sentence(run([*bound, *command]))
             assert "Permission denied" in said
             assert "permit writing there" in said
             trial.struck(out)
         out.chmod(0o755)
-        for command in commands.values():
+        for command in commands:
             finish(command)
-        assert_same_results(curve, out, undisturbed)
+        curve.assert_as_undisturbed()
         assert_same_files(out / "tokens", tokens_folder)
         assert done.exists()
 
@@ -158,35 +138,33 @@ def test_folders_of_cells_that_cannot_be_written(
     ledger: Ledger,
     chance: random.Random,
     inject: Inject,
-    curve: Sequence[TrainingRequest],
-    train: TrainCommand,
-    undisturbed: Path,
+    curve: Curve,
     interrupted: Path,
     bound: list[str],
     tmp_path: Path,
 ) -> None:
-    def refused(out: Path, command: list[str], environment: dict[str, str] | None = None) -> None:
+    def refused(curve: Curve, command: list[str], environment: dict[str, str] | None = None) -> None:
         said = one_sentence(run([*bound, *command], environment))
         assert "Permission denied" in said
         assert "permit writing there" in said
-        for cell in out.iterdir():
+        for cell in curve.cells:
             cell.chmod(0o755)
 
     with ledger.trial("read-only folder", "a cell's, from some step on", ONE_SENTENCE) as trial:
-        out = tmp_path / "from some step on"
+        curve = curve.within(tmp_path / "from some step on")
         # With no checkpoint, it is the result that cannot be written.
-        command = train(out, "--checkpoint-seconds", chance.choice(["0", "1000"]))
-        refused(out, command, inject("forbid_writing", number=chance.randint(10, 40), folder=str(out)))
-        trial.struck(out)
-        finish(train(out))
-        assert_same_results(curve, out, undisturbed)
+        command = curve.train("--checkpoint-seconds", chance.choice(["0", "1000"]))
+        refused(curve, command, inject("forbid_writing", number=chance.randint(10, 40), folder=str(curve.out)))
+        trial.struck(curve.out)
+        finish(curve.train())
+        curve.assert_as_undisturbed()
     with ledger.trial("read-only folder", "a cell's, after a kill", ONE_SENTENCE) as trial:
-        out = shutil.copytree(interrupted, tmp_path / "after a kill")
+        curve = curve.within(shutil.copytree(interrupted, tmp_path / "after a kill"))
         # As the kill leaves it between a checkpoint and the next, which was being written.
-        for cell in out.iterdir():
+        for cell in curve.cells:
             (cell / CHECKPOINT).rename(cell / f".{CHECKPOINT}.x.part")
             cell.chmod(0o555)
-        refused(out, train(out))
-        trial.struck(out)
-        finish(train(out))
-        assert_same_results(curve, out, undisturbed)
+        refused(curve, curve.train())
+        trial.struck(curve.out)
+        finish(curve.train())
+        curve.assert_as_undisturbed()

@@ -5,31 +5,27 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from faults.commands import (
-    aggregate_command,
     assert_same_files,
-    assert_same_results,
     continued_steps,
     damage,
     end,
     finish,
     left_in,
-    next_step,
     run,
     start,
     tokenize_command,
 )
-from faults.conftest import Inject, TrainCommand
+from faults.conftest import Inject
+from faults.curve import Curve
 from faults.ledger import GOES_ON, SAME_BYTES, Ledger
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST
-from mup_moe.training.request import TrainingRequest
 from test_data import committed
 
 KILLS = 5
@@ -55,24 +51,17 @@ MOMENTS: dict[str, tuple[float, str, tuple[int, int]]] = {
 
 @pytest.mark.parametrize("where", MOMENTS)
 def test_training_that_is_killed_again_and_again_goes_on(
-    ledger: Ledger,
-    chance: random.Random,
-    inject: Inject,
-    curve: Sequence[TrainingRequest],
-    train: TrainCommand,
-    undisturbed: Path,
-    tmp_path: Path,
-    where: str,
+    ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve, tmp_path: Path, where: str
 ) -> None:
     seconds, at, among = MOMENTS[where]
     with ledger.trial(SIGNALS, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
         while trial.strikes < KILLS:
-            out = tmp_path / f"cells{trial.strikes}"
-            command = train(out, "--checkpoint-seconds", str(seconds))
+            curve = curve.within(tmp_path / f"cells{trial.strikes}")
+            command = curve.train("--checkpoint-seconds", str(seconds))
             done = None
             while done is None or done.returncode != 0:
-                step = next_step(curve, out)
-                fault = kill(chance, inject, among, 0.01, at=at, folder=str(out)) if trial.strikes < KILLS else {}
+                step = curve.next_step()
+                fault = kill(chance, inject, among, 0.01, at=at, folder=str(curve.out)) if trial.strikes < KILLS else {}
                 done = run(command, fault)
                 assert done.returncode in STATUSES, done.stderr
                 assert "starting from step 0" not in done.stderr
@@ -80,19 +69,14 @@ def test_training_that_is_killed_again_and_again_goes_on(
                 # Who is killed early has said nothing yet.
                 assert said == [step] * (step > 0) or (done.returncode and not said), (said, step)
                 if done.returncode:
-                    trial.struck(out)
+                    trial.struck(curve.out)
                 if stopped := re.search(r"stopped by SIGTERM at step (\d+): run it again", done.stderr):
-                    assert next_step(curve, out) == int(stopped[1])
-            assert_same_results(curve, out, undisturbed)
+                    assert curve.next_step() == int(stopped[1])
+            curve.assert_as_undisturbed()
 
 
 def test_tokenization_that_is_killed_again_and_again_goes_on(
-    ledger: Ledger,
-    chance: random.Random,
-    inject: Inject,
-    corpus_json: str,
-    tokens_folder: Path,
-    tmp_path: Path,
+    ledger: Ledger, chance: random.Random, inject: Inject, corpus_json: str, tokens_folder: Path, tmp_path: Path
 ) -> None:
     # A corpus of a test's size has one batch otherwise, and nothing worth a commit.
     often = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
@@ -115,47 +99,36 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
 
 
 def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
-    ledger: Ledger,
-    chance: random.Random,
-    inject: Inject,
-    curve: Sequence[TrainingRequest],
-    undisturbed: Path,
-    tmp_path: Path,
+    ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve, tmp_path: Path
 ) -> None:
-    cells, tables = shutil.copytree(undisturbed, tmp_path / "out" / "cells"), tmp_path / "out" / "tables"
-    finish(aggregate_command(curve, undisturbed, tmp_path / "runs.csv"))
+    finish(curve.within(curve.undisturbed).aggregate(tmp_path / "runs.csv"))
+    curve = curve.within(shutil.copytree(curve.undisturbed, tmp_path / "out" / "cells"))
+    table = tmp_path / "out" / "tables" / "runs.csv"
     with ledger.trial(SIGNALS, "while results are aggregated", SAME_BYTES) as trial:
-        trial.keeps(cells)
+        trial.keeps(curve.out)
         while trial.strikes < KILLS:
-            shutil.rmtree(tables, ignore_errors=True)
+            shutil.rmtree(table.parent, ignore_errors=True)
             # So that there is something to restore, too, on the way.
-            damage(chance, chance.choice(list(cells.glob("*/summary.json"))))
+            damage(chance, chance.choice(curve.cells) / chance.choice(["history.csv", "summary.json"]))
             done = None
             while done is None or done.returncode != 0:
                 fault = kill(chance, inject, (1, 40), 0.001, at="file", folder=str(tmp_path / "out"))
-                done = run(aggregate_command(curve, cells, tables / "runs.csv"), fault if trial.strikes < KILLS else {})
+                done = run(curve.aggregate(table), fault if trial.strikes < KILLS else {})
                 assert done.returncode in STATUSES, done.stderr
                 trial.strikes += done.returncode != 0
-            assert (tables / "runs.csv").read_bytes() == (tmp_path / "runs.csv").read_bytes()
-            assert left_in(tables) == {"runs.csv"}
-        assert_same_results(curve, cells, undisturbed)
+            assert table.read_bytes() == (tmp_path / "runs.csv").read_bytes()
+            assert left_in(table.parent) == {"runs.csv"}
+            curve.assert_as_undisturbed()
 
 
 def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint(
-    ledger: Ledger,
-    chance: random.Random,
-    inject: Inject,
-    curve: Sequence[TrainingRequest],
-    train: TrainCommand,
-    undisturbed: Path,
-    tmp_path: Path,
+    ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve
 ) -> None:
-    out = tmp_path / "cells"
-    command = train(out, "--checkpoint-seconds", "0.02")
+    command = curve.train("--checkpoint-seconds", "0.02")
     with ledger.trial("two processes", "the same cells, the first one killed", GOES_ON) as trial:
         # Stopped rather than fast, so that the second is there in time.
         first = start(command, inject("SIGSTOP", number=chance.randint(20, 55)))
-        while not next_step(curve, out):
+        while not curve.next_step():
             assert first.poll() is None
             time.sleep(0.01)
         second = start(command)
@@ -163,26 +136,23 @@ def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint
         assert "another process is working in" in second.stderr.readline()
         first.kill()
         assert end(first).returncode == -signal.SIGKILL
-        trial.struck(out)
-        step = next_step(curve, out)
+        trial.struck(curve.out)
+        step = curve.next_step()
         done = end(second)
         assert done.returncode == 0, done.stderr
         assert continued_steps(done.stderr) == [step]
         assert step > 0
-        assert_same_results(curve, out, undisturbed)
+        curve.assert_as_undisturbed()
 
 
-def test_two_processes_train_nothing_twice(
-    ledger: Ledger, curve: Sequence[TrainingRequest], train: TrainCommand, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "cells"
+def test_two_processes_train_nothing_twice(ledger: Ledger, curve: Curve) -> None:
     with ledger.trial(
         "two processes", "the same cells, at once", "one waits for the other; no cell is trained twice"
     ) as trial:
-        processes = [start(train(out)) for _ in range(2)]
+        processes = [start(curve.train()) for _ in range(2)]
         said = [end(process) for process in processes]
         trial.strikes += 1
         assert [done.returncode for done in said] == [0, 0], said
         # Who trains shows how far it is.
         assert sorted("3 cells: " in done.stderr for done in said) == [False, True]
-        assert_same_results(curve, out, undisturbed)
+        curve.assert_as_undisturbed()

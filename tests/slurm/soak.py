@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -28,15 +27,8 @@ from conftest import TARGET, edit, make_project, smoke  # noqa: E402
 from mup_moe import provenance  # noqa: E402
 from mup_moe.files import write_text  # noqa: E402
 from mup_moe.training.heartbeat import read_tries  # noqa: E402
+from slurm.submission import launch, lose_node, output_of, write_profile  # noqa: E402
 
-# Besides what the project's profile says. Every kill costs its job a try.
-SITE = {
-    "slurm-status-command": "squeue",
-    "slurm-init-seconds-before-status-checks": 3,
-    "latency-wait": 10,
-    "max-threads": 2,
-    "retries": 100,
-}
 GAP_SECONDS = (2.0, 8.0)
 
 
@@ -90,10 +82,8 @@ class Soak:
         self.starts = 0
         self.seconds = 0.0
         self._chance = chance
-        self._profile = folder / "site"
-        self._profile.mkdir()
-        profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text()) | SITE
-        (self._profile / "config.yaml").write_text(yaml.safe_dump(profile))
+        # Every kill costs its job a try.
+        self._profile = write_profile(folder / "site", {"retries": 100})
         self._ways: dict[Callable[[], str | None], int] = {
             lambda: self._signal(signal.SIGKILL): 40,
             lambda: self._signal(signal.SIGTERM): 20,
@@ -127,15 +117,8 @@ class Soak:
         if self.starts and self._snakemake.poll() is None:
             return
         self.starts += 1
-        command = [sys.executable, "-m", "snakemake", TARGET, "--workflow-profile", str(self._profile)]
-        with (self.project / f"snakemake-{self.starts}.log").open("w") as log:
-            self._snakemake = subprocess.Popen(
-                [*command, "--configfile", "smoke.yaml"],
-                cwd=self.project,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = self.project / f"snakemake-{self.starts}.log"
+        self._snakemake = launch(self.project, self._profile, log)
 
     def _signal(self, number: signal.Signals) -> str | None:
         processes = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
@@ -149,7 +132,7 @@ class Soak:
         return f"{number.name} to a training process"
 
     def _scontrol(self, *command: str) -> str | None:
-        running = _output("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
+        running = output_of("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()
         if not running:
             return None
         job = self._chance.choice(running)
@@ -157,13 +140,7 @@ class Soak:
         return " ".join(command[:-1]) + " of a job" if done.returncode == 0 else None
 
     def _lose_node(self) -> str:
-        node = self._chance.choice(["node1", "node2"])
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=soak"], check=False)
-        time.sleep(1)
-        # It may have come back by itself.
-        subprocess.run(
-            ["scontrol", "update", f"nodename={node}", "state=resume"], check=False, stderr=subprocess.DEVNULL
-        )
+        lose_node(self._chance.choice(["node1", "node2"]))
         return "a node set down"
 
     def _kill_snakemake(self) -> str:
@@ -174,10 +151,6 @@ class Soak:
         subprocess.run(["scancel", "--user=root", "--state=PENDING"], check=False)
         self._start()
         return "SIGKILL to Snakemake, started again"
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _is_training(pid: int) -> bool:
@@ -208,7 +181,7 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
         provenance.machine(),
         provenance.versions("torch", "snakemake", "snakemake-executor-plugin-slurm"),
     )
-    slurm = _output("slurmctld", "-V").strip()
+    slurm = output_of("slurmctld", "-V").strip()
     facts = {
         "cells": len(theirs),
         "cells done": len(ours),

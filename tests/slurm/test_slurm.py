@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,29 +12,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 
-from conftest import ROOT, TARGET, edit, make_project, smoke
+from conftest import TARGET, edit, make_project, smoke
 from mup_moe.training.heartbeat import Heartbeat, read_tries
+from slurm.submission import launch, lose_node, output_of, write_profile
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent
-PROFILE = ROOT / "profiles/slurm/config.yaml"
-# What a site of two small nodes sets in its profile; a test does not wait as patiently as a lab.
-SITE = {
-    "slurm-status-command": "squeue",
-    "slurm-init-seconds-before-status-checks": 3,
-    "latency-wait": 10,
-    "max-threads": 2,
-    "set-resources": {"tokenize": {"mem_mb": 1000}},
-}
 STEPS = 1500
 PATIENCE = 240
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +33,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
     def bring_up(**settings: str) -> None:
         for folder in folders:
-            run(str(HERE / "down.sh"), str(folder))
+            output_of(str(HERE / "down.sh"), str(folder))
         folders.append(tmp_path_factory.mktemp("slurm"))
         subprocess.run([str(HERE / "up.sh"), str(folders[-1])], check=True, env=os.environ | settings, timeout=60)
 
     bring_up()
     yield bring_up
-    run(str(HERE / "down.sh"), str(folders[-1]))
+    output_of(str(HERE / "down.sh"), str(folders[-1]))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's profile as a site would copy and edit it."""
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "config.yaml").write_text(yaml.safe_dump(yaml.safe_load(PROFILE.read_text()) | SITE))
-    return folder
+    settings = {"set-resources": {"tokenize": {"mem_mb": 1000}}}
+    return write_profile(tmp_path_factory.mktemp("site"), settings)
 
 
 def make_sweep(folder: Path) -> Path:
@@ -100,15 +84,7 @@ class Submitted:
     def __init__(self, project: Path, profile: Path, log: str = "snakemake.log") -> None:
         self.project = project
         self._log = project / log
-        command = [sys.executable, "-m", "snakemake", TARGET, "--workflow-profile", str(profile)]
-        with self._log.open("w") as output:
-            self.process = subprocess.Popen(
-                [*command, "--configfile", "smoke.yaml"],
-                cwd=project,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = launch(project, profile, self._log)
 
     @property
     def output(self) -> str:
@@ -148,7 +124,7 @@ def wait_for(condition: Callable[[], Any], submitted: Submitted) -> Any:
 
 def job_of(curve: str) -> str | None:
     """The id of the running job that trains a curve."""
-    for line in run("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines():
+    for line in output_of("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines():
         job, _, comment = line.partition(" ")
         if comment.strip() == f"rule_train_{curve}":
             return job
@@ -194,7 +170,7 @@ def test_the_sweep_in_miniature_is_submitted_as_the_profile_says(submit, finishe
         pd.read_csv(folder / "results/runs.csv").drop(columns="wall_seconds") for folder in (project, finished)
     )
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
-    jobs = json.loads(run("squeue", "--states=all", "--json"))["jobs"]
+    jobs = json.loads(output_of("squeue", "--states=all", "--json"))["jobs"]
     trained = [job for job in jobs if (job["comment"] or "").startswith("rule_train_")]
     assert {job["comment"] for job in trained} == {
         f"rule_train_small_moe_{row}_w{width}_e4_g1" for row in ("sp", "mup") for width in (8, 16)
@@ -209,18 +185,14 @@ def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_go_on(submit, 
     submitted = submit(sweep)
     pids = {curve: wait_for(lambda curve=curve: begun(sweep, curve), submitted) for curve in CURVES}
     # One is cancelled, the other's node is lost.
-    run("scancel", job_of(CURVES[0]))
-    node = run("squeue", "--noheader", "--format=%N", f"--jobs={job_of(CURVES[1])}").strip()
-    run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
-    time.sleep(1)
-    # It may have come back by itself.
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    output_of("scancel", job_of(CURVES[0]))
+    lose_node(output_of("squeue", "--noheader", "--format=%N", f"--jobs={job_of(CURVES[1])}").strip())
     for curve, pid in pids.items():
         pids[curve] = wait_for(lambda curve=curve, pid=pid: begun(sweep, curve, pid), submitted)
     # The time is over, for whoever still runs.
     for curve in CURVES:
         if (job := job_of(curve)) is not None:
-            run("scontrol", "update", f"jobid={job}", "timelimit=1")
+            output_of("scontrol", "update", f"jobid={job}", "timelimit=1")
     submitted.wait()
     assert_as_undisturbed(sweep, quiet, "began")
 
@@ -231,7 +203,7 @@ def test_a_job_that_is_preempted_writes_a_checkpoint_and_goes_on(cluster, submit
     submitted = submit(sweep)
     for curve in CURVES:
         wait_for(lambda curve=curve: begun(sweep, curve), submitted)
-    run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    output_of("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     submitted.wait()
     assert_as_undisturbed(sweep, quiet, "stopped by SIGTERM")
 

@@ -6,13 +6,13 @@ import math
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pydantic
-import safetensors
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
@@ -21,6 +21,7 @@ from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
 from mup_moe.parametrization import parse_table
+from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, CheckpointHeader, DamagedCheckpointError
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import Failure, Heartbeat
 from mup_moe.training.request import TrainingRequest
@@ -163,14 +164,12 @@ def _has_process(pid: int) -> bool:
 def _saved_step(folder: Path, fingerprint: str) -> int:
     """The step of the latest checkpoint of this run, on whatever device, by what its header says; or 0."""
     steps = [0]
-    for path in folder.glob("checkpoint*.safetensors"):  # the last one, and the one before
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-            if metadata["fingerprint"].startswith(f"{fingerprint}/"):
-                steps.append(int(metadata["step"]))
-        except (safetensors.SafetensorError, KeyError, ValueError, OSError):
-            continue  # damaged: training leaves it aside
+    for name in (CHECKPOINT, PREVIOUS):
+        # One that is absent or damaged, training leaves aside.
+        with suppress(DamagedCheckpointError):
+            header = CheckpointHeader.read(folder / name)
+            if header.fingerprint.startswith(f"{fingerprint}/"):
+                steps.append(header.step)
     return max(steps)
 
 

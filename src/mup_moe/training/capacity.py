@@ -32,14 +32,21 @@ def replicas_on(device_type: str, wanted: str, parameters: int) -> int | None:
     return int(wanted)
 
 
+def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[ModelShape, list[TrainingRequest]]:
+    """Cells that can be trained at once, for their models are of one shape."""
+    shapes: dict[ModelShape, list[TrainingRequest]] = {}
+    # Seeds apart, so that one that is added later makes a stack of its own.
+    for request in sorted(requests, key=lambda request: request.cell.seed):
+        shapes.setdefault(ModelShape.of(request.cell, request.model, vocabulary), []).append(request)
+    return shapes
+
+
 def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str) -> int:
     """The main memory, in MB, that a job of these cells asks for: a generous estimate, not a bound.
 
     device_type: "cuda" where the models are in a GPU's own memory.
     """
-    shapes: dict[ModelShape, list[TrainingRequest]] = {}
-    for request in requests:
-        shapes.setdefault(ModelShape.of(request.cell, request.model, vocabulary), []).append(request)
+    shapes = by_shape(requests, vocabulary)
     return max(_stack_mb(shape, alike, device_type, wanted) for shape, alike in shapes.items())
 
 

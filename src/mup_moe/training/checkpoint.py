@@ -13,25 +13,14 @@ import torch
 from torch import Tensor
 
 from mup_moe.files import atomic_writes, remove_leftovers
-
-CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, CheckpointHeader, DamagedCheckpointError
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The state of a run after `step` steps.
+class Checkpoint(CheckpointHeader):
+    """The state of a run after `step` steps, by name."""
 
-    fingerprint: of the run that wrote it; elapsed: seconds of training so far.
-    """
-
-    step: int
-    elapsed: float
-    fingerprint: str
     tensors: Mapping[str, Tensor]
-
-
-class DamagedCheckpointError(Exception):
-    """The file is not what `save` wrote."""
 
 
 def save(checkpoints: Mapping[Path, Checkpoint]) -> None:
@@ -40,11 +29,7 @@ def save(checkpoints: Mapping[Path, Checkpoint]) -> None:
     with atomic_writes(paths, before_replace=_keep_previous) as files:
         for file, checkpoint in zip(files, checkpoints.values(), strict=True):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-            metadata = {
-                "step": str(checkpoint.step),
-                "elapsed": repr(checkpoint.elapsed),
-                "fingerprint": checkpoint.fingerprint,
-            }
+            metadata = checkpoint.as_metadata()
             metadata["digest"] = _digest(tensors, metadata)
             file.write(safetensors.torch.save(tensors, metadata))
 
@@ -60,11 +45,11 @@ def load(path: Path) -> Checkpoint:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if metadata.pop("digest") != _digest(tensors, metadata):
-            raise DamagedCheckpointError("its digest does not match")
-        return Checkpoint(int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"], tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise DamagedCheckpointError(str(error)) from error
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
+        raise DamagedCheckpointError("its digest does not match")
+    return Checkpoint(**vars(CheckpointHeader.parse(metadata)), tensors=tensors)
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -93,16 +78,14 @@ class Checkpoints:
 
     def _add(self, path: Path) -> str | None:
         """Adds a file to those to go on from, or says why it is none."""
-        # By what the header says: all of the file is read once it is known to be wanted.
+        # All of the file is read once it is known to be wanted.
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-            step, fingerprint = int(metadata["step"]), metadata["fingerprint"]
-        except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+            header = CheckpointHeader.read(path)
+        except DamagedCheckpointError as error:
             return f"{path} is damaged ({error})"
-        if fingerprint != self._fingerprint:
+        if header.fingerprint != self._fingerprint:
             return f"{path} is of another config, corpus or version"
-        self._paths[step] = path
+        self._paths[header.step] = path
         return None
 
     def _tell(self, what: str) -> None:

@@ -20,11 +20,11 @@ from mup_moe import provenance
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error, remove_leftovers
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.training import checkpoint, heartbeat
-from mup_moe.training.capacity import replicas_on
-from mup_moe.training.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, common_steps
+from mup_moe.training.capacity import by_shape, replicas_on
+from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
+from mup_moe.training.checkpoint_header import CHECKPOINT
 from mup_moe.training.code import code_digest
 from mup_moe.training.device import (
     claim_device,
@@ -99,14 +99,18 @@ def _keeping_reasons(folders: Sequence[Path]) -> Iterator[list[Path]]:
     except Exception as error:
         known = str(error) if isinstance(error, UserError) else explain_out_of_memory(error)
         known = known or explain_lost_device(error) or explain_disk_error(error)
-        failure = Failure(known or f"{type(error).__name__}: {error}", time.time())
-        for folder in unfinished:
-            # Where nothing can be written, the log alone has it.
-            with contextlib.suppress(UserError):
-                failure.write(folder)
+        _keep_reason(unfinished, known or f"{type(error).__name__}: {error}")
         if known is None or isinstance(error, UserError):
             raise
         raise UserError(known) from None
+
+
+def _keep_reason(folders: Sequence[Path], reason: str) -> None:
+    failure = Failure(reason, time.time())
+    for folder in folders:
+        # Where nothing can be written, the log alone has it.
+        with contextlib.suppress(UserError):
+            failure.write(folder)
 
 
 class _Cell:
@@ -167,7 +171,7 @@ class _Job:
         self._step = step_on(device, arguments.step)
         self._replicas: str = arguments.replicas
         self._checkpoint_seconds: float = arguments.checkpoint_seconds
-        self._pulse = Pulse(arguments.hang_seconds)
+        self._pulse = Pulse(arguments.hang_seconds, self._tell_hang)
         self._signal: int | None = None
 
     def run(self) -> None:
@@ -177,10 +181,13 @@ class _Job:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
+        cell_of = {cell.request.cell: cell for cell in self._cells}
+        stacks = by_shape([cell.request for cell in self._cells], self._tokens.vocabulary)
         too_large = ""
         with self._pulse.watched():
-            for shape, cells in self._by_shape().items():
-                size = model_size(shape, cells[0].request.model)
+            for shape, requests in stacks.items():
+                cells = [cell_of[request.cell] for request in requests]
+                size = model_size(shape, requests[0].model)
                 most = replicas_on(self._device.type, self._replicas, size.parameters) or len(cells)
                 try:
                     # By all cells, done or not: a stack is to be of the same cells however often it is begun.
@@ -195,14 +202,10 @@ class _Job:
         if too_large:
             raise UserError(too_large)
 
-    def _by_shape(self) -> dict[ModelShape, list[_Cell]]:
-        by_shape: dict[ModelShape, list[_Cell]] = {}
-        # Seeds apart, so that one that is added later makes a stack of its own.
-        for cell in sorted(self._cells, key=lambda cell: cell.request.cell.seed):
-            request = cell.request
-            shape = ModelShape.of(request.cell, request.model, self._tokens.vocabulary)
-            by_shape.setdefault(shape, []).append(cell)
-        return by_shape
+    def _tell_hang(self, reason: str) -> None:
+        for folder in self._unfinished:
+            heartbeat.clear(folder)
+        _keep_reason(self._unfinished, reason)
 
     def _train_cells(self, cells: Sequence[_Cell]) -> None:
         if not cells:

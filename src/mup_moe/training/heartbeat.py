@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from mup_moe.files import UserError, read_json, remove_leftovers, write_text
 
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
+_LAST_WORDS_SECONDS = 10.0
 _FILE, _FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
 
 
@@ -119,10 +120,12 @@ class Pulse:
     """Ends a process that hangs.
 
     seconds: without `beat`, after which it ends, with exit status 1 and a traceback of where it hung.
+    before_end: is called with the reason, and has some seconds for what it does.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, before_end: Callable[[str], None]) -> None:
         self._seconds = seconds
+        self._before_end = before_end
         self._beaten = time.monotonic()
 
     def beat(self) -> None:
@@ -143,12 +146,19 @@ class Pulse:
     def _watch(self, over: threading.Event) -> None:
         while not over.wait(max(0.0, self._beaten + self._seconds - time.monotonic())):
             if time.monotonic() - self._beaten >= self._seconds:
-                # On a line of its own, where a bar was.
-                print(
-                    f"\nmup-moe: no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on"
-                    " from its checkpoint; raise `execution.hang_seconds` if its steps may take so long",
-                    file=sys.stderr,
-                )
-                faulthandler.dump_traceback()
-                # Whoever hangs does not hear of exceptions.
-                os._exit(1)
+                self._end()
+
+    def _end(self) -> None:
+        reason = (
+            f"no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on from its"
+            " checkpoint; raise `execution.hang_seconds` if its steps may take so long"
+        )
+        # On a line of its own, where a bar was.
+        print(f"\nmup-moe: {reason}", file=sys.stderr)
+        faulthandler.dump_traceback()
+        # It may be the disk that everything hangs at.
+        last_words = threading.Thread(target=self._before_end, args=[reason], daemon=True)
+        last_words.start()
+        last_words.join(_LAST_WORDS_SECONDS)
+        # Whoever hangs does not hear of exceptions.
+        os._exit(1)

@@ -6,13 +6,21 @@ that the summary says.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mup_moe.files import UserError, atomic_write, atomic_writes, claim_folder, csv_text, file_digest, json_text
+from mup_moe.files import (
+    UserError,
+    atomic_write,
+    atomic_writes,
+    claim_folder,
+    csv_text,
+    file_digest,
+    json_text,
+    remove_leftovers,
+)
 
 HISTORY, SUMMARY = "history.csv", "summary.json"
 _KEPT = ".kept"
@@ -139,10 +147,13 @@ class Result:
         return there is None
 
     def publish(self) -> None:
-        """Copies what is kept to where everybody reads it."""
+        """Copies what is kept to where everybody reads it, and is not the same there already."""
         for name in (HISTORY, SUMMARY):
-            with (self._kept / name).open("rb") as source, atomic_write(self._folder / name) as target:
-                shutil.copyfileobj(source, target)
+            content, shown = (self._kept / name).read_bytes(), self._folder / name
+            remove_leftovers(shown)
+            if not shown.exists() or shown.read_bytes() != content:
+                with atomic_write(shown) as file:
+                    file.write(content)
 
 
 def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:
