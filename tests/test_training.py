@@ -31,7 +31,7 @@ from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
 from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
 from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
-from mup_moe.training.command import even_parts
+from mup_moe.training.job import even_parts
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +85,15 @@ class Failure:
             return cls(**read_json(folder / _FAILURE))
         except (UserError, TypeError):
             return None
+
+
+def keep_reason(folders: Iterable[Path], reason: str) -> None:
+    """Puts the reason, a sentence, into the folders of cells that one failure has left without a result."""
+    failure = Failure(reason, time.time())
+    for folder in folders:
+        # Where nothing can be written, the log alone has it.
+        with suppress(UserError):
+            failure.write(folder)
 
 
 def note_try(folder: Path, event: str, step: int) -> None:
