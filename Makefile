@@ -55,7 +55,7 @@ soak: $(VENV)/dev.stamp
 gpu-jobs: $(VENV)/run.stamp
 	$(BIN)/snakemake results/data/python-large/manifest.json --cores $(CORES) --config preset=gpu
 	PYTHONPATH=src $(BIN)/python -m mup_moe export-jobs --preset gpu --figures figure1 figure2 figure3 --out results/gpu/jobs.jsonl
-	$(BIN)/python benchmarks/common.py gpu > results/gpu/request.json
+	$(BIN)/python benchmarks/variants.py gpu > results/gpu/request.json
 
 gpu-check:
 	tests/gpu/check.sh

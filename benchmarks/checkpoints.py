@@ -16,21 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
-    CURVE,
-    PROVENANCE,
-    ROOT,
-    VOCABULARY,
-    Variant,
-    default_variant,
-    machine_row,
-    out_path,
-    parser,
-    read_request,
-    seconds_of,
-    told,
-    trainer_of,
-)
+from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of, told
+from variants import CURVE, VOCABULARY, Variant, default_variant, read_request, trainer_of
 
 from mup_moe.config.load import read_config
 from mup_moe.files import write_csv

@@ -17,18 +17,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from common import (
-    PROVENANCE,
-    Measured,
-    Variant,
-    default_variant,
-    machine_row,
-    measure,
-    out_path,
-    parser,
-    read_request,
-    told,
-)
+from common import PROVENANCE, machine_row, out_path, parser, told
+from timing import Measured, measure
+from variants import Variant, default_variant, read_request
 
 from mup_moe.files import write_csv
 from mup_moe.training.request import TrainingRequest

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Model, Variant
 from torch import Tensor, nn
+from variants import Model, Variant
 
 from mup_moe.model.shape import ModelShape
 from mup_moe.training.batches import Batches

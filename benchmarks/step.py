@@ -22,22 +22,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from common import (
-    CURVE,
-    OURS,
-    PEER,
-    PROVENANCE,
-    VOCABULARY,
-    Measured,
-    Variant,
-    default_variant,
-    machine_row,
-    measure,
-    out_path,
-    parser,
-    read_request,
-    told,
-)
+from common import PROVENANCE, machine_row, out_path, parser, told
+from timing import Measured, measure
+from variants import CURVE, OURS, PEER, VOCABULARY, Variant, default_variant, read_request
 
 from mup_moe.files import write_csv
 from mup_moe.model.shape import ModelShape

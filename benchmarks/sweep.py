@@ -23,18 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import (
-    PROVENANCE,
-    ROOT,
-    VOCABULARY,
-    default_variant,
-    machine_row,
-    out_path,
-    parser,
-    read_request,
-    seconds_of,
-    token_stream,
-)
+from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of
+from variants import VOCABULARY, default_variant, read_request, token_stream
 
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import STEPS

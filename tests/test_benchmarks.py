@@ -18,9 +18,9 @@ from mup_moe.model.transformer import model_size
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-import common
 import peers
 import pipeline
+import variants
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,7 @@ def assert_measured(table: pd.DataFrame, *columns: str) -> None:
 def request_file(tmp_path_factory) -> Path:
     """The request that the benchmarks start from, as a machine without pydantic gets it."""
     path = tmp_path_factory.mktemp("request") / "request.json"
-    path.write_text(run("common").stdout)
+    path.write_text(run("variants").stdout)
     assert json.loads(path.read_text())["model"]["blocks"] == CONFIG.setups["small"].model.blocks
     return path
 
@@ -119,12 +119,12 @@ def test_the_pipeline_runs_what_its_documentation_says(tmp_path):
 @pytest.mark.parametrize("architecture", ["moe", "dense"])
 @pytest.mark.parametrize("width", [32, 64, 512])
 def test_peers_have_our_active_size(architecture, width):
-    base = common.read_request(None)
+    base = variants.read_request(None)
     shape = {"architecture": architecture, "width": width, "experts": 8 if architecture == "moe" else 1}
-    variant = common.default_variant(base, "cpu", **shape)
-    peer = replace(variant, system=common.PEER, attention="sdpa", experts_implementation="grouped_mm")
+    variant = variants.default_variant(base, "cpu", **shape)
+    peer = replace(variant, system=variants.PEER, attention="sdpa", experts_implementation="grouped_mm")
     request = variant.request(base)
-    theirs = peers.sizes(peers.peer_model(peer, request, common.VOCABULARY), request)
-    ours = model_size(ModelShape.of(request.cell, request.model, common.VOCABULARY), request.model)
+    theirs = peers.sizes(peers.peer_model(peer, request, variants.VOCABULARY), request)
+    ours = model_size(ModelShape.of(request.cell, request.model, variants.VOCABULARY), request.model)
     for name in ("active_parameters", "flops_per_token", "parameters"):
         assert theirs[name] == pytest.approx(getattr(ours, name), rel=0.05), name

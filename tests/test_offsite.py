@@ -190,7 +190,7 @@ def test_gpu_check_runs_from_end_to_end_where_the_device_is_a_cpu(home, bare, tm
     (tmp_path / "gpu").mkdir()
     shutil.copy2(home / "results" / "jobs.jsonl", tmp_path / "gpu")
     (tmp_path / "data").symlink_to(home / "results" / "data")
-    request = subprocess.run([sys.executable, ROOT / "benchmarks" / "common.py"], check=True, capture_output=True)
+    request = subprocess.run([sys.executable, ROOT / "benchmarks" / "variants.py"], check=True, capture_output=True)
     (tmp_path / "gpu" / "request.json").write_bytes(request.stdout)
     small = {
         "STEP": "--widths 16 --architectures moe --seconds 0.1 --no-compile",

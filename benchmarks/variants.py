@@ -1,0 +1,152 @@
+"""What is timed: variants of a training step.
+
+python benchmarks/variants.py [PRESET] > request.json
+
+prints the training request that the benchmarks start from, for machines without pydantic: their
+scripts take it as `--request request.json`.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT
+
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.training.device import precision_on, step_on
+from mup_moe.training.request import TrainingRequest
+from mup_moe.training.trainer import Trainer
+
+VOCABULARY = 1024
+# Replicas of a stack where the device takes as many as there are: the learning rates of a curve.
+CURVE = 9
+OURS, PEER = "mup-moe", "transformers"
+# None of a stack diverges, which would make it smaller while it is timed.
+_SLOWEST_RATE, _RATES = 2.0**-10, 9
+# More than any measurement takes: what ends a run is its clock.
+_STEPS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to take the steps of one shape.
+
+    system: whose code (`OURS`, `PEER`). precision: float32, bfloat16 (autocast), or bfloat16-weights
+    (no float32 copy of the weights). step: eager, compiled or graph. allocator: stock, or kept (malloc
+    keeps the pages that are freed). experts_implementation, attention: as transformers names them.
+    """
+
+    system: str
+    architecture: str
+    width: int
+    experts: int
+    precision: str
+    step: str
+    allocator: str = "kept"
+    granularity: int = 1
+    replicas: int = 1
+    experts_implementation: str = ""
+    attention: str = ""
+    device: str = "cpu"
+
+    def request(self, base: TrainingRequest) -> TrainingRequest:
+        """The training request of this shape."""
+        cell = replace(
+            base.cell,
+            architecture=self.architecture,
+            width=self.width,
+            experts=self.experts,
+            granularity=self.granularity,
+        )
+        # transformers reads its precision from the variant; nothing else trains in bfloat16-weights.
+        precision = self.precision.removesuffix("-weights")
+        training = replace(base.training, steps=_STEPS, precision=precision)
+        return TrainingRequest(cell, base.model, training, base.parametrization)
+
+    def __str__(self) -> str:
+        parts = [self.system, self.architecture, f"width {self.width}"]
+        parts += [f"{self.experts} experts"] * (self.architecture == "moe")
+        parts += [f"granularity {self.granularity}"] * (self.granularity > 1)
+        parts += [f"{self.replicas} replicas"] * (self.replicas > 1)
+        parts += [self.precision, self.step, self.experts_implementation, self.attention, f"{self.allocator} allocator"]
+        return ", ".join(part for part in parts if part)
+
+
+def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant:
+    """How the pipeline trains a shape when nothing is asked for."""
+    there, training = torch.device(device), replace(base.training, precision="auto")
+    how = {"precision": precision_on(there, training), "step": step_on(there, "auto")}
+    return Variant(system=OURS, device=device, **{"architecture": "moe", "experts": base.cell.experts} | how | shape)
+
+
+def read_request(path: Path | None, preset: str | None = None) -> TrainingRequest:
+    """The request in a file, or that of figure 1's muP MoE in config.yaml and a preset."""
+    if path is not None:
+        return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
+    # These need pydantic, which a GPU machine may lack.
+    from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+    from mup_moe.parametrization import parse_table
+
+    over = read_preset(ROOT / "presets", preset or DEFAULT_PRESET)
+    config = validate(overlay(read_document(ROOT / "config.yaml"), over))
+    cell = next(cell for cell in config.figures["figure1"].cells() if cell.parametrization == "mup")
+    setup = config.setups[cell.setup]
+    rules = parse_table(config.parametrizations)[cell.parametrization]
+    return TrainingRequest(cell, setup.model, setup.training, rules)
+
+
+def token_stream(vocabulary: int = VOCABULARY) -> np.ndarray:
+    """Token ids to train on. Which ones makes no difference but to the router: skewed as in text."""
+    return (np.random.default_rng(0).zipf(1.3, 200_000) % vocabulary).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is timed: `run` takes so many steps, and returns when they are done.
+
+    Sizes count as `model_size` does; tokens_per_step is over all replicas, flops_per_token of one.
+    """
+
+    run: Callable[[int], None]
+    tokens_per_step: int
+    parameters: int
+    active_parameters: int
+    flops_per_token: int
+
+
+def trainer_of(variant: Variant, base: TrainingRequest) -> Trainer:
+    """A stack of our own, trained as `mup_moe train` does."""
+    device = torch.device(variant.device)
+    if variant.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    tokens = token_stream()
+    request = variant.request(base)
+    requests = [
+        replace(request, cell=replace(request.cell, learning_rate=LearningRate(_SLOWEST_RATE * 2 ** (i / 4)), seed=s))
+        for s, i in (divmod(replica, _RATES) for replica in range(variant.replicas))
+    ]
+    return Trainer(requests, tokens, tokens, VOCABULARY, device, variant.step)
+
+
+def build_ours(variant: Variant, base: TrainingRequest) -> Model:
+    """What is timed of such a stack."""
+    trainer = trainer_of(variant, base)
+    size = trainer.size
+    return Model(
+        run=lambda steps: trainer.run(trainer.step + steps),
+        tokens_per_step=trainer.tokens_per_step * variant.replicas,
+        parameters=size.parameters,
+        active_parameters=size.active_parameters,
+        flops_per_token=size.flops_per_token,
+    )
+
+
+if __name__ == "__main__":
+    print(read_request(None, *sys.argv[1:2]).to_json())
