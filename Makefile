@@ -1,3 +1,4 @@
+# make install   only set everything up, in .venv; then: . .venv/bin/activate
 # make figure1   set everything up and make results/figure1.pdf
 # make paper     the same for every result of the paper, and results/report.html with all of them
 # make test      set everything up and pass all tests
@@ -14,7 +15,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
+.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
+
+install: $(VENV)/run.stamp
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate
-from mup_moe.analysis.collect import collect_tables
+from mup_moe.analysis.collect import collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
@@ -494,6 +494,37 @@ def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     collect_tables([tmp_path / name for name in ("one", "two", "missing", "three")], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "cell,loss\na,1\nb,2\nc,2\n"
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("cell,other\na,1\n", "has other columns")])
+def test_tables_that_do_not_go_together_are_told(tmp_path, content, said):
+    tables = [tmp_path / "one", tmp_path / "two"]
+    for path, text in zip(tables, ("cell,loss\na,1\n", content), strict=True):
+        path.write_text(text)
+    with pytest.raises(UserError, match=f"two {said}.*: delete it"):
+        collect_tables(tables, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("cell,fingerprint\na,1\nb,2\n", True),
+        ("cell,fingerprint\na,1\nc,anything\n", True),
+        ("cell,fingerprint\na,1\nb,1\n", False),
+        ("cell,fingerprint\na,1\nd,1\n", False),
+        ("cell,loss\na,1\n", False),
+        ("loss\n1\n", False),
+        ("cell,fingerprint\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_runs_are_of_a_figure_as_it_is_now_or_not(tmp_path, text, known):
+    path = tmp_path / "runs.csv"
+    if text is not None:
+        path.write_text(text)
+    assert is_of(path, {"a": "1", "b": "2", "c": ""}) == known
 
 
 def test_text_that_is_no_cell_is_refused(tmp_path):

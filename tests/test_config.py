@@ -49,8 +49,13 @@ def test_different_cells_have_different_ids(one, other):
 
 @pytest.mark.parametrize("text", ["", "small", "small_moe_mup_w08_e4_g1_lr2^-6_s0", "small_moe_mup_w8_e4_g1_lr0.25_s0"])
 def test_only_the_canonical_id_is_one(text):
-    with pytest.raises(ValueError, match="id"):
+    with pytest.raises(ValueError, match="is not a cell's id"):
         Cell.parse(text)
+
+
+def test_what_is_no_id_is_told_how_one_reads():
+    with pytest.raises(ValueError, match="_wWIDTH_eEXPERTS_gGRANULARITY_lrRATE_sSEED"):
+        Cell.parse("small_mup_w64")
 
 
 @given(rates)
@@ -120,7 +125,14 @@ AXES = "figures.figure1.axes"
 MODEL = "setups.small.model"
 BAD = [
     (f"{MODEL}.blcks", 2, "did you mean `blocks`"),
-    ("figure", {}, "`figure` is not a known key"),
+    ("figure", {}, "`figure` is not a known key: did you mean `figures`?"),
+    ("parametrization", {}, "did you mean `parametrizations`?"),
+    ("corpora.python.lik", "python", "did you mean `like`?"),
+    ("claims.table.C1.drifts.0.figur", "figure1", "did you mean `figure`?"),
+    ("execution.precision", "float32", "not a known key here: it belongs to `setups.NAME.training`"),
+    (f"{MODEL}.learning_rate", 64, "it belongs to `figures.NAME.axes` or `probes.NAME.axes`"),
+    ("execution.figures", {}, "it belongs to the top level"),
+    ("execution.xyzzy", 1, "`execution.xyzzy` is not a known key: remove it"),
     (f"{MODEL}.blocks", "2", f"{MODEL}.blocks"),
     (f"{MODEL}.blocks", 2.5, f"{MODEL}.blocks"),
     (f"{MODEL}.blocks", True, f"{MODEL}.blocks"),

@@ -1,5 +1,6 @@
 """environment.yml, pyproject.toml and the locks say the same."""
 
+import csv
 import re
 import tomllib
 from importlib import metadata
@@ -9,6 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mup_moe
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,8 +59,26 @@ def test_the_tests_run_on_the_locked_versions():
         assert metadata.version(name).partition("+")[0] == RUN[name]
 
 
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mup_moe.__version__
+    heading = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
+    assert heading == f"## {mup_moe.__version__} ({citation['date-released']})"
+
+
 def test_the_readme_shows_the_recorded_claims():
     recorded = (ROOT / "results/recorded/default/claims.md").read_text().splitlines()
     table = [line for line in recorded if line.startswith("| **C") or line.startswith("| claim")]
     assert len(table) == 1 + 7
-    assert set(table) <= set((ROOT / "README.md").read_text().splitlines())
+    # The twelve intervals of C7 are counted.
+    *shown, c7 = table
+    with (ROOT / "results/recorded/default/claims/tests.csv").open(encoding="utf-8") as file:
+        verdicts = [test["verdict"] for test in csv.DictReader(file) if test["claim"] == "C7"]
+    within, open_ = verdicts.count("replicated"), verdicts.count("inconclusive")
+    assert within + open_ == len(verdicts) == c7.count("<br>") + 1
+    counted = f"{within} of {len(verdicts)} tests within the margin, {open_} inconclusive, none against"
+    claim, verdict, _, rests_on = c7.rsplit(" | ", 3)
+    link = "[all](results/recorded/default/claims.md#c7-inconclusive)"
+    shown.append(" | ".join([claim, verdict, f"{counted} ({link})", rests_on]))
+    assert "### C7: inconclusive" in recorded
+    assert set(shown) <= set((ROOT / "README.md").read_text().splitlines())

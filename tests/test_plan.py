@@ -164,6 +164,16 @@ def test_a_tokenizers_own_files_say_its_vocabulary(tmp_path):
     assert vocabulary_of(corpus) == 3
 
 
+@pytest.mark.parametrize("content", [None, b"", b"\xff", b"[1, 2]", b"{" * 100_000, b'{"a": '])
+def test_a_tokenizers_own_files_that_are_none_are_told(tmp_path, content):
+    path = tmp_path / "vocab.json"
+    if content is not None:
+        path.write_bytes(content)
+    corpus = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=(str(path), "m.txt"))
+    with pytest.raises(UserError, match=r"vocab\.json .*: give GPT-2's vocab.json and merges.txt"):
+        vocabulary_of(corpus)
+
+
 def models() -> list[table2.Model]:
     return table2.models_of(CONFIG, dict.fromkeys(CONFIG.corpora, VOCABULARY))
 

@@ -124,6 +124,20 @@ def test_the_command_measures_all_it_is_asked_for(tokens, tmp_path, monkeypatch)
     assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "s.csv"))
 
 
+@pytest.mark.parametrize(("key", "told"), [("tokens", "other tokens"), ("code", "other code")])
+def test_widths_that_were_measured_otherwise_have_no_slope(tmp_path, capsys, key, told):
+    made_by = {"tokens": {"train": "a", "valid": "b"}, "code": "c"}
+    paths = [tmp_path / f"w{width}.csv" for width in (8, 16, 32)]
+    for width, path in zip((8, 16, 32), paths, strict=True):
+        path.write_text(f"parametrization,width,seed,step,quantity,block,value\nmup,{width},0,0,logits,,1\n")
+        path.with_suffix(".json").write_text(json.dumps(made_by))
+    command = ["slopes", *map(str, paths), "--confidence", "0.9", "--out", str(tmp_path / "s.csv")]
+    assert main(command) == 0
+    paths[1].with_suffix(".json").write_text(json.dumps(made_by | {key: "another"}))
+    assert main(command) == 1
+    assert f"{paths[1]} was measured with {told} than {paths[0]}: delete" in capsys.readouterr().err
+
+
 def write_tokens(folder, tokens):
     import hashlib
 

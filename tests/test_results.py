@@ -1,10 +1,13 @@
 """A cell's result vouches for itself; what is damaged or foreign never becomes another number."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +20,53 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.config.cell import Cell
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError
+from mup_moe.files import UserError, claim_folder, hold_folder, settle_times
 from mup_moe.training.code import code_digest
+from mup_moe.training.heartbeat import note_try, read_tries
 from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, read_result
 from test_analysis import summary_of
 
 CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]
 FILES = [Path(name) for name in (SUMMARY, HISTORY, f".kept/{SUMMARY}", f".kept/{HISTORY}")]
 KEPT = FILES[2:]
+
+
+def test_a_try_is_told_after_one_that_was_cut_short(tmp_path):
+    note_try(tmp_path, "began", 0)
+    path = tmp_path / "tries.jsonl"
+    with path.open("a") as file:
+        file.write('{"event": "fini')
+    note_try(tmp_path, "began", 7)
+    note_try(tmp_path, "finished", 9)
+    assert [(line["event"], line["step"]) for line in read_tries(tmp_path)] == [
+        ("began", 0),
+        ("began", 7),
+        ("finished", 9),
+    ]
+
+
+def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for hold in (hold_folder, lambda folder: claim_folder(folder).__enter__()):
+        with pytest.raises(UserError, match="on a file system without file locks"):
+            hold(tmp_path)
+
+
+def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere(tmp_path):
+    home, elsewhere = tmp_path / "home", tmp_path / "text"
+    home.mkdir()
+    paths = [home / "a", home / "b", home / "old", elsewhere]
+    now = time.time()
+    for path, age in zip(paths, (-200, -100, 300, -100), strict=True):
+        path.touch()
+        os.utime(path, (now - age, now - age))
+    assert settle_times([*paths, home / "absent"], within=home) == [elsewhere]
+    b, a = (path.stat().st_mtime_ns for path in (home / "b", home / "a"))
+    assert (home / "old").stat().st_mtime_ns < b < a <= time.time_ns()
+    assert elsewhere.stat().st_mtime > now + 50
 
 
 class Sweep:

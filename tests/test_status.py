@@ -347,6 +347,19 @@ def test_figures_and_compositions_can_be_chosen_and_an_unknown_one_is_refused(sw
     assert all(line.startswith("mup-moe: ") for line in errors)
 
 
+def test_a_config_that_cannot_be_found_or_is_no_whole_one_is_told_how_to_name_it(sweep, tmp_path, monkeypatch, capsys):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("preset: default\nexecution: {device: cpu}")
+    assert main(["status", "--config", str(mine)]) == 1
+    assert main(["status", "--config", str(mine), str(sweep.path)]) == 1
+    monkeypatch.chdir(ROOT / "tests")
+    assert main(["status"]) == 1
+    alone, first, elsewhere = capsys.readouterr().err.strip().splitlines()
+    assert alone.endswith("name the whole one first, as in --config config.yaml mine.yaml")
+    assert first == alone
+    assert elsewhere == "mup-moe: there is no config.yaml here: run this in the checkout, or name it by --config"
+
+
 def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(tmp_path, told):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "long.yaml").write_text(f"setups: {{small: {{training: {{steps: {3 * STEPS}}}}}}}")
@@ -383,6 +396,26 @@ def test_a_corpus_is_told_whether_it_is_being_tokenized(sweep, told):
     (folder / ".work").rmdir()
     (folder / "valid.bin").write_bytes(b"")
     assert told(sweep)["corpora"] == {"tiny": "damaged"}
+
+
+@pytest.mark.parametrize("state", ["not tokenized yet", "half tokenized, by nobody now"])
+def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(tmp_path, told, state):
+    sweep = Sweep(tmp_path, small_config())
+    folder, log = sweep.results / "data" / "tiny", sweep.results / "logs" / "tokenize" / "tiny.log"
+    folder.mkdir(parents=True)
+    if state != "not tokenized yet":
+        (folder / ".work").mkdir()
+    log.parent.mkdir(parents=True)
+    log.write_text("reading: 0B\rreading: 9B\n")
+    assert told(sweep)["corpora"] == {"tiny": state}  # killed, it says nothing
+    log.write_text("reading: 0B\rreading: 9B\nmup-moe: the disk is full: free space\n")
+    assert told(sweep)["corpora"] == {
+        "tiny": f"{state}; its last try failed: the disk is full: free space ({log})",
+    }
+    with FileLock(folder / ".lock"):
+        assert "failed" not in told(sweep)["corpora"]["tiny"]
+    sweep.tokenize()
+    assert "failed" not in told(sweep)["corpora"]["tiny"]
 
 
 def test_probes_are_told_by_their_widths_where_no_figure_is_chosen(tmp_path, ask):

@@ -275,6 +275,20 @@ def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
     assert Checkpoints(tmp_path, "another").steps == []
 
 
+def test_checkpoints_of_another_run_are_left_aside_and_why_is_told(tmp_path, capsys):
+    written = []
+    folders = [tmp_path / "one", tmp_path / "two"]
+    saved = Checkpoint(10, 0.0, "mine/cpu/bfloat16", {"a": torch.ones(1)})
+    checkpoint.save(dict.fromkeys(folders, saved), after_each=lambda: written.append(None))
+    assert len(written) == 2
+    for owner, reason in (
+        ("mine/cpu/float32", "device or precision"),
+        ("his/cpu/float32", "config, corpus or version"),
+    ):
+        assert Checkpoints(folders[0], owner).steps == []
+        assert f"is of another {reason}: starting from step 0" in capsys.readouterr().err
+
+
 def test_a_pickle_is_no_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     torch.save({"a": torch.ones(2)}, path)
@@ -401,6 +415,10 @@ def test_memory_grows_with_the_stack_and_is_of_the_largest_model():
     assert mb(small, large) == mb(large)
     # On a GPU the models are not in main memory, however many; a checkpoint is.
     assert mb(large, device="cuda") == mb(large, large, device="cuda") > mb(small, device="cuda")
+    # Whichever device is found is to have enough.
+    for cells in ([small], [large] * 20):
+        both = [mb(*cells, device=device, replicas="20") for device in ("cpu", "cuda")]
+        assert mb(*cells, device="auto", replicas="20") == max(both)
 
 
 def test_a_stack_on_a_cpu_is_as_large_as_its_models_allow():

@@ -253,15 +253,40 @@ def test_cells_of_another_config_are_refused_where_snakemake_has_no_records(proj
     assert f"{CELLS} made under another config" in done.stdout
 
 
-def test_results_are_recorded_with_what_made_them(project):
-    assert smoke(project, "results/paper").returncode == 0
-    done = subprocess.run(
+def test_what_is_finished_is_collected_beside_what_fails_and_what_is_outdated(project):
+    # A figure of an earlier version, and one that cannot be made.
+    (project / "results/figure3").mkdir()
+    (project / "results/figure3/runs.csv").write_text("cell,loss\nx,1\n")
+    (project / "results/figure3/optima.csv").write_text("figure,drift\nfigure3,0\n")
+    tokens = project / "results/data/smoke/train.bin"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    for table in ("runs.csv", "optima.csv"):
+        (project / "results" / table).unlink()
+    done = smoke(project, TARGET, "results/figure2a/runs.csv")
+    assert done.returncode == 1
+    assert "UserError" not in done.stdout, done.stdout
+    for table in ("runs.csv", "optima.csv"):
+        assert (project / "results" / table).read_bytes() == (project / "results/figure1" / table).read_bytes()
+    tokens.write_bytes(whole)
+    assert smoke(project, "results/figure2a/runs.csv").returncode == 0
+    assert len(pd.read_csv(project / "results/runs.csv")) > len(pd.read_csv(project / "results/figure1/runs.csv"))
+
+
+def record(project):
+    return subprocess.run(
         [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml"],
         cwd=project,
         env=os.environ | {"PYTHONPATH": "src"},
-        check=True,
+        check=False,
+        capture_output=True,
+        text=True,
     )
-    assert done.returncode == 0
+
+
+def test_results_are_recorded_with_what_made_them(project):
+    assert smoke(project, "results/paper").returncode == 0
+    assert record(project).returncode == 0
     folder = project / "results/recorded/smoke"
     names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "figure2.png", "claims.md", "claims/tests.csv"}
     names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/w8.csv", "lemma_b1/w8.json"}
@@ -272,6 +297,13 @@ def test_results_are_recorded_with_what_made_them(project):
     assert provenance["seeds"] == [0]
     assert provenance["versions"][0]["torch"]
     assert provenance["machine"][0]["cpu"]
+    # A record that cannot be made leaves the one before.
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (project / "results/claims/tests.csv").unlink()
+    done = record(project)
+    assert done.returncode == 1
+    assert "results/recorded/smoke is as it was, for a copy failed" in done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
 
 
 def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):

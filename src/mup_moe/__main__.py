@@ -2,51 +2,73 @@
 
 import argparse
 import importlib
+import os
 import sys
 
-from mup_moe.files import UserError
-
-# Each module has `add_arguments(parser)` and `run(arguments)`; only the one asked for is imported,
-# so that training starts without pandas and plotting without torch.
+# Name -> what it does, and its module, which has `add_arguments(parser)` and `run(arguments)`. Only the
+# module asked for is imported, so that training starts without pandas and plotting without torch.
 COMMANDS = {
-    "tokenize": "mup_moe.data.tokenize",
-    "train": "mup_moe.training.command",
-    "aggregate": "mup_moe.analysis.aggregate",
-    "optima": "mup_moe.analysis.optima",
-    "collect": "mup_moe.analysis.collect",
-    "figure": "mup_moe.analysis.figure",
-    "composition": "mup_moe.analysis.composition",
-    "reference": "mup_moe.analysis.reference",
-    "table1": "mup_moe.analysis.table1",
-    "table2": "mup_moe.analysis.table2",
-    "plan": "mup_moe.analysis.plan",
-    "probe": "mup_moe.training.probe",
-    "slopes": "mup_moe.analysis.slopes",
-    "probe-figure": "mup_moe.analysis.probe_figure",
-    "claims": "mup_moe.analysis.claims",
-    "record": "mup_moe.analysis.record",
-    "status": "mup_moe.status.command",
-    "export-jobs": "mup_moe.offsite.export_jobs",
-    "run-jobs": "mup_moe.offsite.run_jobs",
-    "import-cells": "mup_moe.offsite.import_cells",
+    "tokenize": ("turns a corpus into tokens", "mup_moe.data.tokenize"),
+    "train": ("trains the cells of one job", "mup_moe.training.command"),
+    "aggregate": ("collects the results of a figure's cells in one table", "mup_moe.analysis.aggregate"),
+    "optima": ("estimates the best learning rate of each curve", "mup_moe.analysis.optima"),
+    "collect": ("joins tables with the same columns", "mup_moe.analysis.collect"),
+    "figure": ("draws a figure", "mup_moe.analysis.figure"),
+    "composition": ("draws several figures as one", "mup_moe.analysis.composition"),
+    "reference": ("compares a figure's losses with published ones", "mup_moe.analysis.reference"),
+    "table1": ("writes the table of parametrizations", "mup_moe.analysis.table1"),
+    "table2": ("writes the table of models", "mup_moe.analysis.table2"),
+    "plan": ("estimates what each sweep costs", "mup_moe.analysis.plan"),
+    "probe": ("measures the models of one width in their first steps", "mup_moe.training.probe"),
+    "slopes": ("fits how a probe's values scale with width", "mup_moe.analysis.slopes"),
+    "probe-figure": ("draws what a probe measured", "mup_moe.analysis.probe_figure"),
+    "claims": ("decides on the paper's claims", "mup_moe.analysis.claims"),
+    "record": ("copies finished results, with what made them, to results/recorded", "mup_moe.analysis.record"),
+    "status": ("shows how a sweep stands, and changes no file", "mup_moe.status.command"),
+    "export-jobs": ("lists jobs for a machine without Snakemake", "mup_moe.offsite.export_jobs"),
+    "run-jobs": ("trains the jobs of such a list", "mup_moe.offsite.run_jobs"),
+    "import-cells": ("brings home the cells that were trained there", "mup_moe.offsite.import_cells"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. A UserError becomes one line on stderr."""
+    """Runs one command; returns its exit status. A mistake that users can mend becomes one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(argv)
+    except BrokenPipeError:
+        # Whoever read has seen enough, as head has; Python would tell it once more as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "mup_moe" or package in sys.stdlib_module_names:
+            raise
+        return _fail(
+            f"the package `{package}` is missing from {sys.executable}: activate the environment"
+            " (. .venv/bin/activate), or make it by `make install`"
+        )
+
+
+def _run(argv: list[str]) -> int:
+    from mup_moe.files import UserError  # here, as it needs a package too
+
     parser = argparse.ArgumentParser(prog="python -m mup_moe", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        subparser = subparsers.add_parser(name)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (purpose, module) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=purpose)
         if argv[:1] == [name]:
             importlib.import_module(module).add_arguments(subparser)
     arguments = parser.parse_args(argv)
     try:
-        return importlib.import_module(COMMANDS[arguments.command]).run(arguments) or 0
+        return importlib.import_module(COMMANDS[arguments.command][1]).run(arguments) or 0
     except UserError as error:
-        print(f"mup-moe: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
+
+
+def _fail(sentence: str) -> int:
+    print(f"mup-moe: {sentence}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -85,10 +86,10 @@ def explain_disk_error(error: BaseException) -> str | None:
     """What to do about an error by which a disk takes no files; None for any other."""
     if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
         return None
-    return _cannot_be_written(error.filename, error)
+    return _cannot_be_written(error.filename or "a file", error)
 
 
-def _cannot_be_written(path: Path, error: OSError) -> str:
+def _cannot_be_written(path: Path | str, error: OSError) -> str:
     return (
         f"{path} cannot be written ({error.strerror}): free space or permit writing there,"
         " and run the same command again"
@@ -148,7 +149,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
 
 
@@ -158,22 +159,28 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def settle_times(paths: Iterable[Path]) -> None:
+def settle_times(paths: Iterable[Path], within: Path) -> list[Path]:
     """Dates the files of these that are of the future just before now, in the order that they have.
 
     A clock that was turned back leaves such files, and Snakemake refuses what is older than its inputs.
+    Returns those that are not `within` a folder, which are left as they are.
     """
+    outside = []
     now = time.time_ns()
     future: dict[int, list[Path]] = {}
     for path in paths:
         # Whose time cannot be set, Snakemake names.
         with suppress(OSError):
             if (changed := path.stat().st_mtime_ns) > now:
-                future.setdefault(changed, []).append(path)
+                if path.resolve().is_relative_to(within.resolve()):
+                    future.setdefault(changed, []).append(path)
+                else:
+                    outside.append(path)
     for age, changed in enumerate(sorted(future, reverse=True), start=1):
         for path in future[changed]:
             with suppress(OSError):
                 os.utime(path, ns=(now, now - age * 1000))
+    return sorted(outside)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -184,6 +191,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _lock_of(folder: Path) -> FileLock:
+    """The lock of a folder, which is made. Raises UserError where its file system knows no locks."""
+    make_folder(folder)
+    path = folder / ".lock"
+    # Whose file cannot even be opened, acquiring the lock tells.
+    with suppress(PermissionError), path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # somebody has it
+        except OSError as error:
+            # FileLock would fall back to files that outlive a kill.
+            raise UserError(
+                f"{folder} is on a file system without file locks ({error.strerror}): put the folder on one that has"
+                " them, or have it mounted with them (Lustre: -o flock)"
+            ) from error
+    return FileLock(path)
+
+
 @contextmanager
 def claim_folder(folder: Path) -> Iterator[bool]:
     """Holds a folder against other processes; yields whether another one had to be waited for.
@@ -191,8 +217,7 @@ def claim_folder(folder: Path) -> Iterator[bool]:
     A process can outlive the workflow that started it, and two would write the same files. Raises
     UserError when the folder cannot be written.
     """
-    make_folder(folder)
-    lock = FileLock(folder / ".lock")
+    lock = _lock_of(folder)
     waited = False
     try:
         lock.acquire(timeout=0)
@@ -219,8 +244,7 @@ def hold_folder(folder: Path) -> None:
     The lock is the kernel's: it goes with the process, however that dies. Raises UserError if taken, or
     if the folder cannot be written.
     """
-    make_folder(folder)
-    lock = FileLock(folder / ".lock")
+    lock = _lock_of(folder)
     try:
         # Whoever only looks whether it is taken holds it for a moment.
         lock.acquire(timeout=1)

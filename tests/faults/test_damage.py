@@ -22,7 +22,7 @@ from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedChec
 
 DAMAGES = 2
 # A bit of its header can say so, too.
-TOLD = r"is damaged \(.*\)|is of another config, corpus or version"
+TOLD = r"is damaged \(.*\)|is of another (config, corpus or version|device or precision)"
 
 
 def damage_checkpoint(chance: random.Random, path: Path) -> None:

@@ -1,17 +1,14 @@
 """Clocks, memory and GPUs that fail, and processes that hang."""
 
 import random
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from conftest import make_request
-from faults.commands import (
-    continued_steps,
-    finish,
-    one_sentence,
-    run,
-)
+from faults.commands import continued_steps, end, finish, one_sentence, run, start
 from faults.conftest import Inject
 from faults.curve import Curve
 from faults.ledger import GOES_ON, Ledger
@@ -66,6 +63,24 @@ def test_a_process_that_hangs_is_ended(ledger: Ledger, chance: random.Random, in
         step = curve.next_step()
         assert step > 0
         assert continued_steps(finish(command)) == [step]
+        curve.assert_as_undisturbed()
+
+
+def test_a_process_that_is_suspended_goes_on(
+    ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve
+) -> None:
+    command = curve.train("--hang-seconds", "2")
+    expected = "goes on where it was, and is not taken to hang"
+    with ledger.trial("a process is suspended", "at some step, for longer than hang_seconds", expected) as trial:
+        process = start(command, inject("SIGSTOP", number=chance.randint(20, 55)))
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            assert process.poll() is None
+            time.sleep(0.01)
+        trial.struck(curve.out)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        done = end(process)
+        assert done.returncode == 0, done.stderr
         curve.assert_as_undisturbed()
 
 

@@ -181,9 +181,12 @@ def test_the_sweep_in_miniature_is_submitted_as_the_profile_says(submit, finishe
     assert "gpu" not in tokenized["tres_per_job"]
 
 
-def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_go_on(submit, sweep, quiet):
+def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_go_on_as_they_began(submit, sweep, quiet):
     submitted = submit(sweep)
     pids = {curve: wait_for(lambda curve=curve: begun(sweep, curve), submitted) for curve in CURVES}
+    # Nobody's jobs heed what is edited now, and not even YAML any more.
+    edit(sweep, "setups.small.training.steps", STEPS + 1)
+    (sweep / "config.yaml").write_text("setups: {small: [\n")
     # One is cancelled, the other's node is lost.
     output_of("scancel", job_of(CURVES[0]))
     lose_node(output_of("squeue", "--noheader", "--format=%N", f"--jobs={job_of(CURVES[1])}").strip())

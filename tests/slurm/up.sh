@@ -36,6 +36,8 @@ SlurmdSpoolDir=$folder/spool/%n
 StateSaveLocation=$folder/state
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd-%n.log
+# Memory that is not there, for jobs that ask for a GPU's share and use little of it.
+SlurmdParameters=config_overrides
 # Without cgroups, which a container may not have.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -52,7 +54,7 @@ KillWait=${KILL_WAIT:-5}
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=${PREEMPT:-REQUEUE}
-NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((17900 + nodes))] CPUs=$cores RealMemory=8000 Gres=gpu:test:2
+NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((17900 + nodes))] CPUs=$cores RealMemory=64000 Gres=gpu:test:2
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=${GRACE:-5}
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF

@@ -1,4 +1,5 @@
 # From config.yaml to typed settings and cells; nothing here knows of tensors.
+import hashlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import SharedFSUsage
 
 # The checkout's own source serves every job, installed or not.
 SOURCE = Path(workflow.basedir) / "src"
@@ -19,7 +21,7 @@ shell.prefix(
     ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
 )
 
-from mup_moe.analysis.collect import collect_tables
+from mup_moe.analysis.collect import collect_tables, is_of
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import in_one_line
@@ -32,8 +34,9 @@ from mup_moe.config.load import (
     validate,
 )
 from mup_moe.data.text_files import find
+from mup_moe.data.tokens import Tokens
 from mup_moe.data.vocabulary import vocabulary_of
-from mup_moe.files import UserError, hold_folder, settle_times
+from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
 from mup_moe.progress import report_progress
@@ -43,28 +46,49 @@ from mup_moe.training.code import SOURCES, code_digest
 
 DEFAULTS = Path(workflow.basedir) / "config.yaml"
 
+CODE = code_digest()
+
+# A job on a cluster goes by what its run has handed on, whatever is edited meanwhile.
+HANDED_ON = (
+    {} if workflow.is_main_process else workflow.config_settings.overwrite_config
+)
+
 try:
     # By our reader first: Snakemake's has tracebacks for what it cannot read, and runs code (yte).
-    for path in (DEFAULTS, *workflow.config_settings.configfiles):
-        if path.suffix != ".json":
-            read_document(path)
+    if "document" not in HANDED_ON:
+        for path in (DEFAULTS, *workflow.config_settings.configfiles):
+            if path.suffix != ".json":
+                read_document(path)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
-configfile: str(DEFAULTS)
+if "document" not in HANDED_ON:
+
+    configfile: str(DEFAULTS)
+
+
+def config_document():
+    """The config with everything laid over it. Raises ConfigError."""
+    if "document" not in HANDED_ON:
+        # A preset lies over config.yaml and under what the command line gives.
+        preset = read_preset(Path(workflow.basedir) / "presets", config.get("preset"))
+        return overlay(config, preset, workflow.config_settings.overwrite_config)
+    if HANDED_ON["code"] != CODE:
+        raise WorkflowError(
+            "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
+            " and start it again, which trains anew what is not finished"
+        )
+    return HANDED_ON["document"]
 
 
 try:
-    # A preset lies over config.yaml and under what the command line gives.
-    given = workflow.config_settings.overwrite_config
-    preset = read_preset(Path(workflow.basedir) / "presets", config.get("preset"))
-    CONFIG = validate(overlay(config, preset, given))
+    DOCUMENT = config_document()
+    CONFIG = validate(DOCUMENT)
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 
 PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
-CODE = code_digest()
 PROBE_CODE = CODE + source_digest((SOURCE / "mup_moe/training/probe.py",))
 SOURCE_FILES = [os.path.relpath(path) for path in SOURCES]
 DATA_CODE = source_digest(sorted(SOURCE.glob("mup_moe/data/*.py")))
@@ -92,9 +116,19 @@ def text_of(corpus):
         raise WorkflowError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 
 
-# Text that is not there is told before anything runs.
+@cache
+def vocabulary_size(corpus):
+    """How many tokens the models of a corpus know, at most."""
+    try:
+        return vocabulary_of(CONFIG.corpora[corpus])
+    except UserError as error:
+        raise WorkflowError(f"config.yaml: `corpora.{corpus}`: {error}") from None
+
+
+# Text or a vocabulary that is not there is told before anything runs.
 for result in [*CONFIG.figures.values(), *CONFIG.probes.values()]:
     text_of(CONFIG.setups[result.setup].corpus)
+    vocabulary_size(CONFIG.setups[result.setup].corpus)
 
 
 # What no name matches, for a kind of result that the config has none of.
@@ -193,18 +227,24 @@ BENCHMARK = os.path.relpath(BENCHMARK)
 GPU = {"cuda": {"gpu": 1}, "cpu": {"gpu": 0}, "auto": {}}[CONFIG.execution.device]
 
 
+def growing(memory, attempt):
+    """The memory of a job's try: each gets more, up to three times, as most end for want of time, not of memory."""
+    return memory * min(attempt, 3)
+
+
 def memory_of(cell_ids):
-    """The memory of a job of these cells, in MB, for Snakemake to ask with each attempt; the next gets more."""
+    """The memory of a job of these cells, in MB, for Snakemake to ask with each attempt."""
 
     def memory(wildcards, attempt):
         requests = [
             request_of(cell.format(cell=wildcards.get("cell"))) for cell in cell_ids
         ]
-        corpus = CONFIG.corpora[CONFIG.setups[requests[0].cell.setup].corpus]
+        vocabulary = vocabulary_size(CONFIG.setups[requests[0].cell.setup].corpus)
         execution = CONFIG.execution
-        return attempt * memory_mb(
-            requests, vocabulary_of(corpus), execution.device, str(execution.replicas)
+        wanted = memory_mb(
+            requests, vocabulary, execution.device, str(execution.replicas)
         )
+        return growing(wanted, attempt)
 
     return memory
 
@@ -247,6 +287,44 @@ def probe_values(wildcards):
     return [f"results/{wildcards.probe}/w{width}.csv" for width in widths]
 
 
+def hand_on_config():
+    """Has the jobs that other processes run, on a cluster, read the config as it is now."""
+    if SharedFSUsage.SOURCES not in workflow.storage_settings.shared_fs_usage:
+        return  # those get a copy of everything
+    kept = json.dumps({"document": DOCUMENT, "code": CODE}, sort_keys=True)
+    path = Path(f".snakemake/mup-moe/{hashlib.sha256(kept.encode()).hexdigest()}.json")
+    write_text(path, kept)
+    workflow.config_settings.configfiles = [path.absolute()]
+
+
+def fingerprints_of(figure):
+    """What the rows of a figure's runs.csv have as fingerprints; empty where its tokens are not here."""
+    try:
+        tokens = Tokens.open(Path(corpus_of(cells_of(figure)[0]))).digest
+    except UserError:
+        return dict.fromkeys(cells_of(figure), "")
+    return {
+        cell: request_of(cell).fingerprint(tokens, CODE) for cell in cells_of(figure)
+    }
+
+
+def collect_finished():
+    """Has runs.csv and optima.csv at the top hold every figure that is finished so far, by this config and code."""
+    finished = [
+        figure
+        for figure in CONFIG.figures
+        if is_of(Path(f"results/{figure}/runs.csv"), fingerprints_of(figure))
+    ]
+    for table in ("runs", "optima"):
+        try:
+            collect_tables(
+                [Path(f"results/{figure}/{table}.csv") for figure in finished],
+                Path(f"results/{table}.csv"),
+            )
+        except UserError as error:
+            logger.warning(f"results/{table}.csv is not made anew: {error}")
+
+
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:
@@ -254,11 +332,15 @@ onstart:
     except UserError as error:
         raise WorkflowError(str(error)) from None
     planned = list(workflow.dag.needrun_jobs())
-    # All files of all jobs, done or not: their order is to stay.
+    # All files of all jobs, done or not: their order is to stay. Text of elsewhere is its owner's.
     known = {
         path for job in workflow.dag.jobs for path in (*job.input, *job.output)
     }
-    settle_times(map(Path, known))
+    for path in settle_times(map(Path, known), within=Path()):
+        logger.warning(
+            f"{path} is dated in the future: until then, or until you touch it, what is made of it is made again"
+        )
+    hand_on_config()
     report_progress(
         [
             Path(path)
@@ -270,9 +352,8 @@ onstart:
 
 
 onsuccess:
-    # runs.csv and optima.csv at the top hold every figure that is finished so far.
-    for table in ("runs", "optima"):
-        collect_tables(
-            [Path(f"results/{figure}/{table}.csv") for figure in CONFIG.figures],
-            Path(f"results/{table}.csv"),
-        )
+    collect_finished()
+
+
+onerror:
+    collect_finished()

@@ -20,7 +20,7 @@ rule probe:
     threads: CONFIG.execution.threads
     resources:
         **GPU,
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        mem_mb=lambda wildcards, attempt: growing(6000, attempt),
         device=CONFIG.execution.device,
     params:
         code=PROBE_CODE,
@@ -38,7 +38,11 @@ rule probe:
 
 rule slopes:
     input:
-        probe_values,
+        values=probe_values,
+        # They vouch that all widths were measured alike.
+        made_by=lambda wildcards: [
+            path.replace(".csv", ".json") for path in probe_values(wildcards)
+        ],
     output:
         report(
             "results/{probe}.csv",
@@ -58,7 +62,7 @@ rule slopes:
         code=ANALYSIS_CODE,
         confidence=CONFIG.analysis.confidence,
     shell:
-        "python -m mup_moe slopes {input} --confidence {params.confidence}"
+        "python -m mup_moe slopes {input.values} --confidence {params.confidence}"
         " --out {output} 2> {log}"
 
 

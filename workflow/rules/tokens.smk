@@ -22,7 +22,7 @@ rule tokenize:
     threads: 8
     resources:
         gpu=0,
-        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        mem_mb=lambda wildcards, attempt: growing(2000, attempt),
     params:
         corpus=lambda wildcards: json.dumps(asdict(CONFIG.corpora[wildcards.corpus])),
         code=DATA_CODE,

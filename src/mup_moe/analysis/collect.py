@@ -5,7 +5,7 @@ Standard library only, so that a Snakefile can import it.
 
 import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mup_moe.files import UserError, write_csv
@@ -26,15 +26,19 @@ def collect_tables(tables: Sequence[Path], out: Path) -> None:
     """Writes the distinct rows of the tables that exist, in order; nothing where none does.
 
     Of a cell that figures share, the row of the newest table counts. Raises UserError where columns
-    differ.
+    differ, or a table is empty.
     """
     header: list[str] = []
     newest: dict[tuple[str, ...], tuple[int, list[str]]] = {}
     for path in filter(Path.exists, tables):
-        with path.open(encoding="utf-8", newline="") as file:
-            columns, *lines = csv.reader(file)
+        columns, *lines = _rows(path) or [[]]
+        if not columns:
+            raise UserError(f"{path} is empty: delete it and run the same command again")
         if header and columns != header:
-            raise UserError(f"{path} has other columns than {tables[0]}: delete both and run the same command again")
+            raise UserError(
+                f"{path} has other columns than another figure's table, as that of another version has: delete it"
+                " and run the same command again"
+            )
         header = columns
         stamp = path.stat().st_mtime_ns
         for line in lines:
@@ -43,3 +47,24 @@ def collect_tables(tables: Sequence[Path], out: Path) -> None:
                 newest[key] = stamp, line
     if header:
         write_csv(out, header, [line for _, line in newest.values()])
+
+
+def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
+    """Whether a figure's runs.csv is there, and has no row but of these cells with these fingerprints.
+
+    fingerprints: by the cells' ids; "" stands for any.
+    """
+    if not runs.exists():
+        return False
+    columns, *lines = _rows(runs) or [[]]
+    rows = [dict(zip(columns, line, strict=False)) for line in lines]
+    expected = [fingerprints.get(row.get("cell", "")) for row in rows]
+    return bool(rows) and all(
+        wanted is not None and wanted in ("", row.get("fingerprint"))
+        for row, wanted in zip(rows, expected, strict=True)
+    )
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))

@@ -318,8 +318,8 @@ def _notes(rows: Iterable[Row], machine: Machine) -> list[str]:
     notes = [
         f"Hours: of one device, {machine.name}, as measured at widths {low} to {high} (beyond them, at the rate of"
         f" the nearest), and {START_SECONDS} s for each job to start. Divide by how many run side by side.",
-        "Disk: tokens and results, which stay. Checkpoint: of the largest cell, for each that is running; a second"
-        " one while it is written.",
+        "Disk: tokens and results, which stay. Checkpoint: of the largest cell, for each that is running; there are"
+        " three while one is written: it, the last one and the one before.",
         "Total: every cell once, whichever figures share it.",
     ]
     return notes + [

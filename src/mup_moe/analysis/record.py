@@ -48,14 +48,22 @@ def run(arguments: argparse.Namespace) -> None:
         sources.insert(1, folder / f"{name}.yaml")
     folder = results / "recorded" / arguments.name
     made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
-    shutil.rmtree(folder, ignore_errors=True)
-    for source in _files(results, config):
-        target = folder / source.relative_to(results)
-        make_folder(target.parent)
-        shutil.copy2(source, target)
-    for source in sources:
-        shutil.copy2(source, folder / source.name)
-    write_json(folder / "provenance.json", made_by | {"config": [source.name for source in sources]})
+    # In place once it is whole; a hidden folder is what an attempt has left that ended before.
+    made = folder.with_name(f".{folder.name}")
+    shutil.rmtree(made, ignore_errors=True)
+    make_folder(made)
+    try:
+        for source in _files(results, config):
+            target = made / source.relative_to(results)
+            make_folder(target.parent)
+            shutil.copy2(source, target)
+        for source in sources:
+            shutil.copy2(source, made / source.name)
+        write_json(made / "provenance.json", made_by | {"config": [source.name for source in sources]})
+        shutil.rmtree(folder, ignore_errors=True)
+        made.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder} is as it was, for a copy failed ({error}): mend that, and record again") from error
 
 
 def _files(results: Path, config: Config) -> Iterator[Path]:

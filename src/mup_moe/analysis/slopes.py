@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -10,7 +11,7 @@ import pandas as pd
 
 from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
-from mup_moe.files import UserError, write_csv
+from mup_moe.files import UserError, read_json, write_csv
 
 VALUES = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
 TEXT = ("parametrization", "quantity", "block")
@@ -45,8 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the slopes. Raises UserError for values that are missing or damaged."""
+    _check_alike(arguments.values)
     found = slopes(read_values(arguments.values), arguments.confidence)
     write_csv(arguments.out, Slope._fields, found)
+
+
+def _check_alike(paths: Sequence[Path]) -> None:
+    """Raises UserError where widths were measured on different tokens or by different code."""
+    for first, path in pairwise(paths):
+        told, other = (read_json(one.with_suffix(".json")) for one in (first, path))
+        for key, what in {"tokens": "other tokens", "code": "other code"}.items():
+            if told.get(key) != other.get(key):
+                raise UserError(
+                    f"{path} was measured with {what} than {first}: delete {path.parent} and run the same command again"
+                )
 
 
 def read_values(paths: Sequence[Path]) -> pd.DataFrame:

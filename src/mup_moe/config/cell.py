@@ -79,7 +79,7 @@ class Cell:
         """The cell of an id. Raises ValueError for text that no cell has as its id."""
         match = _ID.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is not a cell's id")
+            raise ValueError(f"{text!r} is not a cell's id, which reads {_SCHEME}")
         setup, architecture, parametrization, width, experts, granularity, rate, seed = match.groups()
         cell = cls(
             setup=setup,
@@ -105,6 +105,7 @@ def check_range(axis: str, value: Any) -> None:
         raise ValueError(f"{axis} {value} must lie between {least} and {shown}")
 
 
+_SCHEME = "SETUP_ARCHITECTURE_PARAMETRIZATION_wWIDTH_eEXPERTS_gGRANULARITY_lrRATE_sSEED"
 _ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")
 
 AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")

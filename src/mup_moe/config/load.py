@@ -2,10 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pydantic
 
@@ -115,7 +115,7 @@ def _sentences(error: pydantic.ValidationError, document: Mapping[str, Any], res
     # A mistake that entries inherit is told where it is made.
     told = {(key, problems[0]["msg"]) for key, problems in by_key.items()}
     return [
-        _sentence(".".join(key), problems)
+        _sentence(key, problems)
         for key, problems in by_key.items()
         if (_inherited_from(key, document), problems[0]["msg"]) not in told
     ]
@@ -131,12 +131,12 @@ def _inherited_from(key: tuple[str, ...], document: Mapping[str, Any]) -> tuple[
     return None if parent is None else (key[0], str(parent), *key[2:])
 
 
-def _sentence(key: str, problems: list[Any]) -> str:
+def _sentence(path: tuple[str, ...], problems: list[Any]) -> str:
+    key = ".".join(path)
     problem = problems[0]
     match problem["type"]:
         case "unexpected_keyword_argument" | "extra_forbidden":
-            near = difflib.get_close_matches(key.rpartition(".")[2], _known_keys(), n=1)
-            return f"`{key}` is not a known key" + (f": did you mean `{near[0]}`?" if near else "; remove it")
+            return _unknown_key(path)
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"`{key}` is missing: give it a value"
         case "value_error":
@@ -166,11 +166,33 @@ def _is_type_name(part: str) -> bool:
     return part in {"int", "float", "str", "none"} or part.startswith(("literal[", "function-", "union[", "tuple["))
 
 
-def _known_keys() -> list[str]:
-    names: list[str] = []
-    pending: list[Any] = [Config]
-    while pending:
-        for field in fields(pending.pop()):
-            names.append(field.name)
-            pending += [t for t in (field.type, *getattr(field.type, "__args__", ())) if is_dataclass(t)]
-    return names
+def _unknown_key(path: tuple[str, ...]) -> str:
+    *section, key = path
+    known = list(_known_keys(Config))
+    near = difflib.get_close_matches(key, [name for place, name in known if _is_at(section, place)], n=1)
+    if near:
+        return f"`{'.'.join(path)}` is not a known key: did you mean `{near[0]}`?"
+    elsewhere = [f"`{'.'.join(place)}`" if place else "the top level" for place, name in known if name == key]
+    if elsewhere:
+        return f"`{'.'.join(path)}` is not a known key here: it belongs to {' or '.join(elsewhere)}"
+    return f"`{'.'.join(path)}` is not a known key: remove it"
+
+
+def _known_keys(kind: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every key that a config of this type can have, after the path of its section; NAME and NUMBER are anything."""
+    if is_dataclass(kind):
+        if len(place) == 2 and place[0] in _LIKE:
+            yield place, "like"
+        for field in fields(kind):
+            yield place, field.name
+            yield from _known_keys(field.type, (*place, field.name))
+    elif get_origin(kind) is dict:
+        yield from _known_keys(get_args(kind)[1], (*place, "NAME"))
+    elif get_origin(kind) is tuple:
+        yield from _known_keys(get_args(kind)[0], (*place, "NUMBER"))
+
+
+def _is_at(section: Sequence[str], place: Sequence[str]) -> bool:
+    return len(section) == len(place) and all(
+        known in (part, "NAME", "NUMBER") for part, known in zip(section, place, strict=True)
+    )

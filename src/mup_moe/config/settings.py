@@ -387,7 +387,8 @@ class ExecutionSettings(_Section):
         _at_least(self, 1, "threads", most=2**12)
         _require(self.replicas == "auto" or self.replicas >= 1, f"`replicas` is {self.replicas} but must be at least 1")
         _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
-        _at_least(self, 1, "cells_per_job")
+        # A command line holds some thousands of names, and each cell of a job is a lock and open files.
+        _require(1 <= self.cells_per_job <= 500, f"`cells_per_job` is {self.cells_per_job} but must be from 1 to 500")
         _require(
             self.cells_per_job == 1 or bool(self.lockstep), "`cells_per_job` is for cells in lockstep: list its axes"
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 from mup_moe.files import UserError
 
-_PATIENCE = (1, 4, 16, 64)
-"""Seconds to wait before each new attempt at the same record."""
+_PATIENCE = (1, 4, 16, 64, 256, 600, 600, 600, 600, 600)
+"""Seconds to wait before each new attempt at the same record: an hour of the hub's."""
 
 
 class Stream:

@@ -1,4 +1,7 @@
-"""Says how a sweep stands, while it runs or afterwards: python -m mup_moe status. It changes no file."""
+"""Shows how a sweep stands, while it runs or afterwards: python -m mup_moe status. It changes no file.
+
+Name the preset and the config files that you gave Snakemake; otherwise it shows the default sweep.
+"""
 
 import argparse
 import json
@@ -11,6 +14,7 @@ from mup_moe.status.text import lines
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `status`."""
+    parser.description = __doc__
     add_sweep_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for a program: all that is known, of every cell")
 

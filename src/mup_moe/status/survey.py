@@ -94,6 +94,9 @@ def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -
 
 def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:
     steps = request.training.steps
+    if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
+        reason = f"{folder} cannot be read: ask its owner to permit it"
+        return CellStatus(request.cell, job, State.FAILED, 0, steps, reason=reason)
     # First: who is done shows a result before the heartbeat goes.
     beat = _heartbeat(folder)
     kept = Result(folder).kept_files[1]

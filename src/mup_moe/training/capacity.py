@@ -44,10 +44,11 @@ def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[Model
 def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str) -> int:
     """The main memory, in MB, that a job of these cells asks for: a generous estimate, not a bound.
 
-    device_type: "cuda" where the models are in a GPU's own memory.
+    device_type: "cuda" where the models are in a GPU's own memory; "auto": whichever takes more.
     """
     shapes = by_shape(requests, vocabulary)
-    return max(_stack_mb(shape, alike, device_type, wanted) for shape, alike in shapes.items())
+    devices = ("cpu", "cuda") if device_type == "auto" else (device_type,)
+    return max(_stack_mb(shape, alike, device, wanted) for shape, alike in shapes.items() for device in devices)
 
 
 def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:

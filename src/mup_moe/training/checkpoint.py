@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,11 @@ class Checkpoint(CheckpointHeader):
     tensors: Mapping[str, Tensor]
 
 
-def save(checkpoints: Mapping[Path, Checkpoint]) -> None:
-    """Writes checkpoints into their cells' folders, all or none of them; the last ones become the ones before."""
+def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] = lambda: None) -> None:
+    """Writes checkpoints into their cells' folders, all or none of them; the last ones become the ones before.
+
+    after_each: is called when one has been written, as many large ones may take long.
+    """
     paths = [folder / CHECKPOINT for folder in checkpoints]
     with atomic_writes(paths, before_replace=_keep_previous) as files:
         for file, checkpoint in zip(files, checkpoints.values(), strict=True):
@@ -32,6 +35,7 @@ def save(checkpoints: Mapping[Path, Checkpoint]) -> None:
             metadata = checkpoint.as_metadata()
             metadata["digest"] = _digest(tensors, metadata)
             file.write(safetensors.torch.save(tensors, metadata))
+            after_each()
 
 
 def _keep_previous(path: Path) -> None:
@@ -84,7 +88,9 @@ class Checkpoints:
         except DamagedCheckpointError as error:
             return f"{path} is damaged ({error})"
         if header.fingerprint != self._fingerprint:
-            return f"{path} is of another config, corpus or version"
+            # What comes after the slash, one run of a cell may have different from the next.
+            own, theirs = (text.partition("/")[0] for text in (self._fingerprint, header.fingerprint))
+            return f"{path} is of another {'device or precision' if own == theirs else 'config, corpus or version'}"
         self._paths[header.step] = path
         return None
 

@@ -102,8 +102,10 @@ def note_try(folder: Path, event: str, step: int) -> None:
     event: what became of the try at that step. Nothing is told where nothing can be written.
     """
     line = {"event": event, "step": step} | _now_and_here()
-    with suppress(OSError), (folder / _TRIES).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with suppress(OSError), (folder / _TRIES).open("a+b") as file:
+        # A line that a full disk has cut short ends here.
+        begun = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
+        file.write(b"\n" * begun + json.dumps(line).encode() + b"\n")
 
 
 def read_tries(folder: Path) -> list[dict[str, Any]]:
@@ -135,11 +137,12 @@ class Pulse:
     def __init__(self, seconds: float, before_end: Callable[[str], None]) -> None:
         self._seconds = seconds
         self._before_end = before_end
-        self._beaten = time.monotonic()
+        self._tick = min(1.0, seconds / 10)
+        self._quiet = 0
 
     def beat(self) -> None:
         """To be called with every step."""
-        self._beaten = time.monotonic()
+        self._quiet = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -153,8 +156,10 @@ class Pulse:
             over.set()
 
     def _watch(self, over: threading.Event) -> None:
-        while not over.wait(max(0.0, self._beaten + self._seconds - time.monotonic())):
-            if time.monotonic() - self._beaten >= self._seconds:
+        # In ticks: while the process is suspended, as SLURM may do, no clock of ours goes on.
+        while not over.wait(self._tick):
+            self._quiet += 1
+            if self._quiet * self._tick >= self._seconds:
                 self._end()
 
     def _end(self) -> None:

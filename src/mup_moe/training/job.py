@@ -186,7 +186,7 @@ class Job:
                 if trainer.step == steps:
                     return  # what is left takes no longer than a checkpoint
                 if self._signal or watch.elapsed - saved_at >= self._checkpoint_seconds:
-                    self._save(trainer, cells, watch)
+                    self._save(trainer, cells, watch, signs)
                     saved_at = watch.elapsed
                 if self._signal:
                     stopped = f"stopped by {signal.Signals(self._signal).name}"
@@ -199,7 +199,11 @@ class Job:
             self._finish(dict(zip(cells, outcomes, strict=True)), trainer, watch.elapsed / len(cells))
         self._pulse.beat()
 
-    def _save(self, trainer: Trainer, cells: Sequence[CellFiles], watch: "Stopwatch") -> None:
+    def _save(self, trainer: Trainer, cells: Sequence[CellFiles], watch: "Stopwatch", signs: SignsOfLife) -> None:
+        def show() -> None:
+            self._pulse.beat()
+            signs.show(trainer)
+
         share = watch.elapsed / len(cells)
         self._finish({cells[replica]: outcome for replica, outcome in trainer.ended.items()}, trainer, share)
         states = {cells[replica]: state for replica, state in trainer.states().items()}
@@ -208,7 +212,8 @@ class Job:
             {
                 cell.folder: Checkpoint(trainer.step, share, cell.owner(self._device), state)
                 for cell, state in states.items()
-            }
+            },
+            after_each=show,
         )
         for folder in first:
             heartbeat.note_try(folder, "first checkpoint", trainer.step)

@@ -1,0 +1,33 @@
+"""What every command says of itself, and where packages are missing."""
+
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from mup_moe.__main__ import COMMANDS, main
+
+
+def test_the_help_says_what_each_command_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} {purpose}" in said for name, (purpose, _) in COMMANDS.items())
+
+
+def test_a_missing_package_ends_in_one_sentence():
+    # -S: without the packages of the environment.
+    command = [sys.executable, "-S", "-m", "mup_moe", "status"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("mup-moe: the package `filelock` is missing")
+    assert "make install" in sentence
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    for command in ([sys.executable, "-m", "mup_moe", "--help"], [sys.executable, "-m", "mup_moe", "status", "--json"]):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.close()
+        assert process.communicate(timeout=60)[1] == ""
