@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate
-from mup_moe.analysis.collect import collect_tables, is_of
+from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
@@ -525,6 +525,25 @@ def test_runs_are_of_a_figure_as_it_is_now_or_not(tmp_path, text, known):
     if text is not None:
         path.write_text(text)
     assert is_of(path, {"a": "1", "b": "2", "c": ""}) == known
+
+
+def test_figures_that_are_finished_are_collected_and_what_is_in_the_way_is_told(tmp_path):
+    cells = {"a": "1", "b": "2"}
+    for figure in ("done", "older-optima", "of-another-config", "damaged", "no-optima"):
+        (tmp_path / figure).mkdir()
+        (tmp_path / figure / "runs.csv").write_text(f"cell,fingerprint,figure\na,1,{figure}\n")
+        if figure != "no-optima":
+            (tmp_path / figure / "optima.csv").write_text(f"figure,drift\n{figure},0\n")
+    os.utime(tmp_path / "older-optima" / "optima.csv", (0, 0))
+    (tmp_path / "damaged" / "runs.csv").write_bytes(b"cell,fingerprint,figure\n\xff")
+    figures = dict.fromkeys(["done", "older-optima", "of-another-config", "damaged", "no-optima", "absent"], cells)
+    figures["of-another-config"] = {"a": "3"}
+    (problem,) = collect_finished(tmp_path, figures)
+    assert "runs.csv lacks damaged" in problem
+    assert "delete it" in problem
+    # The three figures have the cell in common: one row.
+    assert (tmp_path / "runs.csv").read_text() == "cell,fingerprint,figure\na,1,no-optima\n"
+    assert (tmp_path / "optima.csv").read_text() == "figure,drift\ndone,0\n"
 
 
 def test_text_that_is_no_cell_is_refused(tmp_path):

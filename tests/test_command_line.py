@@ -1,5 +1,6 @@
 """What every command says of itself, and where packages are missing."""
 
+import os
 import subprocess
 import sys
 
@@ -27,7 +28,11 @@ def test_a_missing_package_ends_in_one_sentence():
 
 
 def test_a_reader_who_has_seen_enough_is_no_error():
-    for command in ([sys.executable, "-m", "mup_moe", "--help"], [sys.executable, "-m", "mup_moe", "status", "--json"]):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    for asked in (["--help"], ["status"], ["status", "--json"]):
+        command = [sys.executable, "-m", "mup_moe", *asked]
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         process.stdout.close()
         assert process.communicate(timeout=60)[1] == ""

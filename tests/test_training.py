@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,9 +32,11 @@ from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
 from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
 from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
+from mup_moe.training.heartbeat import Heartbeat
 from mup_moe.training.job import even_parts
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
+from mup_moe.training.signs_of_life import SignsOfLife
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
 
@@ -287,6 +290,22 @@ def test_checkpoints_of_another_run_are_left_aside_and_why_is_told(tmp_path, cap
     ):
         assert Checkpoints(folders[0], owner).steps == []
         assert f"is of another {reason}: starting from step 0" in capsys.readouterr().err
+
+
+def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("mup_moe.training.heartbeat.SECONDS", 0.0)
+    trainer = SimpleNamespace(step=0, settings=SimpleNamespace(steps=9))
+    signs = SignsOfLife([tmp_path], [tmp_path])
+    told = []
+    for step in (0, 5, 5, 6):
+        trainer.step = step
+        signs.show(trainer)
+        told.append(Heartbeat.read(tmp_path))
+    assert [sign.step for sign in told] == [0, 5, 5, 6]
+    first, rate, paused, later = (sign.steps_per_second for sign in told)
+    assert first is None
+    assert rate == paused > 0
+    assert later not in (rate, 0)
 
 
 def test_a_pickle_is_no_checkpoint(tmp_path):

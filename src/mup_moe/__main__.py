@@ -35,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. A mistake that users can mend becomes one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(argv)
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has seen enough, as head has; Python would tell it once more as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

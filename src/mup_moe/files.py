@@ -172,7 +172,8 @@ def settle_times(paths: Iterable[Path], within: Path) -> list[Path]:
         # Whose time cannot be set, Snakemake names.
         with suppress(OSError):
             if (changed := path.stat().st_mtime_ns) > now:
-                if path.resolve().is_relative_to(within.resolve()):
+                # What a link leads to elsewhere is part of the folder, as results on a scratch disk are.
+                if path.absolute().is_relative_to(within.absolute()):
                     future.setdefault(changed, []).append(path)
                 else:
                     outside.append(path)
@@ -191,18 +192,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+
+
 def _lock_of(folder: Path) -> FileLock:
     """The lock of a folder, which is made. Raises UserError where its file system knows no locks."""
     make_folder(folder)
     path = folder / ".lock"
-    # Whose file cannot even be opened, acquiring the lock tells.
-    with suppress(PermissionError), path.open("ab") as file:
-        try:
+    try:
+        # For reading, too: NFS asks for that.
+        with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # somebody has it
-        except OSError as error:
-            # FileLock would fall back to files that outlive a kill.
+    except OSError as error:
+        # Whatever else is the matter, acquiring the lock tells; here, FileLock would fall back to files that
+        # outlive a kill.
+        if error.errno in _NO_LOCKS:
             raise UserError(
                 f"{folder} is on a file system without file locks ({error.strerror}): put the folder on one that has"
                 " them, or have it mounted with them (Lustre: -o flock)"

@@ -21,7 +21,7 @@ shell.prefix(
     ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
 )
 
-from mup_moe.analysis.collect import collect_tables, is_of
+from mup_moe.analysis.collect import collect_finished
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import in_one_line
@@ -49,13 +49,12 @@ DEFAULTS = Path(workflow.basedir) / "config.yaml"
 CODE = code_digest()
 
 # A job on a cluster goes by what its run has handed on, whatever is edited meanwhile.
-HANDED_ON = (
-    {} if workflow.is_main_process else workflow.config_settings.overwrite_config
-)
+GIVEN = workflow.config_settings.overwrite_config
+HANDED_ON = None if workflow.is_main_process or "document" not in GIVEN else GIVEN
 
 try:
     # By our reader first: Snakemake's has tracebacks for what it cannot read, and runs code (yte).
-    if "document" not in HANDED_ON:
+    if HANDED_ON is None:
         for path in (DEFAULTS, *workflow.config_settings.configfiles):
             if path.suffix != ".json":
                 read_document(path)
@@ -63,17 +62,17 @@ except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 
-if "document" not in HANDED_ON:
+if HANDED_ON is None:
 
     configfile: str(DEFAULTS)
 
 
 def config_document():
     """The config with everything laid over it. Raises ConfigError."""
-    if "document" not in HANDED_ON:
+    if HANDED_ON is None:
         # A preset lies over config.yaml and under what the command line gives.
         preset = read_preset(Path(workflow.basedir) / "presets", config.get("preset"))
-        return overlay(config, preset, workflow.config_settings.overwrite_config)
+        return overlay(config, preset, GIVEN)
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(
             "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
@@ -291,7 +290,7 @@ def hand_on_config():
     """Has the jobs that other processes run, on a cluster, read the config as it is now."""
     if SharedFSUsage.SOURCES not in workflow.storage_settings.shared_fs_usage:
         return  # those get a copy of everything
-    kept = json.dumps({"document": DOCUMENT, "code": CODE}, sort_keys=True)
+    kept = json.dumps({"document": DOCUMENT, "code": CODE})
     path = Path(f".snakemake/mup-moe/{hashlib.sha256(kept.encode()).hexdigest()}.json")
     write_text(path, kept)
     workflow.config_settings.configfiles = [path.absolute()]
@@ -308,21 +307,11 @@ def fingerprints_of(figure):
     }
 
 
-def collect_finished():
-    """Has runs.csv and optima.csv at the top hold every figure that is finished so far, by this config and code."""
-    finished = [
-        figure
-        for figure in CONFIG.figures
-        if is_of(Path(f"results/{figure}/runs.csv"), fingerprints_of(figure))
-    ]
-    for table in ("runs", "optima"):
-        try:
-            collect_tables(
-                [Path(f"results/{figure}/{table}.csv") for figure in finished],
-                Path(f"results/{table}.csv"),
-            )
-        except UserError as error:
-            logger.warning(f"results/{table}.csv is not made anew: {error}")
+def collect():
+    """Has the tables at the top hold every figure that is finished so far."""
+    cells = {figure: fingerprints_of(figure) for figure in CONFIG.figures}
+    for problem in collect_finished(Path("results"), cells):
+        logger.warning(problem)
 
 
 onstart:
@@ -340,7 +329,10 @@ onstart:
         logger.warning(
             f"{path} is dated in the future: until then, or until you touch it, what is made of it is made again"
         )
-    hand_on_config()
+    try:
+        hand_on_config()
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     report_progress(
         [
             Path(path)
@@ -352,8 +344,8 @@ onstart:
 
 
 onsuccess:
-    collect_finished()
+    collect()
 
 
 onerror:
-    collect_finished()
+    collect()

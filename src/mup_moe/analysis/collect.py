@@ -49,10 +49,36 @@ def collect_tables(tables: Sequence[Path], out: Path) -> None:
         write_csv(out, header, [line for _, line in newest.values()])
 
 
+def collect_finished(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Has runs.csv and optima.csv hold every figure that is finished so far, with its cells as they are now.
+
+    figures: the fingerprints of each one's cells, as `is_of` takes them. Returns what is in the way, a
+    sentence each.
+    """
+    problems = []
+    finished: dict[str, list[Path]] = {"runs.csv": [], "optima.csv": []}
+    for figure, fingerprints in figures.items():
+        runs, optima = (results / figure / table for table in finished)
+        try:
+            if is_of(runs, fingerprints):
+                finished[runs.name].append(runs)
+                # Older ones are of other runs.
+                if optima.exists() and optima.stat().st_mtime >= runs.stat().st_mtime:
+                    finished[optima.name].append(optima)
+        except UserError as error:
+            problems.append(f"{results / 'runs.csv'} lacks {figure}: {error}")
+    for table, paths in finished.items():
+        try:
+            collect_tables(paths, results / table)
+        except UserError as error:
+            problems.append(f"{results / table} is not made anew: {error}")
+    return problems
+
+
 def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
     """Whether a figure's runs.csv is there, and has no row but of these cells with these fingerprints.
 
-    fingerprints: by the cells' ids; "" stands for any.
+    fingerprints: by the cells' ids; "" stands for any. Raises UserError for a table that cannot be read.
     """
     if not runs.exists():
         return False
@@ -66,5 +92,8 @@ def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
 
 
 def _rows(path: Path) -> list[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.reader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None

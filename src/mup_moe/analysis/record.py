@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
     folder = results / "recorded" / arguments.name
     made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
-    made = folder.with_name(f".{folder.name}")
-    shutil.rmtree(made, ignore_errors=True)
+    made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    for left in (made, before):
+        shutil.rmtree(left, ignore_errors=True)
     make_folder(made)
     try:
         for source in _files(results, config):
@@ -60,10 +61,12 @@ def run(arguments: argparse.Namespace) -> None:
         for source in sources:
             shutil.copy2(source, made / source.name)
         write_json(made / "provenance.json", made_by | {"config": [source.name for source in sources]})
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            folder.replace(before)
         made.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} is as it was, for a copy failed ({error}): mend that, and record again") from error
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _files(results: Path, config: Config) -> Iterator[Path]:

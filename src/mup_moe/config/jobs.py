@@ -17,8 +17,9 @@ def jobs(
     the parametrizations and the figures in common.
     """
     shown_in: dict[Cell, list[str]] = {}
-    for figure, cells in figures.items():
-        for cell in cells:
+    # In one order whatever file names the figures: a name is to mean the same cells everywhere.
+    for figure in sorted(figures):
+        for cell in figures[figure]:
             shown_in.setdefault(cell, []).append(figure)
     curves: dict[tuple[str, ...], dict[str, list[Cell]]] = {}
     for cell, names in shown_in.items():

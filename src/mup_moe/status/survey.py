@@ -21,7 +21,7 @@ from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
 from mup_moe.parametrization import parse_table
-from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, CheckpointHeader, DamagedCheckpointError
+from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import Failure, Heartbeat
 from mup_moe.training.request import TrainingRequest
@@ -170,7 +170,7 @@ def _saved_step(folder: Path, fingerprint: str) -> int:
     for name in (CHECKPOINT, PREVIOUS):
         # One that is absent or damaged, training leaves aside.
         with suppress(DamagedCheckpointError):
-            header = CheckpointHeader.read(folder / name)
+            header = read_header(folder / name)
             if header.fingerprint.startswith(f"{fingerprint}/"):
                 steps.append(header.step)
     return max(steps)

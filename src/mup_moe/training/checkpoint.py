@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 
 from mup_moe.files import atomic_writes, remove_leftovers
-from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, CheckpointHeader, DamagedCheckpointError
+from mup_moe.training.checkpoint_header import (
+    CHECKPOINT,
+    PREVIOUS,
+    CheckpointHeader,
+    DamagedCheckpointError,
+    parse_header,
+    read_header,
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,9 @@ def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] 
             metadata = checkpoint.as_metadata()
             metadata["digest"] = _digest(tensors, metadata)
             file.write(safetensors.torch.save(tensors, metadata))
+            # Not all in the end: it is what takes long.
+            file.flush()
+            os.fsync(file.fileno())
             after_each()
 
 
@@ -53,7 +64,7 @@ def load(path: Path) -> Checkpoint:
         raise DamagedCheckpointError(str(error)) from error
     if metadata.pop("digest", None) != _digest(tensors, metadata):
         raise DamagedCheckpointError("its digest does not match")
-    return Checkpoint(**vars(CheckpointHeader.parse(metadata)), tensors=tensors)
+    return Checkpoint(**vars(parse_header(metadata)), tensors=tensors)
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -84,7 +95,7 @@ class Checkpoints:
         """Adds a file to those to go on from, or says why it is none."""
         # All of the file is read once it is known to be wanted.
         try:
-            header = CheckpointHeader.read(path)
+            header = read_header(path)
         except DamagedCheckpointError as error:
             return f"{path} is damaged ({error})"
         if header.fingerprint != self._fingerprint:

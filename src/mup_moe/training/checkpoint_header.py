@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import safetensors
 
@@ -23,23 +22,23 @@ class CheckpointHeader:
     fingerprint: str
 
     def as_metadata(self) -> dict[str, str]:
-        """As safetensors keeps it; `parse` reads it back."""
+        """As safetensors keeps it; `parse_header` reads it back."""
         return {"step": str(self.step), "elapsed": repr(self.elapsed), "fingerprint": self.fingerprint}
 
-    @classmethod
-    def parse(cls, metadata: Mapping[str, str]) -> Self:
-        """Raises DamagedCheckpointError for what `as_metadata` did not make."""
-        try:
-            return cls(int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"])
-        except (KeyError, ValueError) as error:
-            raise DamagedCheckpointError(f"its header: {error!r}") from error
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Of a file, all of which is not read. Raises DamagedCheckpointError for what is no checkpoint."""
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-        except (safetensors.SafetensorError, ValueError, OSError) as error:
-            raise DamagedCheckpointError(str(error)) from error
-        return cls.parse(metadata)
+def parse_header(metadata: Mapping[str, str]) -> CheckpointHeader:
+    """Reads `as_metadata`. Raises DamagedCheckpointError for anything else."""
+    try:
+        return CheckpointHeader(int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"])
+    except (KeyError, ValueError) as error:
+        raise DamagedCheckpointError(f"its header: {error!r}") from error
+
+
+def read_header(path: Path) -> CheckpointHeader:
+    """The header of a file, without the rest. Raises DamagedCheckpointError for what is no checkpoint."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise DamagedCheckpointError(str(error)) from error
+    return parse_header(metadata)

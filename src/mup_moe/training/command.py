@@ -48,7 +48,16 @@ def run(arguments: argparse.Namespace) -> int:
                     unfinished.remove(cell.folder)
             if unfinished:
                 device = held.enter_context(claim_device(arguments.device))
-                Job(cells, unfinished, tokens, device, arguments).run()
+                Job(
+                    cells,
+                    unfinished,
+                    tokens,
+                    device,
+                    step=arguments.step,
+                    replicas=arguments.replicas,
+                    checkpoint_seconds=arguments.checkpoint_seconds,
+                    hang_seconds=arguments.hang_seconds,
+                ).run()
     return 0
 
 

@@ -1,6 +1,5 @@
 """A job: the cells that one process trains, those of one shape in lockstep."""
 
-import argparse
 import gc
 import math
 import signal
@@ -57,7 +56,8 @@ _Together: TypeAlias = Sequence[tuple[CellFiles, Checkpoint | None]]
 class Job:
     """Trains the cells that have no result yet, in stacks as large as the device likes.
 
-    unfinished: the folders of those cells; who gets a result leaves.
+    unfinished: the folders of those cells; who gets a result leaves. step, replicas,
+    checkpoint_seconds, hang_seconds: as `execution` of the config has them.
     """
 
     def __init__(
@@ -66,16 +66,20 @@ class Job:
         unfinished: list[Path],
         tokens: Tokens,
         device: torch.device,
-        arguments: argparse.Namespace,
+        *,
+        step: str,
+        replicas: str,
+        checkpoint_seconds: float,
+        hang_seconds: float,
     ) -> None:
         self._cells = cells
         self._unfinished = unfinished
         self._tokens = tokens
         self._device = device
-        self._step = step_on(device, arguments.step)
-        self._replicas: str = arguments.replicas
-        self._checkpoint_seconds: float = arguments.checkpoint_seconds
-        self._pulse = Pulse(arguments.hang_seconds, self._tell_hang)
+        self._step = step_on(device, step)
+        self._replicas = replicas
+        self._checkpoint_seconds = checkpoint_seconds
+        self._pulse = Pulse(hang_seconds, self._tell_hang)
         self._signal: int | None = None
 
     def run(self) -> None:

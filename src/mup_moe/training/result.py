@@ -151,9 +151,17 @@ class Result:
         for name in (HISTORY, SUMMARY):
             content, shown = (self._kept / name).read_bytes(), self._folder / name
             remove_leftovers(shown)
-            if not shown.exists() or shown.read_bytes() != content:
+            if _content(shown) != content:
                 with atomic_write(shown) as file:
                     file.write(content)
+
+
+def _content(path: Path) -> bytes | None:
+    """What a file holds; None where there is none that can be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:

@@ -20,7 +20,7 @@ class SignsOfLife:
     def __init__(self, folders: Sequence[Path], unfinished: Sequence[Path]) -> None:
         self._folders = folders
         self._unfinished = unfinished
-        self._shown: tuple[float, int] | None = None
+        self._shown: tuple[float, int, float | None] | None = None
 
     @contextlib.contextmanager
     def shown(self, trainer: Trainer) -> Iterator[None]:
@@ -46,11 +46,13 @@ class SignsOfLife:
         """Shows how far the stack is, if it is time to."""
         now, rate = time.monotonic(), None
         if self._shown is not None:
-            before, step = self._shown
+            before, step, rate = self._shown
             if now - before < heartbeat.SECONDS:
                 return
-            rate = (trainer.step - step) / (now - before)
-        self._shown = now, trainer.step
+            # While checkpoints are written no step is taken, and the rate is that of before.
+            if trainer.step > step:
+                rate = (trainer.step - step) / (now - before)
+        self._shown = now, trainer.step, rate
         sign = Heartbeat.now(trainer.step, trainer.settings.steps, len(self._folders), rate)
         for folder in self._folders:
             if folder in self._unfinished:
