@@ -225,8 +225,10 @@ shared = st.sets(st.sampled_from(["learning_rate", "seed", "parametrization"]))
 @given(figures=figures, lockstep=shared)
 def test_every_cell_is_in_one_job_with_cells_of_its_shape_and_its_figures(figures, lockstep):
     found = jobs(figures, lockstep)
-    # Names mean the same whichever file lists which figure first.
+    # Names mean the same whichever file lists which figure first, and who is listed first comes first.
     assert jobs(dict(reversed(figures.items())), lockstep) == found
+    first = [next(name for name in figures if set(cells) & set(figures[name])) for cells in found.values()]
+    assert first == sorted(first, key=list(figures).index)
     placed = [cell for cells in found.values() for cell in cells]
     assert len(placed) == len(set(placed))
     assert set(placed) == {cell for cells in figures.values() for cell in cells}

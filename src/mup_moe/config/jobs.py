@@ -1,23 +1,25 @@
 """Which cells share a process."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 
 from mup_moe.config.cell import AXES, Cell
 
 
 def jobs(
-    figures: Mapping[str, Iterable[Cell]], lockstep: Collection[str], cells_per_job: int = 1
+    figures: Mapping[str, Collection[Cell]], lockstep: Collection[str], cells_per_job: int = 1
 ) -> dict[str, list[Cell]]:
     """The cells of all figures by the job that trains them, each in one; the job is named by what they share.
 
     Cells share a job when they differ in the axes `lockstep` only and the same figures show them, so
     that what one figure needs never waits for what another one does. Without axes, no cell shares.
     Jobs of fewer than `cells_per_job` cells are put together, as long as their cells have the set-up,
-    the parametrizations and the figures in common.
+    the parametrizations and the figures in common. They come in the order of the figures, which changes
+    nothing else of them: a job's name means the same cells whichever file lists a figure first.
     """
+    place = {cell: number for number, cell in enumerate(dict.fromkeys(chain.from_iterable(figures.values())))}
     shown_in: dict[Cell, list[str]] = {}
-    # In one order whatever file names the figures: a name is to mean the same cells everywhere.
     for figure in sorted(figures):
         for cell in figures[figure]:
             shown_in.setdefault(cell, []).append(figure)
@@ -34,7 +36,7 @@ def jobs(
             named[shared] += 1
             # A second one of this name has other figures, or other values of what differs.
             result[shared if named[shared] == 1 else f"{shared}~{named[shared]}"] = cells
-    return result
+    return dict(sorted(result.items(), key=lambda job: min(place[cell] for cell in job[1])))
 
 
 def _put_together(curves: Sequence[list[Cell]], least: int) -> list[list[Cell]]:
