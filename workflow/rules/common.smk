@@ -34,7 +34,6 @@ from mup_moe.config.load import (
     validate,
 )
 from mup_moe.data.text_files import find
-from mup_moe.data.tokens import Tokens
 from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
@@ -298,6 +297,9 @@ def hand_on_config():
 
 def fingerprints_of(figure):
     """What the rows of a figure's runs.csv have as fingerprints; empty where its tokens are not here."""
+    # Here, as it takes numpy along, which no start needs: every job on a cluster is one.
+    from mup_moe.data.tokens import Tokens
+
     try:
         tokens = Tokens.open(Path(corpus_of(cells_of(figure)[0]))).digest
     except UserError:
@@ -318,6 +320,7 @@ onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:
         hold_folder(Path("results"))
+        hand_on_config()
     except UserError as error:
         raise WorkflowError(str(error)) from None
     planned = list(workflow.dag.needrun_jobs())
@@ -329,10 +332,6 @@ onstart:
         logger.warning(
             f"{path} is dated in the future: until then, or until you touch it, what is made of it is made again"
         )
-    try:
-        hand_on_config()
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
     report_progress(
         [
             Path(path)

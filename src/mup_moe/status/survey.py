@@ -15,6 +15,7 @@ from typing import Any
 import pydantic
 
 from mup_moe.config.cell import Cell
+from mup_moe.config.document import cut
 from mup_moe.config.jobs import jobs
 from mup_moe.config.settings import Config
 from mup_moe.data.tokenize import WORK
@@ -31,6 +32,8 @@ from mup_moe.training.result import DamagedResultError, Result, read_result
 _PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
 # Before there is a rate, the first step has everything compiled.
 _PATIENCE_AT_START_SECONDS = 600.0
+# How a command begins the sentence by which it ends.
+_SPEAKER = "mup-moe: "
 _BEAT: pydantic.TypeAdapter[Heartbeat] = pydantic.TypeAdapter(Heartbeat)
 
 
@@ -183,13 +186,28 @@ def _tokens_digest(folder: Path) -> str | None:
         return None
 
 
-def corpus_state(folder: Path) -> str:
-    """Where a corpus stands, in words."""
+def corpus_state(corpus: str, results: Path) -> str:
+    """Where a corpus stands, in words; if it is not tokenized and nobody works on it, why its last try failed."""
+    folder = results / "data" / corpus
+    held = is_held(folder)
     if (folder / WORK).exists():
-        return "being tokenized" if is_held(folder) else "half tokenized, by nobody now"
-    if _tokens_digest(folder) is not None:
-        return "tokenized"
-    return "damaged" if (folder / MANIFEST).exists() else "not tokenized yet"
+        state = "being tokenized" if held else "half tokenized, by nobody now"
+    elif _tokens_digest(folder) is not None:
+        state = "tokenized"
+    else:
+        state = "damaged" if (folder / MANIFEST).exists() else "not tokenized yet"
+    log = results / "logs" / "tokenize" / f"{corpus}.log"
+    reason = None if held or (folder / MANIFEST).exists() else _last_words(log)
+    return state if reason is None else f"{state}; its last try failed: {cut(reason)} ({log})"
+
+
+def _last_words(log: Path) -> str | None:
+    """The sentence by which a command ended, if its log ends with one."""
+    try:
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+    except OSError:
+        return None
+    return last[0].removeprefix(_SPEAKER) if last and last[0].startswith(_SPEAKER) else None
 
 
 def is_held(folder: Path) -> bool:

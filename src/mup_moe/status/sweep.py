@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.document import cut
 from mup_moe.config.settings import Config, ProbeSettings
-from mup_moe.data.tokens import MANIFEST
 from mup_moe.status.survey import CellStatus, State, corpus_state, is_held, survey
 from mup_moe.status.time_left import TimeLeft, time_left
-
-# How a command begins the sentence by which it ends.
-_SPEAKER = "mup-moe: "
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ class SweepStatus:
         return cls(
             results=results,
             snakemake=is_held(results),
-            corpora={corpus: _corpus_state(corpus, results) for corpus in corpora},
+            corpora={corpus: corpus_state(corpus, results) for corpus in corpora},
             probes={name: _measured(probe, results / name) for name, probe in probes.items()},
             figures=figures,
             cells=cells,
@@ -98,24 +93,6 @@ class SweepStatus:
                 for cell, status in self.cells.items()
             },
         }
-
-
-def _corpus_state(corpus: str, results: Path) -> str:
-    """Where a corpus stands, in words; if it is not tokenized and nobody works on it, why its last try failed."""
-    folder = results / "data" / corpus
-    state = corpus_state(folder)
-    log = results / "logs" / "tokenize" / f"{corpus}.log"
-    reason = None if (folder / MANIFEST).exists() or is_held(folder) else _last_words(log)
-    return state if reason is None else f"{state}; its last try failed: {cut(reason)} ({log})"
-
-
-def _last_words(log: Path) -> str | None:
-    """The sentence by which a command ended, if its log ends with one."""
-    try:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-    except OSError:
-        return None
-    return last[0].removeprefix(_SPEAKER) if last and last[0].startswith(_SPEAKER) else None
 
 
 def _measured(probe: ProbeSettings, folder: Path) -> tuple[int, int]:
