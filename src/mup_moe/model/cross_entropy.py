@@ -1,4 +1,4 @@
-"""Cross-entropy whose backward is in place on the probabilities of its forward.
+"""Cross-entropy whose backward uses the probabilities of its forward.
 
 torch's own makes a dense gradient of the picked entries and exponentiates again: over a vocabulary
 of 1,024 that was a quarter of a step at width 32 (docs/decisions.md).
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mup_moe.model import hardware
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -27,10 +29,12 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:
         probabilities_NV, target_N1 = ctx.saved_tensors
         gradient_N1 = gradient_N[..., None]
+        vocabulary, device = probabilities_NV.shape[-1], target_N1.device
+        if hardware.prefers_dense(device):
+            is_target_NV = torch.arange(vocabulary, device=device) == target_N1
+            return ((probabilities_NV - is_target_NV.float()) * gradient_N1).to(ctx.dtype), None
         probabilities_NV.mul_(gradient_N1)
-        # Flat, for torch's deterministic scatter on a GPU is costly in several dimensions.
-        vocabulary = probabilities_NV.shape[-1]
-        rows = torch.arange(0, probabilities_NV.numel(), vocabulary, device=target_N1.device)
+        rows = torch.arange(0, probabilities_NV.numel(), vocabulary)
         probabilities_NV.view(-1).scatter_add_(0, rows + target_N1.view(-1), -gradient_N1.reshape(-1))
         return probabilities_NV.to(ctx.dtype), None
 

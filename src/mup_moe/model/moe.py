@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mup_moe.config.settings import DROPLESS, ModelSettings
+from mup_moe.model import hardware
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight
@@ -75,37 +76,23 @@ def route(
     """
     replicas, tokens, experts = logits_RNE.shape
     probabilities_RNE = logits_RNE.softmax(-1)
-    gates_RNK, expert_RNK = probabilities_RNE.topk(top_k, dim=-1)
+    dense = hardware.prefers_dense(logits_RNE.device)
+    gates_RNK, expert_RNK = (_top_by_argmax if dense else _top_by_sort)(probabilities_RNE, top_k)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
 
-    # A stable sort by expert puts choices in order of precedence within each expert.
     choices = top_k * tokens
     expert_RA = expert_RNK.transpose(1, 2).reshape(replicas, choices)
-    sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
-    device = logits_RNE.device
-    bounds_RE1 = torch.searchsorted(
-        sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous()
-    )
-    starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
-
-    position_RA = torch.arange(choices, device=device) - starts_RE.gather(1, sorted_RA)
-    place_sorted_RA = (sorted_RA * capacity + position_RA).where(position_RA < capacity, -1)
-    # Back to the order of choices; flat, for torch's deterministic scatter on a GPU is costly in two dimensions.
-    flat_RA = order_RA + choices * torch.arange(replicas, device=device)[:, None]
-    place_RA = torch.empty_like(order_RA.view(-1)).scatter_(0, flat_RA.view(-1), place_sorted_RA.view(-1))
-    place_RA = place_RA.view(replicas, choices)
-    kept_RA = place_RA >= 0
-
-    seat_C = torch.arange(capacity, device=device)
-    filled_REC = seat_C < counts_RE[:, :, None]
-    index_RM = (starts_RE[:, :, None] + seat_C).clamp(max=choices - 1).reshape(replicas, -1)
+    position_RA, choice_REC, counts_RE = (_queue_by_count if dense else _queue_by_sort)(expert_RA, experts, capacity)
+    kept_RA = position_RA < capacity
+    place_RA = (expert_RA * capacity + position_RA).where(kept_RA, 0)
+    filled_REC = torch.arange(capacity, device=logits_RNE.device) < counts_RE[:, :, None]
     kept_RKN = kept_RA.view(replicas, top_k, tokens)
     routing = Routing(
         gates_RKN=gates_RNK.transpose(1, 2) * kept_RKN,
-        place_RKN=place_RA.clamp(min=0).view(replicas, top_k, tokens),
+        place_RKN=place_RA.view(replicas, top_k, tokens),
         kept_RKN=kept_RKN,
-        choice_RM=order_RA.gather(1, index_RM),
+        choice_RM=choice_REC.reshape(replicas, -1),
         filled_RM=filled_REC.reshape(replicas, -1),
     )
     load_RE = counts_RE / choices
@@ -116,6 +103,64 @@ def route(
         max_load_R=experts * load_RE.amax(-1),
     )
     return routing, statistics
+
+
+# The two halves of routing, each in two forms that give the same result: one for a CPU, which sorts
+# fast, and one without sort and scatter, which a GPU runs in a few fused launches.
+# Axes: A = K * N choices, k * N + n each; beside those above.
+
+
+def _top_by_sort(probabilities_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` largest probabilities of each token, [R, N, K], and their experts; the largest first."""
+    gates_RNK, expert_RNK = probabilities_RNE.topk(top_k, dim=-1)
+    return gates_RNK, expert_RNK
+
+
+def _top_by_argmax(probabilities_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """As `_top_by_sort`; of equal probabilities the first expert's."""
+    number_E = torch.arange(probabilities_RNE.shape[-1], device=probabilities_RNE.device)
+    left_RNE, chosen = probabilities_RNE.detach(), []
+    for _ in range(top_k):
+        chosen.append(left_RNE.argmax(-1, keepdim=True))
+        left_RNE = left_RNE.masked_fill(number_E == chosen[-1], -math.inf)
+    expert_RNK = torch.cat(chosen, -1)
+    # The gradient of a gather would be a scatter.
+    gates_RNK = (probabilities_RNE[:, :, None] * (expert_RNK[..., None] == number_E)).sum(-1)
+    return gates_RNK, expert_RNK
+
+
+def _queue_by_sort(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How choices queue for their experts, given the expert of each.
+
+    Returns the position of each choice in its expert's queue [R, A], the choice at each of the first
+    `capacity` positions of each queue [R, E, C] (any choice beyond the queue's end), and the queues'
+    lengths [R, E].
+    """
+    replicas, choices = expert_RA.shape
+    device = expert_RA.device
+    # A stable sort by expert puts choices in order of precedence within each expert.
+    sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
+    bounds_RE1 = torch.searchsorted(
+        sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous()
+    )
+    starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
+    position_sorted_RA = torch.arange(choices, device=device) - starts_RE.gather(1, sorted_RA)
+    position_RA = torch.empty_like(order_RA).scatter_(1, order_RA, position_sorted_RA)
+    index_REC = (starts_RE[:, :, None] + torch.arange(capacity, device=device)).clamp(max=choices - 1)
+    return position_RA, order_RA.gather(1, index_REC.flatten(1)).view_as(index_REC), counts_RE
+
+
+def _queue_by_count(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_queue_by_sort`."""
+    replicas, choices = expert_RA.shape
+    number_E1 = torch.arange(experts, device=expert_RA.device)[:, None]
+    # How many choices of each expert there are up to each choice.
+    count_REA = (expert_RA[:, None] == number_E1).to(torch.int32).cumsum(-1, dtype=torch.int32)
+    position_RA = count_REA.gather(1, expert_RA[:, None])[:, 0].long() - 1
+    wanted_C = torch.arange(1, capacity + 1, dtype=torch.int32, device=expert_RA.device)
+    wanted_REC = wanted_C.expand(replicas, experts, -1).contiguous()
+    choice_REC = torch.searchsorted(count_REA, wanted_REC).clamp(max=choices - 1)
+    return position_RA, choice_REC, count_REA[..., -1].long()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -70,8 +70,13 @@ def initialize(
     table = [factors(rules, model.shape, base, model.settings) for rules, _ in replicas]
     with torch.no_grad():
         for name, weight in weights_of(model).items():
-            for replica, (_, seed) in enumerate(replicas):
-                weight.value[replica] = _draw(weight, name, seed, table[replica][name].init_std)
+            for seed in dict.fromkeys(seed for _, seed in replicas):
+                # Drawn once for all replicas of a seed, on the CPU: a large model has many numbers.
+                unit = _draw(weight, name, seed).to(weight.value.device)
+                for replica, (_, its_seed) in enumerate(replicas):
+                    if its_seed == seed:
+                        std = 1.0 if weight.fill is not None else table[replica][name].init_std
+                        torch.mul(unit, std, out=weight.value[replica])
             weight.multiplier_R = _unless_all_one([row[name].multiplier for row in table], weight.value.device)
         scales = [attention_logit_scale(rules, model.shape, base) for rules, _ in replicas]
         for module in model.modules():
@@ -80,13 +85,14 @@ def initialize(
     return table
 
 
-def _draw(weight: Weight, name: str, seed: int, std: float) -> Tensor:
+def _draw(weight: Weight, name: str, seed: int) -> Tensor:
+    """What a replica's tensor is in units of its standard deviation, or its fill."""
     shape = weight.value.shape[1:]
     if weight.fill is not None:
         return torch.full(shape, weight.fill)
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
-    return torch.randn(shape, generator=generator) * std
+    return torch.randn(shape, generator=generator)
 
 
 def _unless_all_one(multipliers: Sequence[float], device: torch.device) -> Tensor | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
 from mup_moe.model.cross_entropy import cross_entropy
+from mup_moe.model.lookup import lookup
 from mup_moe.model.moe import ACTIVATIONS, MoE, RouterStatistics
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
@@ -107,14 +108,11 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[RouterStatistics]]:
         """Token ids [R, B, S] to logits [R, N, V], and the routers' statistics, block by block."""
-        replicas, _, sequence = tokens_RBS.shape
-        vocabulary, width = self.shape.vocabulary, self.shape.width
-        if replicas > 1:
-            tokens_RBS = tokens_RBS + vocabulary * torch.arange(replicas, device=tokens_RBS.device)[:, None, None]
-        x_RBSD = F.embedding(tokens_RBS, self.token.value.view(-1, width))
+        sequence = tokens_RBS.shape[-1]
         position_RSD = self.position.scale(self.position.value[:, :sequence])
-        x_RND = self.token.scale(x_RBSD.flatten(1, 2)).unflatten(1, (-1, sequence))
-        x_RND = ((x_RND + position_RSD[:, None]) * self.settings.embedding_multiplier).flatten(1, 2)
+        x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
+        x_RBSD = x_RND.unflatten(1, (-1, sequence)) + position_RSD[:, None]
+        x_RND = (x_RBSD * self.settings.embedding_multiplier).flatten(1, 2)
         x_RND = self.embedded(x_RND)
         statistics = []
         for block in self.blocks:

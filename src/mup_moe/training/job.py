@@ -76,7 +76,7 @@ class Job:
         self._unfinished = unfinished
         self._tokens = tokens
         self._device = device
-        self._step = step_on(device, step)
+        self._step_mode, self._may_fall_back = step_on(device, step), step == "auto"
         self._replicas = replicas
         self._checkpoint_seconds = checkpoint_seconds
         self._pulse = Pulse(hang_seconds, self._tell_hang)
@@ -166,7 +166,15 @@ class Job:
         cells = [cell for cell, _ in stack]
         requests = [cell.request for cell in cells]
         tokens = self._tokens
-        trainer = Trainer(requests, tokens.train, tokens.valid, tokens.vocabulary, self._device, self._step)
+        trainer = Trainer(
+            requests,
+            tokens.train,
+            tokens.valid,
+            tokens.vocabulary,
+            self._device,
+            self._step_mode,
+            may_fall_back=self._may_fall_back,
+        )
         saved = [saved for _, saved in stack if saved is not None]
         if saved:
             trainer.load_states(saved[0].step, [of_cell.tensors for of_cell in saved])

@@ -1,17 +1,28 @@
-"""AdamW with a learning rate per replica and per tensor, and the schedule that they share."""
+"""AdamW with a learning rate per replica and per tensor, and the schedule that they share.
+
+Axes: R replicas, T tensors.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
 from mup_moe.config.settings import TrainingSettings
+from mup_moe.model import hardware
 from mup_moe.model.scaling import Factors
 from mup_moe.model.transformer import Transformer
 from mup_moe.model.weight import weights_of
+
+# As torch.nn.utils.clip_grad_norm_ has it.
+_CLIP_EPS = 1e-6
+
+Wrap: TypeAlias = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
@@ -23,30 +34,69 @@ def schedule(step: int, settings: TrainingSettings) -> float:
     return settings.final_lr_fraction + (1 - settings.final_lr_fraction) * cosine
 
 
+class ReplicaAdamW(ABC):
+    """AdamW whose learning rate and weight decay differ between replicas and tensors.
+
+    Decoupled weight decay as in torch: a tensor shrinks by (its learning rate * its weight decay) a
+    step, so that the table's weight_decay factor alone decides whether decay follows the width.
+    """
+
+    def __init__(self, model: Transformer, settings: TrainingSettings) -> None:
+        self._settings = settings
+        self._weights = weights_of(model)
+        self._moments = {
+            moment: {name: torch.zeros_like(weight.value.detach()) for name, weight in self._weights.items()}
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    @abstractmethod
+    def step(self, factor_1: Tensor) -> Tensor:
+        """Clips each replica's gradient and takes a step; the gradient norms [R] before clipping.
+
+        factor_1: what `schedule` says of the step, one element on the model's device, so that a
+        captured CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
+        """
+
+    @abstractmethod
+    def use(self, wrap: Wrap) -> None:
+        """Compiles what is to be compiled by `wrap`."""
+
+    @abstractmethod
+    def set_steps(self, steps: int) -> None:
+        """Says how many steps the moments in `state` have seen."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's moments, stacked over replicas as the parameters are: "moment/tensor" -> [R, ...]."""
+        return {f"{moment}/{name}": t for moment, of_name in self._moments.items() for name, t in of_name.items()}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """The gradient of every tensor [R, ...] by name."""
+        gradients = {name: weight.value.grad for name, weight in self._weights.items()}
+        without = [name for name, gradient in gradients.items() if gradient is None]
+        assert not without, f"{', '.join(without)} have no gradient"
+        return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+    def clear_gradients(self) -> None:
+        """Drops the gradients of the model's parameters."""
+        for weight in self._weights.values():
+            weight.value.grad = None
+
+
 @dataclass(frozen=True)
 class _Group:
     """Slices of one replica that share their rates, and Adam's state of each."""
 
     peak: float  # the learning rate at its highest
     weight_decay: float
+    names: Sequence[str]
     tensors: list[Tensor]
     exp_avgs: list[Tensor]
     exp_avg_sqs: list[Tensor]
     steps: list[Tensor]
 
 
-class ReplicaAdamW:
-    """torch's fused AdamW on the slices that belong to each replica.
-
-    Args:
-        model: R replicas, their tensors stacked on the leading axis.
-        factors: per replica, each tensor's factors by name.
-        learning_rates: per replica, the global peak learning rate.
-
-    Decoupled weight decay as in torch: a tensor shrinks by (its learning rate * its weight decay) a
-    step, so that the table's weight_decay factor alone decides whether decay follows the width.
-
-    """
+class SlicedAdamW(ReplicaAdamW):
+    """torch's fused AdamW on the slices that belong to each replica: one pass over memory."""
 
     # The functional form: torch's optimizer classes import its compiler, a second for every cell.
 
@@ -57,32 +107,28 @@ class ReplicaAdamW:
         learning_rates: Sequence[float],
         settings: TrainingSettings,
     ) -> None:
-        self._settings = settings
-        self._weights = weights_of(model)
-        self._moments = {
-            moment: {name: torch.zeros_like(weight.value.detach()) for name, weight in self._weights.items()}
-            for moment in ("exp_avg", "exp_avg_sq")
-        }
-        # A slice shares the replica's storage.
-        self._slices = [
-            {name: weight.value.detach()[replica] for name, weight in self._weights.items()}
-            for replica in range(model.replicas)
-        ]
+        super().__init__(model, settings)
+        self._replicas = model.replicas
         self._groups = [
-            self._group(replica, [n for n, f in row.items() if (f.adam_lr, f.weight_decay) == pair], rate, *pair)
+            [
+                self._group(replica, [n for n, f in row.items() if (f.adam_lr, f.weight_decay) == pair], rate, *pair)
+                for pair in sorted({(f.adam_lr, f.weight_decay) for f in row.values()})
+            ]
             for replica, (row, rate) in enumerate(zip(factors, learning_rates, strict=True))
-            for pair in sorted({(f.adam_lr, f.weight_decay) for f in row.values()})
         ]
-        self._peaks_G = torch.tensor([group.peak for group in self._groups], device=model.device)
-        grouped = sum(tensor.numel() for group in self._groups for tensor in group.tensors)
+        peaks = [group.peak for groups in self._groups for group in groups]
+        self._peaks_G = torch.tensor(peaks, device=model.device)
+        grouped = sum(tensor.numel() for groups in self._groups for group in groups for tensor in group.tensors)
         total = sum(parameter.numel() for parameter in model.parameters())
         assert grouped == total, f"the groups hold {grouped} of the model's {total} entries"
 
     def _group(self, replica: int, names: Sequence[str], rate: float, lr: float, decay: float) -> _Group:
-        tensors = [self._slices[replica][name] for name in names]
+        # A slice shares the replica's storage.
+        tensors = [self._weights[name].value.detach()[replica] for name in names]
         return _Group(
             peak=rate * lr,
             weight_decay=self._settings.weight_decay * decay,
+            names=names,
             tensors=tensors,
             exp_avgs=[self._moments["exp_avg"][name][replica] for name in names],
             exp_avg_sqs=[self._moments["exp_avg_sq"][name][replica] for name in names],
@@ -90,51 +136,147 @@ class ReplicaAdamW:
         )
 
     @torch.no_grad()
-    def step(self, factor: Tensor) -> Tensor:
-        """Clips each replica's gradient and takes a step; the gradient norms [R] before clipping.
-
-        factor: what `schedule` says of the step, one element on the model's device, so that a
-        captured CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
-        """
-        for replica, slices in enumerate(self._slices):
-            for name, weight in self._weights.items():
-                assert weight.value.grad is not None, f"{name} has no gradient"
-                slices[name].grad = weight.value.grad[replica]
+    def step(self, factor_1: Tensor) -> Tensor:
+        """As of `ReplicaAdamW`."""
+        settings, gradients = self._settings, self._gradients()
+        rates = iter((self._peaks_G * factor_1).unbind())
         norms = []
-        for slices in self._slices:
-            norm = torch.nn.utils.get_total_norm([t.grad for t in slices.values() if t.grad is not None])
+        for replica, groups in enumerate(self._groups):
+            slices = {name: gradient[replica] for name, gradient in gradients.items()}
+            norm = torch.nn.utils.get_total_norm(slices.values())
             norms.append(norm)
-            if self._settings.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(slices.values(), self._settings.clip_norm, norm)
-        rates_G = self._peaks_G * factor
-        beta1, beta2 = self._settings.adam_betas
-        for group, rate in zip(self._groups, rates_G.unbind(), strict=True):
-            adamw(
-                group.tensors,
-                [tensor.grad for tensor in group.tensors if tensor.grad is not None],
-                group.exp_avgs,
-                group.exp_avg_sqs,
-                [],
-                group.steps,
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=rate,
-                weight_decay=group.weight_decay,
-                eps=self._settings.adam_eps,
-                maximize=False,
-            )
-        for holder in (*(w.value for w in self._weights.values()), *(t for s in self._slices for t in s.values())):
-            holder.grad = None
+            if settings.clip_norm is not None:
+                scale = (settings.clip_norm / (norm + _CLIP_EPS)).clamp(max=1.0)
+                torch._foreach_mul_(list(slices.values()), scale)
+            for group in groups:
+                adamw(
+                    group.tensors,
+                    [slices[name] for name in group.names],
+                    group.exp_avgs,
+                    group.exp_avg_sqs,
+                    [],
+                    group.steps,
+                    fused=True,
+                    amsgrad=False,
+                    beta1=settings.adam_betas[0],
+                    beta2=settings.adam_betas[1],
+                    lr=next(rates),
+                    weight_decay=group.weight_decay,
+                    eps=settings.adam_eps,
+                    maximize=False,
+                )
+        self.clear_gradients()
         return torch.stack(norms)
 
-    def state(self) -> dict[str, Tensor]:
-        """Adam's moments, stacked over replicas as the parameters are: "moment/tensor" -> [R, ...]."""
-        return {f"{moment}/{name}": t for moment, of_name in self._moments.items() for name, t in of_name.items()}
+    def use(self, wrap: Wrap) -> None:
+        """As of `ReplicaAdamW`: torch's own kernel needs no compiler."""
 
     def set_steps(self, steps: int) -> None:
-        """Says how many steps the moments in `state` have seen."""
-        for group in self._groups:
+        """As of `ReplicaAdamW`."""
+        for group in (group for groups in self._groups for group in groups):
             for taken in group.steps:
                 taken.fill_(steps)
+
+
+class StackedAdamW(ReplicaAdamW):
+    """AdamW written out on the stacked tensors, to be compiled: as many launches for any number of replicas."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        factors: Sequence[Mapping[str, Factors]],
+        learning_rates: Sequence[float],
+        settings: TrainingSettings,
+    ) -> None:
+        super().__init__(model, settings)
+        self._update = _clip_and_update
+        self._tensors = [weight.value.detach() for weight in self._weights.values()]
+        # A row for each tensor, a column for each replica.
+        peaks = [
+            [rate * row[name].adam_lr for rate, row in zip(learning_rates, factors, strict=True)]
+            for name in self._weights
+        ]
+        decays = [[settings.weight_decay * row[name].weight_decay for row in factors] for name in self._weights]
+        self._peaks_TR = torch.tensor(peaks, device=model.device)
+        self._decays_TR = torch.tensor(decays, device=model.device)
+        self._taken = torch.zeros((), device=model.device)
+
+    def use(self, wrap: Wrap) -> None:
+        """As of `ReplicaAdamW`."""
+        self._update = wrap(_clip_and_update)
+
+    @torch.no_grad()
+    def step(self, factor_1: Tensor) -> Tensor:
+        """As of `ReplicaAdamW`."""
+        norms_R = self._update(
+            self._tensors,
+            list(self._gradients().values()),
+            list(self._moments["exp_avg"].values()),
+            list(self._moments["exp_avg_sq"].values()),
+            self._peaks_TR * factor_1,
+            self._decays_TR,
+            self._taken,
+            self._settings,
+        )
+        self.clear_gradients()
+        return norms_R
+
+    def set_steps(self, steps: int) -> None:
+        """As of `ReplicaAdamW`."""
+        self._taken.fill_(steps)
+
+
+def _clip_and_update(
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    rates_TR: Tensor,
+    decays_TR: Tensor,
+    taken: Tensor,
+    settings: TrainingSettings,
+) -> Tensor:
+    """Clips gradients [R, ...] and takes a step of AdamW in place; the gradient norms [R] before clipping."""
+
+    def over(x_R: Tensor, like: Tensor) -> Tensor:
+        return x_R.view(-1, *([1] * (like.dim() - 1)))
+
+    beta1, beta2 = settings.adam_betas
+    norms_R = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    taken += 1
+    # 1 - beta^t, exact while beta^t is near 1.
+    correction1, correction2 = (-torch.expm1(taken * math.log(beta)) if beta else 1.0 for beta in (beta1, beta2))
+    for row, (tensor, gradient, exp_avg, exp_avg_sq) in enumerate(
+        zip(tensors, gradients, exp_avgs, exp_avg_sqs, strict=True)
+    ):
+        if settings.clip_norm is not None:
+            gradient = gradient * over((settings.clip_norm / (norms_R + _CLIP_EPS)).clamp(max=1.0), gradient)
+        rate_R = rates_TR[row]
+        exp_avg.lerp_(gradient, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = (exp_avg_sq / correction2).sqrt() + settings.adam_eps
+        tensor.mul_(over(1 - rate_R * decays_TR[row], tensor)).sub_(over(rate_R / correction1, tensor) * exp_avg / size)
+    return norms_R
+
+
+def replica_adamw(
+    model: Transformer,
+    factors: Sequence[Mapping[str, Factors]],
+    learning_rates: Sequence[float],
+    settings: TrainingSettings,
+    wrap: Wrap,
+) -> ReplicaAdamW:
+    """The form of `ReplicaAdamW` that suits the model's device.
+
+    Args:
+        model: R replicas, their tensors stacked on the leading axis.
+        factors: per replica, each tensor's factors by name.
+        learning_rates: per replica, the global peak learning rate.
+        settings: what is the same for all.
+        wrap: compiles what is to be compiled.
+
+    """
+    form = StackedAdamW if hardware.prefers_dense(model.device) else SlicedAdamW
+    optimizer = form(model, factors, learning_rates, settings)
+    optimizer.use(wrap)
+    return optimizer

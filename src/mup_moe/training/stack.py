@@ -7,26 +7,41 @@ blocks of steps.
 Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block, M metrics.
 """
 
+import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
+from mup_moe.files import UserError
 from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.model.weight import weights_of
-from mup_moe.training.optimizer import ReplicaAdamW
+from mup_moe.training.device import explain_lost_device
+from mup_moe.training.optimizer import replica_adamw
 from mup_moe.training.request import TrainingRequest
+
+T = TypeVar("T")
 
 METRICS = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 
 # Steps whose kernels are issued one by one before the graph is captured: torch asks for a few, and
 # the compiler works in the first. They are steps of the run like any other.
 _BEFORE_CAPTURE = 3
+# What is tried where a step cannot be taken in a mode.
+_NEXT_MODE = {"graph": "compiled", "compiled": "eager"}
+_DONE_AS = {"graph": "captured as a CUDA graph", "compiled": "compiled", "eager": "issued operator by operator"}
+_REMEDY = {"graph": "report this", "compiled": "install a C++ compiler (g++) if there is none"}
+_MOST_OF_A_REASON = 300
 _COMPILATIONS = 64
+# Choosing among kernels by their speed takes seconds a kernel, and another choice would round otherwise.
+_INDUCTOR: dict[str, Any] = {"triton.autotune_pointwise": False}
 
 
 class Stack:
@@ -38,6 +53,8 @@ class Stack:
         step_mode: "eager", "compiled" (torch.compile), or "graph" (compiled, replayed as one CUDA graph).
         seeds: U of them, those of all requests and maybe more, in the order of the blocks.
         block_steps: K, the steps that `load_block` takes at most.
+        may_fall_back: a step that cannot be captured is compiled, and one that cannot be compiled is eager,
+            which is said on stderr. Otherwise UserError is raised.
 
     """
 
@@ -50,25 +67,22 @@ class Stack:
         step_mode: str,
         seeds: Sequence[int],
         block_steps: int,
+        may_fall_back: bool = False,
     ) -> None:
         assert step_mode in STEPS, step_mode
         first = requests[0]
-        self.model = Transformer(shape, first.model, len(requests)).to(device)
+        with device:
+            self.model = Transformer(shape, first.model, len(requests))
         base = ModelShape.base_of(first.cell, first.model, shape.vocabulary)
         factors = initialize(self.model, base, [(r.parametrization, r.cell.seed) for r in requests])
         rates = [request.cell.learning_rate for request in requests]
-        self._optimizer = ReplicaAdamW(self.model, factors, rates, first.training)
+        self.step_mode = step_mode
+        self._may_fall_back = may_fall_back
+        self._optimizer = replica_adamw(self.model, factors, rates, first.training, self._in_mode)
+        self._losses = self._in_mode(self.losses)
         self._precision = precision
-        self._compiled: Callable[[Tensor], Losses] | None = None
-        if step_mode != "eager":
-            # One compilation for each number of replicas and pattern of multipliers that a process meets.
-            torch._dynamo.config.recompile_limit = _COMPILATIONS
-            self._compiled = torch.compile(self.losses, fullgraph=True, dynamic=False)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._side: torch.cuda.Stream | None = None
-        if step_mode == "graph":
-            assert torch.cuda.current_device() == device.index, "what is captured is on the current device"
-            self._side = torch.cuda.Stream()
+        self._side = torch.cuda.Stream(device) if step_mode == "graph" else None
         self._issued = 0
 
         window = (first.training.batch_size, first.model.sequence + 1)
@@ -76,13 +90,25 @@ class Stack:
         self._windows_KUBS = torch.zeros(block_steps, len(seeds), *window, dtype=torch.int64, device=device)
         self._factor_K = torch.zeros(block_steps, device=device)
         self._metrics_KRM = torch.zeros(block_steps, len(requests), len(METRICS), device=device)
+        self._row_K11 = torch.arange(block_steps, device=device)[:, None, None]
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def losses(self, windows_RBS: Tensor) -> Losses:
-        """The model's losses on windows of S + 1 tokens, in the precision of the training."""
+    def losses(self, windows_RBS: Tensor, places: range | None = None) -> Losses:
+        """The model's losses on windows of S + 1 tokens, in the precision of the training.
+
+        places: of the replicas whose windows those are; None: of all.
+        """
         inputs, targets = windows_RBS[..., :-1].contiguous(), windows_RBS[..., 1:].contiguous()
         with torch.autocast(windows_RBS.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
-            return self.model.losses(inputs, targets)
+            if places is None or len(places) == self.model.replicas:
+                return self.model.losses(inputs, targets)
+            whole = _Losses(self.model)
+            part = {
+                name: tensor[places.start : places.stop]
+                for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
+            }
+            losses: Losses = functional_call(whole, part, (inputs, targets))
+            return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
         """Brings the windows of each of the seeds, and the schedule, of up to K steps; the next is `position`."""
@@ -91,24 +117,73 @@ class Stack:
         self._position_1.fill_(position)
 
     def advance(self) -> None:
-        """Takes the next step of the block."""
+        """Takes the next step of the block; `may_fall_back` says what happens where the step mode fails."""
+        while True:
+            try:
+                self._take_step()
+                return
+            except Exception as error:
+                self._fall_back(error)
+
+    def _fall_back(self, error: Exception) -> None:
+        """Goes over to the next mode after an error of the compiler, or of the capture; raises any other."""
+        if self.step_mode != "eager" and self._issued == 0:
+            failed = "compiled"
+        elif self.step_mode == "graph" and self._issued >= _BEFORE_CAPTURE and self._graph is None:
+            failed = "graph"
+        else:
+            raise error
+        # In a capture, whatever else is wrong looks like a lost GPU.
+        lost = failed == "compiled" and explain_lost_device(error) is not None
+        if lost or isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise error
+        reason = " ".join(str(error).split())[:_MOST_OF_A_REASON]
+        what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
+        if not self._may_fall_back:
+            raise UserError(f"{what}: {_REMEDY[failed]}, or set `execution.step` to auto") from error
+        # Nothing has changed yet but gradients: neither a compiler nor a capture runs anything.
+        self.step_mode = _NEXT_MODE[failed]
+        print(f"{what}: it is {_DONE_AS[self.step_mode]} instead", file=sys.stderr, flush=True)
+        self._optimizer.clear_gradients()
+        self._optimizer.use(self._in_mode)
+        self._losses = self._in_mode(self.losses)
+
+    def _in_mode(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The function as the step mode calls it."""
+        if self.step_mode == "eager":
+            return function
+        # One compilation for each number of replicas and pattern of multipliers that a process meets.
+        torch._dynamo.config.recompile_limit = _COMPILATIONS
+        compiled: Callable[..., T] = torch.compile(function, fullgraph=True, dynamic=False, options=_INDUCTOR)
+        return compiled
+
+    def _take_step(self) -> None:
         if self._side is None:
             self._step()
-            return
-        if self._graph is None and self._issued < _BEFORE_CAPTURE:
+        elif self.step_mode != "graph" or self._issued < _BEFORE_CAPTURE:
             # On a stream of their own, as torch asks: what they set up must not be tied to the default one.
             self._side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._side):
                 self._step()
             torch.cuda.current_stream().wait_stream(self._side)
-            self._issued += 1
-            return
-        if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            with _telling_of_memory(), torch.cuda.graph(graph, stream=self._side):
-                self._step()
-            self._graph = graph
-        self._graph.replay()
+        else:
+            if self._graph is None:
+                graph = torch.cuda.CUDAGraph()
+                with _telling_of_memory(), torch.cuda.graph(graph, stream=self._side):
+                    self._step()
+                self._graph = graph
+            self._graph.replay()
+        self._issued += 1
+
+    def release(self) -> None:
+        """Gives back what only a step needs, a captured graph's memory above all. The next step prepares it again."""
+        self._graph = None
+        self._issued = 0
+        self._optimizer.clear_gradients()
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def metrics(self, first: int, last: int) -> Tensor:
         """`METRICS` of the block's steps from `first` to before `last`, the next, on the CPU; waits for them."""
@@ -117,7 +192,7 @@ class Stack:
 
     def _step(self) -> None:
         windows_RBS = self._windows_KUBS.index_select(0, self._position_1)[0].index_select(0, self._seed_of_R)
-        losses = (self._compiled or self.losses)(windows_RBS)
+        losses = self._losses(windows_RBS)
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
         metrics_RM = torch.stack(
@@ -131,7 +206,8 @@ class Stack:
             ],
             dim=1,
         )
-        self._metrics_KRM.index_copy_(0, self._position_1, metrics_RM[None])
+        # Not by an index: a scatter of a GPU is several launches.
+        torch.where(self._row_K11 == self._position_1, metrics_RM, self._metrics_KRM, out=self._metrics_KRM)
         self._position_1 += 1
 
     def state(self, replica: int) -> dict[str, Tensor]:
@@ -149,6 +225,18 @@ class Stack:
     def _state(self) -> dict[str, Tensor]:
         parameters = {f"parameter/{name}": weight.value.detach() for name, weight in weights_of(self.model).items()}
         return parameters | self._optimizer.state()
+
+
+class _Losses(nn.Module):
+    """A model's losses as a module, which `functional_call` calls with other tensors in place of its own."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
+        """As `Transformer.losses`."""
+        return self.model.losses(inputs_RBS, targets_RBS)
 
 
 @contextmanager

@@ -48,9 +48,9 @@ class Trainer:
     Args:
         requests: one per replica; ValueError where they disagree on anything else.
         train, valid: flat token files. vocabulary: their number of ids.
-        device: where tensors live. step_mode: how steps are issued (`Stack`). The same requests,
-            tokens, device, step mode and thread count give the same bits, however often the run is
-            interrupted; on a GPU as far as torch's kernels are deterministic.
+        device: where tensors live. step_mode, may_fall_back: how steps are issued (`Stack`). The same
+            requests, tokens, device, step mode and thread count give the same bits, however often the
+            run is interrupted; on a GPU as far as torch's kernels are deterministic.
 
     A replica that has diverged is taken out of the stack, where steps are compiled with at least half of
     the others: it stays as it was and costs no more time.
@@ -65,6 +65,7 @@ class Trainer:
         vocabulary: int,
         device: torch.device,
         step_mode: str = "eager",
+        may_fall_back: bool = False,
     ) -> None:
         first = requests[0]
         self._shape = ModelShape.of(first.cell, first.model, vocabulary)
@@ -83,6 +84,8 @@ class Trainer:
         self.ended: dict[int, Outcome] = {}
         """How those replicas ended that are no longer in the stack, by their index."""
         self.step_mode = step_mode
+        """How steps are issued: what was asked for, or what that fell back to."""
+        self._may_fall_back = may_fall_back
         # A compiled step is compiled anew for every number of replicas: not for less than half of them.
         self._least_share_to_shed = 0.0 if step_mode == "eager" else 0.5
         self._train = Batches(train, self.settings.batch_size, first.model.sequence)
@@ -96,8 +99,16 @@ class Trainer:
     def _build_stack(self, replicas: Sequence[int]) -> None:
         self._active = list(replicas)
         requests = [self.requests[replica] for replica in replicas]
-        how = (self.precision, self.step_mode, self._seeds, BLOCK_STEPS)
-        self._stack = Stack(requests, self._shape, self.device, *how)
+        self._stack = Stack(
+            requests,
+            self._shape,
+            self.device,
+            precision=self.precision,
+            step_mode=self.step_mode,
+            seeds=self._seeds,
+            block_steps=BLOCK_STEPS,
+            may_fall_back=self._may_fall_back,
+        )
         self._seen = self.step  # the history is known before this step
         self._loaded: int | None = None  # the first step of the block that the stack has
 
@@ -128,6 +139,7 @@ class Trainer:
                 self._stack.load_block(*block, self.step - first)
                 self._loaded = first
             self._stack.advance()
+            self.step_mode = self._stack.step_mode
             self.step += 1
             if after_step is not None:
                 after_step(self)
@@ -195,21 +207,31 @@ class Trainer:
         return [int(bad_T.argmax()) if bad_T.any() else None for bad_T in bad_TR.T]
 
     @torch.no_grad()
-    def _validate(self) -> dict[int, float]:
-        """The validation loss of each replica in the stack, by its index."""
-        count, replicas = self.settings.validation_batches, len(self._active)
-        total_R = torch.zeros(replicas, dtype=torch.float64, device=self.device)
-        for index in range(count):
-            windows_BS = self._valid.fixed(index, count).to(self.device)
-            total_R += self.losses(windows_BS.expand(replicas, -1, -1)).cross_entropy_R.double()
-        return dict(zip(self._active, (total_R / count).tolist(), strict=True))
+    def _validate(self, places: range) -> list[float]:
+        """The validation losses of the replicas at these places in the stack."""
+        count = self.settings.validation_batches
+        total_R = torch.zeros(len(places), dtype=torch.float64, device=self.device)
+        try:
+            for index in range(count):
+                windows_BS = self._valid.fixed(index, count).to(self.device)
+                windows_RBS = windows_BS.expand(len(places), -1, -1)
+                total_R += self._stack.losses(windows_RBS, places).cross_entropy_R.double()
+            return (total_R / count).tolist()
+        except torch.OutOfMemoryError:
+            if len(places) == 1:
+                raise
+        # What is trained need not be trained again because it does not fit all at once.
+        half = len(places) // 2
+        return self._validate(places[:half]) + self._validate(places[half:])
 
     def outcomes(self) -> list[Outcome]:
         """How each cell ended. To be called once `run` has come to its end."""
         diverged = self._diverged_steps()
         running = [replica for replica in self._active if diverged[replica] is None]
         assert not running or self.step == self.settings.steps, f"{self.step} of {self.settings.steps} steps"
-        valid = self._validate() if running else {}
+        self._stack.release()
+        losses = self._validate(range(len(self._active))) if running else [math.nan] * len(self._active)
+        valid = dict(zip(self._active, losses, strict=True))
         return [
             self.ended.get(replica) or self._outcome(replica, diverged[replica], valid.get(replica, math.nan))
             for replica in range(len(self.requests))
