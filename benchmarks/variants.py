@@ -6,7 +6,6 @@ prints the training request that the benchmarks start from, for machines without
 scripts take it as `--request request.json`.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 from common import ROOT
 
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.training.device import precision_on, step_on
+from mup_moe.training.device import precision_on, prepare_gpus, step_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
@@ -123,9 +122,7 @@ def trainer_of(variant: Variant, base: TrainingRequest) -> Trainer:
     """A stack of our own, trained as `mup_moe train` does."""
     device = torch.device(variant.device)
     if variant.device == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        prepare_gpus()
     tokens = token_stream()
     request = variant.request(base)
     requests = [

@@ -34,15 +34,39 @@ def claim_device(wanted: str) -> Iterator[torch.device]:
         return
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
-    # The same bits from run to run, as far as torch has such kernels: cuBLAS needs a fixed workspace.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Every tensor is written before it is read: filling each with NaN first would only take time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    prepare_gpus()
     with _free_gpu() as index:
         # Streams and graphs are those of the current device.
         torch.cuda.set_device(index)
         yield torch.device("cuda", index)
+
+
+def prepare_gpus() -> None:
+    """Has torch compute the same bits from run to run on GPUs; to be called before anything runs there."""
+    # cuBLAS needs a fixed workspace for it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Not `warn_only`: attention's backward is deterministic only where the rest has to be.
+    torch.use_deterministic_algorithms(True)
+    # Every tensor is written before it is read: filling each with NaN first would only take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # A plan that cuDNN cannot build is an error there, where the others give way to each other.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def allow_nondeterministic(error: BaseException) -> bool:
+    """Gives up the same bits where `error` says that an operator has no such kernel; False for any other error."""
+    asked = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if not asked or "deterministic implementation" not in str(error):
+        return False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return True
+
+
+def indexed(device: torch.device) -> torch.device:
+    """The device with its number: "cuda" alone means whichever GPU is the current one."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextlib.contextmanager
@@ -80,7 +104,9 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    # Nor where torch itself was asked to keep to AVX2 (ATEN_CPU_CAPABILITY).
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return wide and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def step_on(device: torch.device, wanted: str) -> str:

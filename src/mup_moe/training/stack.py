@@ -23,7 +23,7 @@ from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.model.weight import weights_of
-from mup_moe.training.device import explain_lost_device
+from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed
 from mup_moe.training.optimizer import replica_adamw
 from mup_moe.training.request import TrainingRequest
 
@@ -71,6 +71,7 @@ class Stack:
     ) -> None:
         assert step_mode in STEPS, step_mode
         first = requests[0]
+        device = indexed(device)
         with device:
             self.model = Transformer(shape, first.model, len(requests))
         base = ModelShape.base_of(first.cell, first.model, shape.vocabulary)
@@ -127,6 +128,10 @@ class Stack:
 
     def _fall_back(self, error: Exception) -> None:
         """Goes over to the next mode after an error of the compiler, or of the capture; raises any other."""
+        if self._issued == 0 and allow_nondeterministic(error):
+            print(f"results will differ in their last bits from run to run: {error}", file=sys.stderr, flush=True)
+            self._optimizer.clear_gradients()
+            return
         if self.step_mode != "eager" and self._issued == 0:
             failed = "compiled"
         elif self.step_mode == "graph" and self._issued >= _BEFORE_CAPTURE and self._graph is None:
