@@ -2,6 +2,9 @@
 
 import contextlib
 import math
+import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from conftest import CONFIG, VOCABULARY, make_request
 from mup_moe.config.cell import AXES, Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.files import UserError
+from mup_moe.model import hardware
 from mup_moe.model.attention import causal_attention
 from mup_moe.model.cross_entropy import cross_entropy
 from mup_moe.model.shape import ModelShape
+from mup_moe.model.weight import weights_of
 from mup_moe.training import optimizer
+from mup_moe.training import stack as stack_module
+from mup_moe.training.device import indexed
 from mup_moe.training.stack import METRICS, Stack
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 
@@ -188,17 +199,23 @@ def test_a_compiled_run_equals_the_eager_one(tokens):
         assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
-    """Meta tensors have no numbers to read and do not mix with others: what runs on them can be captured."""
-    seen = []
+class Operators(TorchDispatchMode):
+    """Notes the name of every operator that runs, and the devices of the tensors that it makes."""
 
-    def adamw(parameters, gradients, *states, lr, **_options):
-        tensors = [*parameters, *gradients, *(tensor for state in states for tensor in state), lr]
-        seen.extend(tensor.device.type for tensor in tensors)
+    def __init__(self):
+        super().__init__()
+        self.names, self.devices = [], set()
 
-    # There is no kernel of it for meta tensors, nor autocast.
-    monkeypatch.setattr(optimizer, "adamw", adamw)
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        self.names.append(function.overloadpacket._qualified_op_name)
+        self.devices |= {tensor.device.type for tensor in tree_leaves(made) if isinstance(tensor, torch.Tensor)}
+        return made
+
+
+def run_on_meta(monkeypatch, **changes):
+    """What a step of two seeds runs on meta tensors, which take the same path as those of a GPU."""
+    # autocast knows no meta tensors.
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
     requests = [make_request(**changes, seed=seed) for seed in (0, 1, 1)]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
@@ -206,8 +223,257 @@ def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
     settings = requests[0].training
     windows = torch.zeros(BLOCK_STEPS, 2, settings.batch_size, requests[0].model.sequence + 1, dtype=torch.long)
     stack.load_block(windows, torch.ones(BLOCK_STEPS), 0)
-    stack.advance()
-    assert set(seen) == {"meta"}
+    with Operators() as seen:
+        stack.advance()
+    return seen
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
+    # Meta tensors have no numbers to read and do not mix with others: what runs on them can be captured.
+    assert run_on_meta(monkeypatch, **changes).devices == {"meta"}
+
+
+# What a GPU does in several launches, or in no fixed order.
+SLOW_ON_A_GPU = re.compile(
+    r"\bsort|topk|scatter|index_put|index_add|index_copy|embedding_dense_backward|nonzero|unique"
+)
+
+
+@pytest.mark.parametrize("changes", SHAPES, ids=str)
+def test_a_step_on_a_gpu_neither_sorts_nor_scatters(changes, monkeypatch):
+    names = run_on_meta(monkeypatch, **changes).names
+    assert [name for name in names if SLOW_ON_A_GPU.search(name)] == []
+    # The same search finds them on the path of a CPU.
+    monkeypatch.setattr(hardware, "prefers_dense", lambda _device: False)
+    monkeypatch.setattr(optimizer, "adamw", lambda *_args, **_options: None)  # has no kernel for meta tensors
+    assert any(SLOW_ON_A_GPU.search(name) for name in run_on_meta(monkeypatch, **changes).names)
+
+
+@pytest.mark.parametrize("changes", [*SHAPES, {"clip_norm": None, "weight_decay": 0.3}], ids=str)
+def test_the_path_of_a_gpu_gives_the_numbers_of_a_cpus(tokens, changes, monkeypatch):
+    requests = [
+        make_request(**changes, seed=seed, learning_rate=LearningRate(rate), parametrization=rules, width=16)
+        for seed, rate, rules in ((0, "2^-6", "mup"), (1, "2^-7", "sp"), (0, "2^-5", "simplep"))
+    ]
+    runs = []
+    for dense in (False, True):
+        monkeypatch.setattr(hardware, "prefers_dense", lambda _device, dense=dense: dense)
+        trainer = make_trainer(tokens, *requests)
+        trainer.run()
+        runs.append(trainer)
+    for ours, theirs in zip(*(trainer.outcomes() for trainer in runs), strict=True):
+        np.testing.assert_allclose(ours.history_TM, theirs.history_TM, rtol=1e-5, atol=1e-5)
+        assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-5)
+
+
+def test_a_run_goes_on_to_the_bit_on_the_path_of_a_gpu(tokens, monkeypatch):
+    monkeypatch.setattr(hardware, "prefers_dense", lambda _device: True)
+    requests = [make_request(seed=seed) for seed in (0, 1)]
+    whole, part, rest = (make_trainer(tokens, *requests) for _ in range(3))
+    whole.run()
+    part.run(7)
+    rest.load_states(7, list(part.states().values()))
+    rest.run()
+    for ours, theirs in zip(rest.outcomes(), whole.outcomes(), strict=True):
+        np.testing.assert_array_equal(ours.history_TM, theirs.history_TM)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    steps=st.integers(1, 4),
+    clip=st.sampled_from([None, 0.5]),
+    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.95)]),
+)
+@settings(deadline=None, max_examples=30)
+def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, betas):
+    generator = torch.Generator().manual_seed(seed)
+    rates, decays = torch.rand(2, 2, 3, generator=generator)
+    start = [torch.randn(3, 5, generator=generator), torch.randn(3, 2, 4, generator=generator)]
+    gradients = [[torch.randn(t.shape, generator=generator) for t in start] for _ in range(steps)]
+    how = replace(make_request().training, clip_norm=clip, adam_betas=betas)
+    stacked = [tensor.clone() for tensor in start]
+    moments = [[torch.zeros_like(tensor) for tensor in start] for _ in range(2)]
+    taken = torch.zeros(())
+    norms = [optimizer._clip_and_update(stacked, g, *moments, rates, decays, taken, how) for g in gradients]
+    for replica in range(3):
+        alone = [nn.Parameter(tensor[replica].clone()) for tensor in start]
+        groups = [
+            {"params": [parameter], "lr": float(rates[row, replica]), "weight_decay": float(decays[row, replica])}
+            for row, parameter in enumerate(alone)
+        ]
+        torchs = torch.optim.AdamW(groups, betas=betas, eps=how.adam_eps)
+        for step, gradient in enumerate(gradients):
+            for parameter, whole in zip(alone, gradient, strict=True):
+                parameter.grad = whole[replica].clone()
+            norm = torch.nn.utils.clip_grad_norm_(alone, clip if clip is not None else math.inf)
+            torch.testing.assert_close(norms[step][replica], norm)
+            torchs.step()
+        for ours, theirs in zip(stacked, alone, strict=True):
+            torch.testing.assert_close(ours[replica], theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(torch, "randn", lambda *args, randn=torch.randn, **how: drawn.append(1) or randn(*args, **how))
+    requests = [
+        make_request(seed=seed, learning_rate=LearningRate(rate)) for seed in (0, 1) for rate in ("2^-6", "2^-7")
+    ]
+    shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
+    stack = Stack(requests, shape, CPU, "float32", "eager", [0, 1], BLOCK_STEPS)
+    random = [weight for weight in weights_of(stack.model).values() if weight.fill is None]
+    assert len(drawn) == 2 * len(random)
+    for weight in random:
+        assert torch.equal(weight.value[0], weight.value[1])
+        assert not torch.equal(weight.value[0], weight.value[2])
+
+
+# ---------------------------------------------------------------- where a step cannot be taken as asked
+
+
+class BrokenError(RuntimeError):
+    """What a compiler without its tools raises."""
+
+
+@pytest.fixture
+def broken_compiler(monkeypatch):
+    def fail(*_args):
+        raise BrokenError("Failed to find C compiler.\nPlease specify one.")
+
+    monkeypatch.setattr(torch, "compile", lambda _function, **_options: fail)
+
+
+@pytest.mark.usefixtures("broken_compiler")
+def test_without_a_compiler_a_step_is_eager_and_says_so(tokens, capsys):
+    requests = [make_request(seed=seed) for seed in (0, 1)]
+    fallen = Trainer(requests, tokens, tokens[:2000], VOCABULARY, CPU, "compiled", may_fall_back=True)
+    eager = make_trainer(tokens, *requests)
+    for trainer in (fallen, eager):
+        trainer.run()
+    assert fallen.step_mode == "eager"
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "cannot be compiled here (BrokenError: Failed to find C compiler. Please specify one.)" in said[0]
+    for ours, theirs in zip(fallen.outcomes(), eager.outcomes(), strict=True):
+        np.testing.assert_array_equal(ours.history_TM, theirs.history_TM)
+
+
+@pytest.mark.usefixtures("broken_compiler")
+def test_a_compiled_step_that_was_asked_for_ends_in_one_sentence_without_a_compiler(tokens):
+    with pytest.raises(UserError, match=r"cannot be compiled here .*install a C\+\+ compiler") as caught:
+        make_trainer(tokens, make_request(), step_mode="compiled").run()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: lost")])
+def test_neither_memory_nor_a_lost_gpu_is_taken_for_a_broken_compiler(tokens, error, monkeypatch):
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda _function, **_options: fail)
+    with pytest.raises(type(error), match=str(error)):
+        Trainer([make_request()], tokens, tokens, VOCABULARY, CPU, "compiled", may_fall_back=True).run()
+
+
+class NoGraph(contextlib.nullcontext):
+    """A capture that fails at its end, as torch's does."""
+
+    def __init__(self, *_args, **_options):
+        super().__init__()
+
+    def __exit__(self, *_args):
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+@pytest.mark.parametrize("auto", [True, False])
+def test_a_step_that_cannot_be_captured_is_compiled(tokens, auto, monkeypatch, capsys):
+    # As on a GPU, as far as a CPU goes: streams that do nothing, a compiler that changes nothing.
+    stream = SimpleNamespace(wait_stream=lambda _other: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_args: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", NoGraph)
+    trainer = Trainer([make_request()], tokens, tokens[:2000], VOCABULARY, CPU, "graph", may_fall_back=auto)
+    if not auto:
+        with pytest.raises(UserError, match="cannot be captured as a CUDA graph here"):
+            trainer.run()
+        return
+    trainer.run()
+    assert trainer.step_mode == "compiled"
+    assert "it is compiled instead" in capsys.readouterr().err
+
+
+def test_an_operator_without_a_deterministic_kernel_is_used_all_the_same(tokens, monkeypatch, capsys):
+    losses, tried = Stack.losses, []
+
+    def refuse(self, *args):
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            tried.append(1)
+            raise RuntimeError("some_cuda does not have a deterministic implementation, but you set ...")
+        return losses(self, *args)
+
+    monkeypatch.setattr(Stack, "losses", refuse)
+    torch.use_deterministic_algorithms(True)
+    try:
+        trainer = make_trainer(tokens, make_request())
+        trainer.run()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(tried) == 1
+    assert trainer.step == trainer.settings.steps
+    assert "will differ in their last bits" in capsys.readouterr().err
+
+
+def test_validation_that_does_not_fit_is_done_in_parts(tokens, monkeypatch):
+    requests = [
+        make_request(seed=seed, width=16, parametrization=rules) for seed, rules in ((0, "mup"), (1, "sp"), (2, "mup"))
+    ]
+    trainers = [make_trainer(tokens, *requests) for _ in range(2)]
+    for trainer in trainers:
+        trainer.run()
+    expected = trainers[0].outcomes()
+    losses, seen = Stack.losses, []
+
+    def small_memory(self, windows, places=None):
+        seen.append(len(windows))
+        if len(windows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return losses(self, windows, places)
+
+    monkeypatch.setattr(Stack, "losses", small_memory)
+    for ours, theirs in zip(trainers[1].outcomes(), expected, strict=True):
+        assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-6)
+    assert seen[0] == 3
+    monkeypatch.setattr(Stack, "losses", lambda *_args: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(torch.OutOfMemoryError):
+        trainers[1].outcomes()
+
+
+def test_a_captured_graph_is_given_back_before_validation(tokens, monkeypatch):
+    trainer = make_trainer(tokens, make_request())
+    trainer.run()
+    trainer._stack._graph = object()
+    losses, held = Stack.losses, []
+    monkeypatch.setattr(Stack, "losses", lambda self, *args: held.append(self._graph) or losses(self, *args))
+    trainer.outcomes()
+    assert set(held) == {None}
+
+
+def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert indexed(torch.device("cuda")) == torch.device("cuda", 3)
+    assert indexed(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert indexed(CPU) == CPU
+    # A stack takes it, as the benchmarks give it: torch reaches the (missing) GPU by its number.
+    built = []
+    monkeypatch.setattr(stack_module, "Transformer", lambda *_args: built.append(torch.empty(0, device="meta")))
+    with contextlib.suppress(Exception):
+        request = make_request()
+        shape = ModelShape.of(request.cell, request.model, VOCABULARY)
+        Stack([request], shape, torch.device("cuda"), "float32", "graph", [0], BLOCK_STEPS)
+    assert built
 
 
 # ---------------------------------------------------------------- jobs: which cells share a process

@@ -19,11 +19,10 @@ _MOST_ONE_HOT = 8192
 class _OneHotLookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table_RVD: Tensor, index_RN: Tensor) -> Tensor:
-        device = table_RVD.device.type
         ctx.save_for_backward(index_RN)
         ctx.vocabulary = table_RVD.shape[1]
         # As the gradient of any other matrix: in the precision of the products.
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else table_RVD.dtype
+        ctx.dtype = _product_dtype(table_RVD)
         return _rows(table_RVD, index_RN)
 
     @staticmethod
@@ -41,6 +40,15 @@ def lookup(table_RVD: Tensor, index_RN: Tensor) -> Tensor:
         x_RND: Tensor = _OneHotLookup.apply(table_RVD, index_RN)  # type: ignore[no-untyped-call]
         return x_RND
     return _rows(table_RVD, index_RN)
+
+
+def _product_dtype(like: Tensor) -> torch.dtype:
+    """The precision of matrix products with a tensor, as autocast has it."""
+    device = like.device.type
+    # torch asks for a device that autocast knows, and its compiler cannot ask whether it does.
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return like.dtype
 
 
 def _rows(table_RVD: Tensor, index_RN: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""Speed of a training step beside that of another version of this repository.
+
+python benchmarks/versions.py --other ../other-checkout [--widths 32 64 128 256 512] [--turns 15]
+                              [--device cuda] [--out benchmarks/versions.csv]
+
+Both versions train the same cells as the pipeline does by default, each in a process of its own and
+with its own code, and take turns of equal steps: `ratio` is the median over the turns of this version's
+tokens/s to the other's, `ratio_low` and `ratio_high` are the quartiles. `same_losses` says whether both
+report the same training losses, to the bit, in their first steps.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from common import PROVENANCE, ROOT, machine_row, out_path, parser, told
+
+from mup_moe.files import UserError, write_csv
+
+COLUMNS = (
+    *("architecture", "width", "replicas", "precision", "step", "other", "tokens_per_second"),
+    *("other_tokens_per_second", "ratio", "ratio_low", "ratio_high", "same_losses"),
+    *PROVENANCE,
+)
+_TURN_SECONDS = 0.3
+_WARM_UP_STEPS = 5
+# Runs in either checkout, by its own modules: what it uses of them is to be there in both.
+_WORKER = """
+import sys, time
+checkout, architecture, width, replicas, device, threads = sys.argv[1:]
+sys.path[:0] = [checkout + "/benchmarks", checkout + "/src"]
+import torch
+from variants import default_variant, read_request, trainer_of
+from mup_moe.training.device import keep_freed_pages
+torch.set_num_threads(int(threads))
+keep_freed_pages()
+base = read_request(None)
+shape = {"architecture": architecture, "width": int(width)} | ({"experts": 1} if architecture == "dense" else {})
+trainer = trainer_of(default_variant(base, device, replicas=int(replicas), **shape), base)
+print("ready", flush=True)
+for line in sys.stdin:
+    start = time.perf_counter()
+    trainer.run(trainer.step + int(line))
+    print(time.perf_counter() - start, trainer._history_TRM[: trainer.step, :, 0].double().sum().item(), flush=True)
+"""
+
+
+class Version:
+    """A process that trains by one checkout's code."""
+
+    def __init__(self, checkout: Path, architecture: str, width: int, replicas: int, options: argparse.Namespace):
+        command = [sys.executable, "-c", _WORKER, str(checkout), architecture, str(width), str(replicas)]
+        command += [options.device, str(options.threads)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        if self._answer() != "ready":
+            raise UserError(f"{checkout} cannot be measured: it needs the benchmarks of version 0.3.0 or later")
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def run(self, steps: int) -> tuple[float, str]:
+        """Takes steps; the seconds, and the sum of all losses so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        seconds, _, losses = self._answer().partition(" ")
+        return float(seconds), losses
+
+    def stop(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def compare(architecture: str, width: int, replicas: int, options: argparse.Namespace) -> list[Any]:
+    """The columns that tell what was measured of one shape."""
+    with ExitStack() as stack:
+        versions = [Version(checkout, architecture, width, replicas, options) for checkout in (ROOT, options.other)]
+        for version in versions:
+            stack.callback(version.stop)
+        losses = {version.run(_WARM_UP_STEPS)[1] for version in versions}
+        steps = max(1, round(_TURN_SECONDS * _WARM_UP_STEPS / versions[1].run(_WARM_UP_STEPS)[0]))
+        versions[0].run(_WARM_UP_STEPS)
+        turns = [[version.run(steps)[0] for version in versions] for _ in range(options.turns)]
+    ours, theirs = (statistics.median(seconds) / steps for seconds in zip(*turns, strict=True))
+    low, ratio, high = statistics.quantiles([other / mine for mine, other in turns], n=4)
+    return [1 / ours, 1 / theirs, round(ratio, 3), round(low, 3), round(high, 3), "yes" if len(losses) == 1 else "no"]
+
+
+def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
+    """A row for each shape, the machine apart."""
+    # These need torch, which a message about options need not wait for.
+    from variants import default_variant, read_request
+
+    from mup_moe.training.capacity import parameters_of, replicas_on
+
+    base = read_request(None)
+    from mup_moe.model.shape import ModelShape
+    from variants import VOCABULARY
+
+    tokens = base.training.batch_size * base.model.sequence
+    for architecture in options.architectures:
+        for width in options.widths:
+            shape = {"architecture": architecture, "width": width} | ({"experts": 1} if architecture == "dense" else {})
+            variant = default_variant(base, options.device, **shape)
+            request = variant.request(base)
+            size = parameters_of(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
+            replicas = replicas_on(options.device, "auto", size) or 9
+            with told(f"{architecture}, width {width}"):
+                mine, other, *rest = compare(architecture, width, replicas, options)
+            rates = [round(tokens * replicas * rate) for rate in (mine, other)]
+            yield [architecture, width, replicas, variant.precision, variant.step, options.name, *rates, *rest]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures every shape and writes a row for each."""
+    options = parser(__doc__, "versions")
+    options.add_argument("--other", type=Path, required=True, help="a checkout of the version to compare with")
+    options.add_argument("--name", default="", help="of that version, for the table")
+    options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
+    options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
+    options.add_argument("--turns", type=int, default=15)
+    arguments = options.parse_args(argv)
+    rows = []
+    for row in rows_of(arguments):
+        rows.append(row + machine_row(arguments.device, arguments.threads))
+        print(json.dumps(dict(zip(COLUMNS, rows[-1], strict=True))), flush=True)
+        write_csv(out_path(arguments, "versions"), COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()
