@@ -102,8 +102,9 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
     from mup_moe.training.capacity import parameters_of, replicas_on
 
     base = read_request(None)
-    from mup_moe.model.shape import ModelShape
     from variants import VOCABULARY
+
+    from mup_moe.model.shape import ModelShape
 
     tokens = base.training.batch_size * base.model.sequence
     for architecture in options.architectures:
