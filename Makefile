@@ -55,11 +55,16 @@ soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/slurm/soak.py
 
 # At home: what gpu-check takes along, in results/gpu and results/data.
+GPU_FIGURES := figure1 control figure3 figure2b
 gpu-jobs: $(VENV)/run.stamp
 	$(BIN)/snakemake results/data/python-large/manifest.json --cores $(CORES) --config preset=gpu
-	PYTHONPATH=src $(BIN)/python -m mup_moe export-jobs --preset gpu --figures figure1 figure2 figure3 --out results/gpu/jobs.jsonl
+	for preset in gpu gpu-visit; do \
+	    PYTHONPATH=src $(BIN)/python -m mup_moe export-jobs --preset $$preset --figures $(GPU_FIGURES) \
+	        --out results/gpu/$$preset.jsonl || exit 1; \
+	done
 	$(BIN)/python benchmarks/variants.py gpu > results/gpu/request.json
 
+# PARTS="look train" (both, if not given); a script that needs no make: tests/gpu/check.sh
 gpu-check:
 	tests/gpu/check.sh
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+from mup_moe.config.load import overlay, preset_files, read_document, read_preset, validate
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json
 from mup_moe.training.result import read_result
@@ -43,9 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     first, *over = (read_document(path) for path in arguments.config)
     name, folder = overlay(first, *over).get("preset"), arguments.config[0].parent / "presets"
     config = validate(overlay(first, read_preset(folder, name), *over))
-    sources = list(arguments.config)
-    if name != DEFAULT_PRESET:
-        sources.insert(1, folder / f"{name}.yaml")
+    sources = [arguments.config[0], *preset_files(folder, name), *arguments.config[1:]]
     folder = results / "recorded" / arguments.name
     made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.

@@ -32,12 +32,25 @@ def read_config(*paths: Path) -> Config:
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:
     """The overlay `name` in the folder of presets; nothing for the default. Raises ConfigError."""
+    return overlay(*(_without_like(read_document(path)) for path in preset_files(folder, name)))
+
+
+def preset_files(folder: Path, name: object, below: tuple[object, ...] = ()) -> list[Path]:
+    """The files of a preset, the one that it starts from by `like` first. Raises ConfigError."""
     if name == DEFAULT_PRESET:
-        return {}
+        return []
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError(f"`preset` is {show(name)} but must be one of {', '.join([DEFAULT_PRESET, *known])}")
-    return read_document(folder / f"{name}.yaml")
+    if name not in known or name in below:
+        key = f"`like` of preset {below[-1]}" if below else "`preset`"
+        choices = [preset for preset in (DEFAULT_PRESET, *known) if preset not in below]
+        raise ConfigError(f"{key} is {show(name)} but must be one of {', '.join(choices)}")
+    path = folder / f"{name}.yaml"
+    parent = read_document(path).get("like", DEFAULT_PRESET)
+    return [*preset_files(folder, parent, (*below, name)), path]
+
+
+def _without_like(document: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "like"}
 
 
 def validate(document: Mapping[str, Any]) -> Config:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_sweep_config
 from mup_moe.config.settings import Config
@@ -33,14 +34,23 @@ def run(arguments: argparse.Namespace) -> None:
     corpora = dict.fromkeys(job.corpus for job in listed)
     write_jobs(arguments.out, listed)
     cells = sum(len(job.requests) for job in listed)
-    folders = "".join(f" and {arguments.results / 'data' / corpus}" for corpus in corpora)
-    print(f"{cells} cells in {len(listed)} jobs: take along {arguments.out}{folders}")
+    travels = [arguments.out, *(arguments.results / "data" / corpus for corpus in corpora)]
+    named = " and ".join(f"{path} ({_bytes_of(path) / 1e6:.1f} MB)" for path in travels)
+    print(f"{cells} cells in {len(listed)} jobs: take along {named}")
+
+
+def _bytes_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job]:
     """The jobs of figures or compositions, in their order, without the cells that `results` has."""
     table = parse_table(config.parametrizations)
-    cells_of = cells_of_figures(config, figures)
+    cells_of: dict[str, list[Cell]] = {}
+    for figure, shown in cells_of_figures(config, figures).items():
+        # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
+        before = {cell for cells in cells_of.values() for cell in cells}
+        cells_of[figure] = [cell for cell in shown if cell not in before]
     for name, cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).items():
         setup = config.setups[cells[0].setup]
         requests = [TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization]) for cell in cells]

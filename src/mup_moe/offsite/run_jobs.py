@@ -1,72 +1,195 @@
 """Trains the jobs of a list, one after the other, as far as the time goes: python -m mup_moe run-jobs.
 
-To be run where neither Snakemake nor the config is. What is done is packed into archives of whole
-cells; what is not goes on from its checkpoints when the same command runs again.
+To be run where neither Snakemake nor the config is. What is done is packed after every job; what is not
+continues from its checkpoints when the same command runs again.
 """
 
 import argparse
+import math
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, atomic_write, make_folder
+from mup_moe.files import UserError, make_folder
+from mup_moe.offsite.archive import CellArchives, pack_logs
 from mup_moe.offsite.job_list import Job, read_jobs
+from mup_moe.offsite.job_time import JobTimes
+from mup_moe.training.heartbeat import Heartbeat
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.result import Result
 
-# What a job may take to write its checkpoints once it is asked to stop.
-_GRACE_SECONDS = 120.0
+# What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
+_GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
+_POLL_SECONDS = 0.2
+_OPTIONS = ("device", "replicas", "step", "threads", "checkpoint_seconds")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `run-jobs`."""
     parser.add_argument("--jobs", type=Path, required=True, help="the list that export-jobs wrote")
     parser.add_argument("--results", type=Path, default=Path("results"), help="has data/; gets cells/ and logs/")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="after which the rest is left")
-    parser.add_argument("--archive", type=Path, help="folder for cells-000.tar.gz, ... with all that is done")
-    parser.add_argument("--archive-bytes", type=int, default=15_000_000, help="of one archive, about")
-    for option in ("device", "replicas", "step", "threads"):
-        parser.add_argument(f"--{option}", default=None, help="as of `train`")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which the rest is left")
+    parser.add_argument("--archive", type=Path, help="folder for cells-000.tar.gz, ... with all that is done, and logs")
+    parser.add_argument("--archive-bytes", type=int, default=10_000_000, help="at which an archive is full")
+    help_measured = "what benchmarks/look.py wrote here: jobs that cannot end in time are left out from the first"
+    parser.add_argument("--measured", type=Path, help=help_measured)
+    help_ahead = "compile the steps of the next job while one trains (memory for both is needed)"
+    parser.add_argument("--compile-ahead", action="store_true", help=help_ahead)
+    for option in _OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", default=None, help="as of `train`")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, then packs. Returns 1 if a job failed; running out of time is no failure.
+    """Trains and packs. Returns 1 if a job failed; running out of time is not a failure.
 
     SIGTERM and SIGINT end the time. Raises UserError where tokens are not those of the list.
     """
-    results: Path = arguments.results
     jobs = read_jobs(arguments.jobs)
-    for corpus, tokens in {job.corpus: job.tokens for job in jobs}.items():
-        if Tokens.open(results / "data" / corpus).digest != tokens:
-            raise UserError(
-                f"{results / 'data' / corpus} has other tokens than the list: copy the folder from home again"
-            )
-    clock = _Clock(60 * arguments.minutes)
-    failed = 0
-    for job in jobs:
-        left = [request for request in job.requests if not job.is_done(request, results)]
-        if not left:
-            continue
-        if clock.is_over:
-            break
-        start = time.monotonic()
-        code = _train(job, left, arguments, clock)
-        done = sum(job.is_done(request, results) for request in job.requests)
-        ended = "" if code == 0 else ", stopped" if clock.is_over else f", failed with {code}"
+    vocabulary = {}
+    for corpus, digest in {job.corpus: job.tokens for job in jobs}.items():
+        folder = arguments.results / "data" / corpus
+        tokens = Tokens.open(folder)
+        if tokens.digest != digest:
+            raise UserError(f"{folder} has other tokens than the list: copy the folder from home again")
+        vocabulary[corpus] = tokens.vocabulary
+    return _Visit(arguments, jobs, JobTimes(vocabulary, arguments.measured)).run()
+
+
+class _Visit:
+    """The jobs of a list, on a machine that is lent for a while."""
+
+    def __init__(self, arguments: argparse.Namespace, jobs: Sequence[Job], times: JobTimes) -> None:
+        self._arguments = arguments
+        self._results: Path = arguments.results
+        self._jobs = jobs
+        self._times = times
+        self._clock = _Clock(60 * arguments.minutes)
+        folder: Path | None = arguments.archive
+        self._archives = None if folder is None else CellArchives(folder, arguments.archive_bytes)
+        self._ahead: subprocess.Popen[bytes] | None = None
+        self._failed = 0
+
+    def run(self) -> int:
+        """Trains and packs; the exit status."""
+        self._pack()
+        for number, job in enumerate(self._jobs):
+            left = self._left_of(job)
+            if self._clock.is_over:
+                break
+            if not left or not self._can_end(job, left):
+                continue
+            self._train(job, left, self._jobs[number + 1 :])
+            self._pack()
+        self._await_ahead()
+        print(f"{len(self._done())} of {sum(len(job.requests) for job in self._jobs)} cells are done", flush=True)
+        return 1 if self._failed else 0
+
+    def _left_of(self, job: Job) -> list[TrainingRequest]:
+        return [request for request in job.requests if not job.is_done(request, self._results)]
+
+    def _done(self) -> list[TrainingRequest]:
+        return [request for job in self._jobs for request in job.requests if job.is_done(request, self._results)]
+
+    def _can_end(self, job: Job, left: Sequence[TrainingRequest]) -> bool:
+        """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
+        seconds, given = self._times.estimate(job, left), self._clock.left
+        if self._keeps_checkpoints or seconds is None or seconds <= given:
+            return True
+        print(f"{job.figure} {job.name}: not begun, it takes about {seconds:.0f} s of {given:.0f} s left", flush=True)
+        return False
+
+    @property
+    def _keeps_checkpoints(self) -> bool:
+        wanted = self._arguments.checkpoint_seconds
+        return wanted is None or math.isfinite(float(wanted))
+
+    def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
+        """Runs `train` until it ends or the time does."""
+        self._await_ahead()
+        start, rate = time.monotonic(), None
+        process = self._start(job, left)
+        try:
+            while process.poll() is None and not self._clock.is_over:
+                time.sleep(_POLL_SECONDS)
+                told = self._steps_per_second(left)
+                if told is not None and rate is None and self._arguments.compile_ahead:
+                    # Only now: a job that steps has taken the memory that it needs.
+                    self._compile_ahead(later)
+                rate = told or rate
+        finally:
+            _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
         seconds = time.monotonic() - start
+        if process.returncode == 0 and rate is not None:
+            self._times.learn(job, left, seconds, rate)
+        stopped = self._clock.is_over
+        ended = "" if process.returncode == 0 else ", stopped" if stopped else f", failed with {process.returncode}"
+        done = len(job.requests) - len(self._left_of(job))
         print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
-        failed += code != 0 and not clock.is_over
-    finished = [request for job in jobs for request in job.requests if job.is_done(request, results)]
-    print(f"{len(finished)} of {sum(len(job.requests) for job in jobs)} cells are done", flush=True)
-    if arguments.archive is not None:
-        for path in archive(finished, results, arguments.archive, arguments.archive_bytes):
-            print(f"packed {path}")
-    return 1 if failed else 0
+        self._failed += process.returncode != 0 and not stopped
+
+    def _steps_per_second(self, requests: Sequence[TrainingRequest]) -> float | None:
+        """Of the job that trains these cells, once it tells; a cell that is done tells no more."""
+        signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
+        return next((sign.steps_per_second for sign in signs if sign and sign.steps_per_second), None)
+
+    def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
+        log = self._log_of(job)
+        make_folder(log.parent)
+        command = [sys.executable, "-m", "mup_moe", "train", *more]
+        for request in left:
+            command += ["--request", request.to_json()]
+        command += ["--tokens", str(self._results / "data" / job.corpus), "--out", str(self._results / "cells")]
+        for option in _OPTIONS:
+            if getattr(self._arguments, option) is not None:
+                command += [f"--{option.replace('_', '-')}", str(getattr(self._arguments, option))]
+        with log.open("a") as file:
+            return subprocess.Popen(command, stderr=file)  # noqa: S603 - our own command
+
+    def _log_of(self, job: Job) -> Path:
+        return self._results / "logs" / "train" / f"{job.name}.log"
+
+    def _compile_ahead(self, later: Sequence[Job]) -> None:
+        """Starts the compiler for the next job that will be begun."""
+        for job in later:
+            left = self._left_of(job)
+            seconds = self._times.estimate(job, left)
+            if left and (seconds is None or seconds <= self._clock.left):
+                self._ahead = self._start(job, left, "--compile-only")
+                return
+
+    def _await_ahead(self) -> None:
+        """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
+        if self._ahead is not None:
+            while self._ahead.poll() is None and not self._clock.is_over:
+                time.sleep(_POLL_SECONDS)
+            _end(self._ahead, _END_SECONDS)
+            self._ahead = None
+
+    def _pack(self) -> None:
+        """Packs what is done, and the logs. What cannot be packed now is packed after the next job."""
+        if self._archives is None:
+            return
+        try:
+            for path in self._archives.add(self._results / "cells" / request.cell.id for request in self._done()):
+                print(f"packed {path}", flush=True)
+            pack_logs(map(self._log_of, self._jobs), self._arguments.archive / "logs.tar.gz")
+        except (OSError, UserError) as error:
+            print(f"not packed: {error}", file=sys.stderr, flush=True)
+            self._failed += 1
+
+
+def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Ends a process: asks, and after so many seconds does not ask."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class _Clock:
@@ -81,47 +204,11 @@ class _Clock:
         self._deadline = 0.0
 
     @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
     def is_over(self) -> bool:
         """Whether no time is left."""
-        return time.monotonic() >= self._deadline
-
-
-def _train(job: Job, left: Sequence[TrainingRequest], arguments: argparse.Namespace, clock: _Clock) -> int:
-    """Runs `train` until it ends or the time does; its exit status."""
-    log = arguments.results / "logs" / "train" / f"{job.name}.log"
-    make_folder(log.parent)
-    command = [sys.executable, "-m", "mup_moe", "train"]
-    for request in left:
-        command += ["--request", request.to_json()]
-    command += ["--tokens", str(arguments.results / "data" / job.corpus), "--out", str(arguments.results / "cells")]
-    for option in ("device", "replicas", "step", "threads"):
-        if getattr(arguments, option) is not None:
-            command += [f"--{option}", str(getattr(arguments, option))]
-    with log.open("a") as file, subprocess.Popen(command, stderr=file) as process:  # noqa: S603 - our own command
-        while process.poll() is None and not clock.is_over:
-            time.sleep(0.2)
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(timeout=_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-    return process.returncode
-
-
-def archive(requests: Sequence[TrainingRequest], results: Path, folder: Path, part_bytes: int) -> Iterator[Path]:
-    """Packs cells into archives of about that size, in place of those there; yields their paths."""
-    make_folder(folder)
-    for before in folder.glob("cells-*.tar.gz"):
-        before.unlink()
-    number, rest = 0, list(requests)
-    while rest:
-        path = folder / f"cells-{number:03d}.tar.gz"
-        with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
-            first = len(rest)
-            while rest and (len(rest) == first or file.tell() < part_bytes):
-                cell = rest.pop(0).cell.id
-                for source in Result(results / "cells" / cell).kept_files:
-                    tar.add(source, arcname=f"{cell}/{source.name}", recursive=False)
-        yield path
-        number += 1
+        return self.left == 0.0

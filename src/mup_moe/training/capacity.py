@@ -57,13 +57,17 @@ def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str,
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
     replicas = min(len(cells), replicas_on(device_type, wanted, parameters) or len(cells))
-    training, model = cells[0].training, cells[0].model
+    return _CPU_PROCESS_MB + round(_SLACK * (stack_bytes(shape, cells[0], replicas) + saved) / 1e6)
+
+
+def stack_bytes(shape: ModelShape, request: TrainingRequest, replicas: int) -> int:
+    """About what so many replicas of a cell hold while they train: parameters, Adam's state, activations."""
+    training, model = request.training, request.model
     tokens = training.batch_size * model.sequence
     per_token = 2 * shape.vocabulary + model.blocks * (
         _ACTIVATIONS_PER_WIDTH * shape.width + shape.heads * model.sequence
     )
-    stack = replicas * (_TRAINED_BYTES * parameters + _ACTIVATION_BYTES * tokens * per_token)
-    return _CPU_PROCESS_MB + round(_SLACK * (stack + saved) / 1e6)
+    return replicas * (_TRAINED_BYTES * parameters_of(shape, model) + _ACTIVATION_BYTES * tokens * per_token)
 
 
 def parameters_of(shape: ModelShape, model: ModelSettings) -> int:

@@ -27,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", default="auto", help="cells trained at once, or auto")
     parser.add_argument("--step", default="auto", choices=["auto", *STEPS])
     parser.add_argument("--threads", default=1, type=int)
-    parser.add_argument("--checkpoint-seconds", default=60.0, type=float)
+    help_checkpoints = "between checkpoints; inf: none, not even when it is stopped"
+    parser.add_argument("--checkpoint-seconds", default=60.0, type=float, help=help_checkpoints)
     parser.add_argument("--hang-seconds", default=1800.0, type=float, help="without a step, after which it ends")
+    help_compile = "fill the compiler's cache for these cells, beside another job, and train none"
+    parser.add_argument("--compile-only", action="store_true", help=help_compile)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,9 +39,13 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     requests = [request for text in arguments.requests for request in TrainingRequest.read_all(text)]
+    if arguments.compile_only:
+        cells, tokens = _open(arguments, requests)
+        with claim_device(arguments.device, beside=True) as device:
+            _job(arguments, cells, [], tokens, device).compile()
+        return 0
     with _keeping_reasons([arguments.out / request.cell.id for request in requests]) as unfinished:
-        tokens = Tokens.open(arguments.tokens, verify=True)
-        cells = [CellFiles(request, tokens.digest, arguments.out) for request in requests]
+        cells, tokens = _open(arguments, requests)
         with contextlib.ExitStack() as held:
             # In one order for everybody: two processes must not wait for each other.
             for folder in sorted(cell.folder for cell in cells):
@@ -48,17 +55,32 @@ def run(arguments: argparse.Namespace) -> int:
                     unfinished.remove(cell.folder)
             if unfinished:
                 device = held.enter_context(claim_device(arguments.device))
-                Job(
-                    cells,
-                    unfinished,
-                    tokens,
-                    device,
-                    step=arguments.step,
-                    replicas=arguments.replicas,
-                    checkpoint_seconds=arguments.checkpoint_seconds,
-                    hang_seconds=arguments.hang_seconds,
-                ).run()
+                _job(arguments, cells, unfinished, tokens, device).run()
     return 0
+
+
+def _open(arguments: argparse.Namespace, requests: Sequence[TrainingRequest]) -> tuple[list[CellFiles], Tokens]:
+    tokens = Tokens.open(arguments.tokens, verify=True)
+    return [CellFiles(request, tokens.digest, arguments.out) for request in requests], tokens
+
+
+def _job(
+    arguments: argparse.Namespace,
+    cells: Sequence[CellFiles],
+    unfinished: list[Path],
+    tokens: Tokens,
+    device: torch.device,
+) -> Job:
+    return Job(
+        cells,
+        unfinished,
+        tokens,
+        device,
+        step=arguments.step,
+        replicas=arguments.replicas,
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        hang_seconds=arguments.hang_seconds,
+    )
 
 
 @contextlib.contextmanager

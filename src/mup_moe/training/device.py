@@ -20,14 +20,17 @@ from mup_moe.files import UserError
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # The most that glibc takes, and what a step of a small model frees, several times over.
 _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
+# The rest is for what torch does not count, and for the job that has the GPU.
+_SHARE_OF_FREE = 0.85
 
 
 @contextlib.contextmanager
-def claim_device(wanted: str) -> Iterator[torch.device]:
+def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
     """The device for "cpu", "cuda" or "auto" (a GPU where there is one).
 
-    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. Raises
-    UserError where "cuda" is wanted and there is none.
+    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work
+    on the first GPU beside whatever has it, within the memory that is free now. Raises UserError where
+    "cuda" is wanted and there is none.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         yield torch.device("cpu")
@@ -35,6 +38,11 @@ def claim_device(wanted: str) -> Iterator[torch.device]:
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
     prepare_gpus()
+    if beside:
+        free, total = torch.cuda.mem_get_info(0)
+        torch.cuda.set_per_process_memory_fraction(_SHARE_OF_FREE * free / total, 0)
+        yield torch.device("cuda", 0)
+        return
     with _free_gpu() as index:
         # Streams and graphs are those of the current device.
         torch.cuda.set_device(index)

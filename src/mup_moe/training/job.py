@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -89,26 +89,48 @@ class Job:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._remember)
-        cell_of = {cell.request.cell: cell for cell in self._cells}
-        stacks = by_shape([cell.request for cell in self._cells], self._tokens.vocabulary)
         too_large = ""
         with self._pulse.watched():
-            for shape, requests in stacks.items():
-                cells = [cell_of[request.cell] for request in requests]
-                size = model_size(shape, requests[0].model)
-                most = replicas_on(self._device.type, self._replicas, size.parameters) or len(cells)
+            for stacks in self._stacks_of_shapes():
                 try:
-                    # By all cells, done or not: a stack is to be of the same cells however often it is begun.
-                    for part in even_parts(cells, most):
-                        self._train_cells([cell for cell in part if cell.folder in self._unfinished])
+                    for stack in stacks:
+                        self._train_cells([cell for cell in stack if cell.folder in self._unfinished])
                 except (MemoryError, RuntimeError) as error:
                     reason = explain_out_of_memory(error)
                     if reason is None:
                         raise
-                    too_large = too_large or f"{cells[0].request.cell.id}: {reason}"
+                    too_large = too_large or f"{stacks[0][0].request.cell.id}: {reason}"
                     print(too_large, file=sys.stderr)
         if too_large:
             raise UserError(too_large)
+
+    def compile(self) -> None:
+        """Fills the compiler's cache on disk with the steps of these cells, and trains none."""
+        if self._step_mode == "eager":
+            return
+        for stacks in self._stacks_of_shapes():
+            for stack in stacks:
+                self._trainer(stack, "compiled").run(1)
+
+    def _stacks_of_shapes(self) -> Iterator[list[Sequence[CellFiles]]]:
+        """The stacks of the cells of each shape."""
+        cell_of = {cell.request.cell: cell for cell in self._cells}
+        for shape, requests in by_shape([cell.request for cell in self._cells], self._tokens.vocabulary).items():
+            size = model_size(shape, requests[0].model)
+            most = replicas_on(self._device.type, self._replicas, size.parameters) or len(requests)
+            # By all cells, done or not: a stack is to be of the same cells however often it is begun.
+            yield even_parts([cell_of[request.cell] for request in requests], most)
+
+    def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
+        return Trainer(
+            [cell.request for cell in cells],
+            self._tokens.train,
+            self._tokens.valid,
+            self._tokens.vocabulary,
+            self._device,
+            step_mode,
+            may_fall_back=self._may_fall_back,
+        )
 
     def _tell_hang(self, reason: str) -> None:
         for folder in self._unfinished:
@@ -164,17 +186,7 @@ class Job:
 
     def _train(self, stack: _Together) -> None:
         cells = [cell for cell, _ in stack]
-        requests = [cell.request for cell in cells]
-        tokens = self._tokens
-        trainer = Trainer(
-            requests,
-            tokens.train,
-            tokens.valid,
-            tokens.vocabulary,
-            self._device,
-            self._step_mode,
-            may_fall_back=self._may_fall_back,
-        )
+        trainer = self._trainer(cells, self._step_mode)
         saved = [saved for _, saved in stack if saved is not None]
         if saved:
             trainer.load_states(saved[0].step, [of_cell.tensors for of_cell in saved])
@@ -197,12 +209,13 @@ class Job:
                 bar.update()
                 if trainer.step == steps:
                     return  # what is left takes no longer than a checkpoint
-                if self._signal or watch.elapsed - saved_at >= self._checkpoint_seconds:
+                due = self._signal is not None and math.isfinite(self._checkpoint_seconds)
+                if due or watch.elapsed - saved_at >= self._checkpoint_seconds:
                     self._save(trainer, cells, watch, signs)
                     saved_at = watch.elapsed
                 if self._signal:
                     stopped = f"stopped by {signal.Signals(self._signal).name}"
-                    print(f"{stopped} at step {trainer.step}: run it again to go on", file=sys.stderr)
+                    print(f"{stopped} at step {trainer.step}: run it again to continue", file=sys.stderr)
                     signs.note(stopped, trainer.step)
                     sys.exit(128 + self._signal)
 
