@@ -1,19 +1,36 @@
 """Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
 
+import argparse
+import contextlib
 import io
+import json
 import os
+import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from conftest import ROOT, copy_project, snakemake, write_result
+from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
-from mup_moe.files import read_json
-from mup_moe.offsite.job_list import read_jobs
+from mup_moe.config.load import overlay, read_document, read_preset, validate
+from mup_moe.files import UserError, read_json
+from mup_moe.model.shape import ModelShape
+from mup_moe.offsite import run_jobs
+from mup_moe.offsite.archive import CellArchives, read_archive
+from mup_moe.offsite.job_list import Job, read_jobs
+from mup_moe.offsite.job_time import JobTimes
+from mup_moe.training.capacity import stack_bytes
+from mup_moe.training.result import Result
+from mup_moe.training.stack import METRICS
 
 SMALL = """
 corpora:
@@ -79,7 +96,7 @@ def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, bare, tmp_
     worked = command(away, *run, "--archive", "packed", "--archive-bytes", "0", env=bare)
     assert worked.returncode == 0, worked.stdout + worked.stderr
     assert "12 of 12 cells are done" in worked.stdout
-    archives = sorted((away / "packed").glob("*.tar.gz"))
+    archives = sorted((away / "packed").glob("cells-*.tar.gz"))
     assert len(archives) == 12
     # Run again, it trains nothing.
     before = {path: path.stat().st_mtime_ns for path in away.glob("results/cells/*/summary.json")}
@@ -183,34 +200,232 @@ def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
     assert "is damaged" in (tmp_path / "results" / "logs" / "train" / f"{jobs[0].name}.log").read_text()
 
 
-@pytest.mark.workflow
-def test_gpu_check_runs_from_end_to_end_where_the_device_is_a_cpu(home, bare, tmp_path):
+# ---------------------------------------------------------------- archives that only grow
+
+
+def cells_in(folder: Path) -> dict[str, bytes]:
+    return {
+        cell.id: files["summary.json"] for path in folder.glob("cells-*.tar.gz") for cell, files in read_archive(path)
+    }
+
+
+def make_cells(folder: Path, count: int, rows: int = 3) -> list[Path]:
+    generator = np.random.default_rng(0)
+    folders = [folder / f"small_moe_mup_w32_e8_g1_lr2^-6_s{seed}" for seed in range(count)]
+    for seed, path in enumerate(folders):
+        # As numbers are in a history: nine digits, hardly two alike.
+        history = [[step, *(f"{value:.9g}" for value in generator.random(7))] for step in range(rows)]
+        result = Result(path)
+        result.keep([["step", "learning_rate", *METRICS], *history], {"id": path.name, "fingerprint": f"{seed}"})
+    return folders
+
+
+@given(parts=st.lists(st.integers(0, 11), max_size=6), part_bytes=st.sampled_from([0, 900, 2000, 10**9]))
+@settings(deadline=None, max_examples=25)
+def test_every_cell_is_packed_once_whatever_comes_when(tmp_path_factory, parts, part_bytes):
+    folder = tmp_path_factory.mktemp("packed")
+    cells = make_cells(folder / "cells", 12)
+    expected: set[str] = set()
+    for number in parts:
+        # Anew each time, as by a process that was killed in between.
+        before = {path: path.read_bytes() for path in folder.glob("cells-*.tar.gz")}
+        written = CellArchives(folder, part_bytes).add(cells[:number])
+        expected |= {path.name for path in cells[:number]}
+        assert set(cells_in(folder)) == expected
+        assert {path for path in before if path.read_bytes() != before[path]} <= set(written)
+        assert all(len(content) < part_bytes for path, content in before.items() if path in written)
+    names = [cell.id for path in folder.glob("cells-*.tar.gz") for cell, _ in read_archive(path)]
+    assert len(names) == len(set(names))
+
+
+def test_a_kill_while_cells_are_packed_loses_none_that_was(tmp_path, monkeypatch):
+    cells = make_cells(tmp_path / "cells", 6)
+    archives = CellArchives(tmp_path, 10**9)
+    archives.add(cells[:4])
+    replace = Path.replace
+
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        archives.add(cells)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert set(cells_in(tmp_path)) == {path.name for path in cells[:4]}
+    CellArchives(tmp_path, 10**9).add(cells)
+    assert set(cells_in(tmp_path)) == {path.name for path in cells}
+
+
+def test_what_comes_back_from_a_visit_fits(tmp_path):
+    """Eight files of 16 MiB, as docs/offsite.md says: archives, logs, and what look writes."""
+    config = validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT / "presets", "gpu")))
+    first = [cell for figure in ("figure1", "control") for cell in config.figures[figure].cells()]
+    rows = config.setups["gpu"].training.steps
+    options = argparse.ArgumentParser()
+    run_jobs.add_arguments(options)
+    full = options.parse_args(["--jobs", "x"]).archive_bytes
+    job = 27
+    CellArchives(tmp_path, 10**9).add(make_cells(tmp_path / "cells", job, rows))
+    (packed,) = tmp_path.glob("*.tar.gz")
+    size = packed.stat().st_size
+    # An archive that is not quite full takes one more job.
+    assert full + size < 16 * 2**20
+    assert len(first) / job * size / full <= 5
+
+
+# ---------------------------------------------------------------- which jobs are begun
+
+
+def job_of(*widths: int, steps: int = 100) -> Job:
+    requests = [make_request(width=width, steps=steps, seed=seed) for width in widths for seed in (0, 1, 2)]
+    return Job("job", "figure1", "tiny", "digest", tuple(requests))
+
+
+def test_a_jobs_time_is_known_once_one_is_measured():
+    times = JobTimes({"tiny": 97}, None)
+    job, larger, longer = job_of(8), job_of(16), job_of(8, steps=300)
+    assert times.estimate(job, job.requests) is None
+    times.learn(job, job.requests, seconds=50.0, steps_per_second=4.0)
+    # 25 s of steps, and 25 s of start; estimates of steps are a margin too long rather than too short.
+    assert times.estimate(job, job.requests) == pytest.approx(25 + 1.15 * 25)
+    assert times.estimate(longer, longer.requests) == pytest.approx(25 + 1.15 * 75)
+    assert times.estimate(larger, larger.requests) > times.estimate(job, job.requests)
+    assert times.estimate(job, job.requests[:1]) < times.estimate(job, job.requests)
+    both = job_of(8, 16)
+    parts = times.estimate(job, job.requests) + times.estimate(larger, larger.requests)
+    assert times.estimate(both, both.requests) == pytest.approx(parts - 25)
+
+
+def test_what_look_measured_tells_before_any_job_has_run(tmp_path):
+    job = job_of(8)
+    shape = ModelShape.of(job.requests[0].cell, job.requests[0].model, 97)
+    row = {"part": "stack", "bytes": stack_bytes(shape, job.requests[0], 3), "step_ms": 200.0}
+    path = tmp_path / "look.jsonl"
+    path.write_text(json.dumps({"part": "facts"}) + "\n" + json.dumps(row) + "\n")
+    assert JobTimes({"tiny": 97}, path).estimate(job, job.requests) == pytest.approx(60 + 1.15 * 20)
+    path.write_text("{")
+    with pytest.raises(UserError, match="leave --measured out"):
+        JobTimes({"tiny": 97}, path)
+
+
+def test_a_job_that_cannot_end_in_time_is_not_begun_unless_it_keeps_checkpoints(home, tmp_path):
+    shutil.rmtree(home / "results" / "cells", ignore_errors=True)
+    export(home)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "data").symlink_to(home / "results" / "data")
+    (tmp_path / "look.jsonl").write_text('{"part": "stack", "bytes": 1000000, "step_ms": 1e9}\n')
+    run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu", "--measured", "look.jsonl")
+    left_out = command(tmp_path, *run, "--minutes", "60", "--checkpoint-seconds", "inf")
+    assert left_out.returncode == 0, left_out.stderr
+    assert left_out.stdout.count("not begun") == 4
+    assert "0 of 12 cells are done" in left_out.stdout
+    begun = command(tmp_path, *run, "--minutes", "60")
+    assert "12 of 12 cells are done" in begun.stdout
+
+
+def test_a_cell_is_exported_once_with_all_of_its_width(home):
+    figures = ("--figures", "figure1", "control", "figure3", "figure2b")
+    (home / "results" / "data" / "python-large").symlink_to(home / "results" / "data" / "tiny")
+    done = command(home, "export-jobs", "--preset", "gpu", *figures, "--out", "results/gpu.jsonl")
+    assert done.returncode == 0, done.stderr
+    listed = read_jobs(home / "results" / "gpu.jsonl")
+    ids = [request.cell.id for job in listed for request in job.requests]
+    assert len(ids) == len(set(ids))
+    assert [(job.figure, len(job.requests)) for job in listed[:8]] == [("figure1", 27)] * 4 + [("control", 9)] * 4
+    assert [job.requests[0].cell.width for job in listed[:4]] == [64, 128, 256, 512]
+    assert f"({(home / 'results' / 'gpu.jsonl').stat().st_size / 1e6:.1f} MB)" in done.stdout
+
+
+# ---------------------------------------------------------------- the visit
+
+
+CHECK = ROOT / "tests" / "gpu" / "check.sh"
+
+
+@pytest.fixture
+def visit(home, bare, tmp_path):
+    """The environment of a visit to a machine whose GPU is a CPU, with the small list, and nothing trained."""
     shutil.rmtree(home / "results" / "cells", ignore_errors=True)
     export(home)
     (tmp_path / "gpu").mkdir()
-    shutil.copy2(home / "results" / "jobs.jsonl", tmp_path / "gpu")
+    shutil.copy2(home / "results" / "jobs.jsonl", tmp_path / "gpu" / "gpu-visit.jsonl")
     (tmp_path / "data").symlink_to(home / "results" / "data")
-    request = subprocess.run([sys.executable, ROOT / "benchmarks" / "variants.py"], check=True, capture_output=True)
-    (tmp_path / "gpu" / "request.json").write_bytes(request.stdout)
-    small = {
-        "STEP": "--widths 16 --architectures moe --seconds 0.1 --no-compile",
-        "SWEEP": "--cells 2 --steps 3 --rounds 1 --width 16",
-        "GROWTH": "--axes replicas --values 1 2 --architectures moe --seconds 0.1 --width 16",
-    }
-    where = {"PYTHON": sys.executable, "DEVICE": "cpu", "RESULTS": str(tmp_path), "MINUTES": "5"}
+    small = {"LOOK": "--stacks 3x32 1x64 --profiled 1x64 --blocks 1", "LOOK_SECONDS": "300", "TRAIN_SECONDS": "600"}
+    where = {"PYTHON": sys.executable, "DEVICE": "cpu", "RESULTS": str(tmp_path), "OUT": str(tmp_path / "out")}
+    return bare | where | small
+
+
+def test_the_two_commands_of_a_visit_fit_in_its_quarter_of_an_hour():
+    seconds = {name: int(value) for name, value in re.findall(r"\{(\w+_SECONDS):=(\d+)\}", CHECK.read_text())}
+    # Each may take half a minute longer to end; starting the machine takes about 100 s.
+    assert set(seconds) == {"LOOK_SECONDS", "TRAIN_SECONDS"}
+    assert 100 + sum(seconds.values()) + 2 * 30 <= 15 * 60
+
+
+@pytest.mark.workflow
+def test_a_visit_that_is_killed_twice_brings_home_whole_cells_and_ends(home, visit, tmp_path):
+    """The whole visit with the device set to CPU; the moments of the kills are random, and printed."""
+    generator = random.Random()
+    seen: set[str] = set()
+    for attempt in range(3):
+        process = subprocess.Popen(
+            [CHECK], env=visit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        if attempt < 2:
+            # After so many of its lines and a moment: wherever that is, on a machine of any speed.
+            lines, moment = generator.randrange(28), generator.random()
+            print(f"attempt {attempt}: killed {moment:.3f} s after line {lines}")
+            for _ in range(lines):
+                process.stdout.readline()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moment)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            # `timeout` puts its command into a group of its own.
+            for group in {os.getpgid(int(pid)) for pid in pids_in(tmp_path)}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+        said = process.communicate()[0]
+        for path in (tmp_path / "out").glob("look.jsonl"):
+            whole = path.read_text().splitlines(keepends=True)
+            assert all(json.loads(line) for line in whole if line.endswith("\n"))
+        packed = set(cells_in(tmp_path / "out"))
+        assert packed >= seen, "what was packed stays packed"
+        seen = packed
+    assert process.returncode == 0, said
+    assert "12 of 12 cells are done" in said
+    made = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    assert made == ["cells-000.tar.gz", "kernels-1x64.csv", "logs.tar.gz", "look.jsonl"]
+    archives = list((tmp_path / "out").glob("cells-*.tar.gz"))
+    assert command(home, "import-cells", *archives).returncode == 0
+    done = snakemake(home, "results/figure1.pdf", *SNAKEMAKE)
+    assert done.returncode == 0, done.stdout
+    assert "train_" not in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out" / "look.jsonl").read_text().splitlines()]
+    assert {row["part"] for row in rows} == {"facts", "smoke", "rates", "attention", "stack", "kernels"}
+    assert [row["which"] for row in rows if row["part"] == "stack"] == ["3x32", "1x64"]
+    assert all(row["step_ms"] > 0 and row["tokens_per_second"] > 0 for row in rows if row["part"] == "stack")
+    assert all(row["same_bits"] for row in rows if row["part"] == "smoke")
+
+
+def pids_in(folder: Path) -> list[str]:
+    """The processes that name a folder in their command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(folder).encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def test_a_part_of_a_visit_that_fails_is_in_its_status_and_the_rest_is_tried(visit, tmp_path):
     done = subprocess.run(
-        [ROOT / "tests" / "gpu" / "check.sh"], env=bare | where | small, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 of 12 cells are done" in done.stdout
-    made = {path.name for path in (tmp_path / "gpu" / "out").iterdir()}
-    assert made == {"step.csv", "sweep.csv", "growth.csv", "cells-000.tar.gz"}
-    failed = subprocess.run(
-        [ROOT / "tests" / "gpu" / "check.sh"],
-        env=bare | where | {"PARTS": "cells", "FROM": str(tmp_path / "nowhere")},
+        [CHECK, "look", "train"],
+        env=visit | {"LOOK": "--stacks 99x32", "LOOK_SECONDS": "0", "FROM": str(tmp_path / "nowhere")},
         check=False,
         capture_output=True,
         text=True,
     )
-    assert failed.returncode == 1
-    assert "nowhere" in failed.stderr
+    assert done.returncode == 1
+    assert [line.partition(":")[0] for line in done.stderr.splitlines() if "nowhere" in line] == ["look", "mup-moe"]
+    assert subprocess.run([CHECK, "dance"], env=visit, check=False, capture_output=True).returncode == 2

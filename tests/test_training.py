@@ -362,6 +362,31 @@ def undisturbed(corpus, curve, replicas, tmp_path_factory):
     return out
 
 
+def test_a_job_without_checkpoints_writes_none_even_when_it_is_stopped(corpus, tmp_path):
+    endless = make_request(steps=100_000, width=16)
+    command = train_command([endless], corpus, tmp_path, "--checkpoint-seconds", "inf")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while Heartbeat.read(tmp_path / endless.cell.id) is None:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.rglob("*checkpoint*"))
+
+
+def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
+    cache = tmp_path / "cache"
+    request = make_request(blocks=1)
+    command = train_command([request], corpus, tmp_path / "out", "--compile-only", "--step")
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    subprocess.run([*command, "eager"], check=True, env=environment, capture_output=True)
+    assert not cache.exists()
+    subprocess.run([*command, "compiled"], check=True, env=environment, capture_output=True)
+    assert list((cache / "fxgraph").rglob("*"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     corpus, curve, replicas, undisturbed, tmp_path, number

@@ -24,6 +24,8 @@ from mup_moe.training.request import TrainingRequest
 # What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
 _POLL_SECONDS = 0.2
+# A step that comes later is neither compiled nor captured any more.
+_TELLING_STEPS = 20
 _OPTIONS = ("device", "replicas", "step", "threads", "checkpoint_seconds")
 
 
@@ -109,20 +111,21 @@ class _Visit:
     def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
         """Runs `train` until it ends or the time does."""
         self._await_ahead()
-        start, rate = time.monotonic(), None
+        start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
         process = self._start(job, left)
         try:
             while process.poll() is None and not self._clock.is_over:
                 time.sleep(_POLL_SECONDS)
-                told = self._steps_per_second(left)
-                if told is not None and rate is None and self._arguments.compile_ahead:
+                # The fastest, for the first ones count compilation in.
+                rate = max(rate, self._steps_per_second(left))
+                if rate and not ahead:
                     # Only now: a job that steps has taken the memory that it needs.
+                    ahead = True
                     self._compile_ahead(later)
-                rate = told or rate
         finally:
             _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
         seconds = time.monotonic() - start
-        if process.returncode == 0 and rate is not None:
+        if process.returncode == 0 and rate:
             self._times.learn(job, left, seconds, rate)
         stopped = self._clock.is_over
         ended = "" if process.returncode == 0 else ", stopped" if stopped else f", failed with {process.returncode}"
@@ -130,10 +133,11 @@ class _Visit:
         print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
         self._failed += process.returncode != 0 and not stopped
 
-    def _steps_per_second(self, requests: Sequence[TrainingRequest]) -> float | None:
-        """Of the job that trains these cells, once it tells; a cell that is done tells no more."""
+    def _steps_per_second(self, requests: Sequence[TrainingRequest]) -> float:
+        """Of the job that trains these cells, as one of them tells that is not done; 0 before a block of steps."""
         signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
-        return next((sign.steps_per_second for sign in signs if sign and sign.steps_per_second), None)
+        rates = (sign.steps_per_second for sign in signs if sign and sign.step >= _TELLING_STEPS)
+        return next((rate for rate in rates if rate), 0.0)
 
     def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
         log = self._log_of(job)
