@@ -6,7 +6,8 @@
 # make slurm-test  the tests on a real SLURM, which they bring up (root; apt-get install slurm-wlm munge)
 # make faults    the fault suite three times over, with docs/faults.md as its report
 # make soak      500 cells on that SLURM, something killed every few seconds: docs/soak.md (40 minutes)
-# make gpu-check on a GPU machine, without Snakemake or network: docs/offsite.md
+# make gpu-jobs  what a visit to a GPU machine takes along: docs/offsite.md
+# make gpu-check the visit, there, without Snakemake or network
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv

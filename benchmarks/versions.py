@@ -1,7 +1,7 @@
 """Speed of a training step beside that of another version of this repository.
 
-python benchmarks/versions.py --other ../other-checkout [--widths 32 64 128 256 512] [--turns 15]
-                              [--device cuda] [--out benchmarks/versions.csv]
+python benchmarks/versions.py --other ../other-checkout [--widths 32 64 128 256 512] [--rounds 3]
+                              [--turns 7] [--device cuda] [--out benchmarks/versions.csv]
 
 Both versions train the same cells as the pipeline does by default, each in a process of its own and
 with its own code, and take turns of equal steps: `ratio` is the median over the turns of this version's
@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from common import PROVENANCE, ROOT, machine_row, out_path, parser, told
+from variants import CURVE, VOCABULARY, default_variant, read_request
 
 from mup_moe.files import UserError, write_csv
+from mup_moe.model.shape import ModelShape
+from mup_moe.training.capacity import parameters_of, replicas_on
 
 COLUMNS = (
     *("architecture", "width", "replicas", "precision", "step", "other", "tokens_per_second"),
@@ -81,31 +84,25 @@ class Version:
 
 def compare(architecture: str, width: int, replicas: int, options: argparse.Namespace) -> list[Any]:
     """The columns that tell what was measured of one shape."""
-    with ExitStack() as stack:
-        versions = [Version(checkout, architecture, width, replicas, options) for checkout in (ROOT, options.other)]
-        for version in versions:
-            stack.callback(version.stop)
-        losses = {version.run(_WARM_UP_STEPS)[1] for version in versions}
-        steps = max(1, round(_TURN_SECONDS * _WARM_UP_STEPS / versions[1].run(_WARM_UP_STEPS)[0]))
-        versions[0].run(_WARM_UP_STEPS)
-        turns = [[version.run(steps)[0] for version in versions] for _ in range(options.turns)]
-    ours, theirs = (statistics.median(seconds) / steps for seconds in zip(*turns, strict=True))
-    low, ratio, high = statistics.quantiles([other / mine for mine, other in turns], n=4)
-    return [1 / ours, 1 / theirs, round(ratio, 3), round(low, 3), round(high, 3), "yes" if len(losses) == 1 else "no"]
+    seconds_per_step: list[list[float]] = []
+    same = True
+    for _ in range(options.rounds):
+        with ExitStack() as stack:
+            versions = [Version(checkout, architecture, width, replicas, options) for checkout in (ROOT, options.other)]
+            for version in versions:
+                stack.callback(version.stop)
+            same &= len({version.run(_WARM_UP_STEPS)[1] for version in versions}) == 1
+            warm = [version.run(_WARM_UP_STEPS)[0] for version in versions]
+            steps = max(1, round(_TURN_SECONDS * _WARM_UP_STEPS / warm[1]))
+            seconds_per_step += [[version.run(steps)[0] / steps for version in versions] for _ in range(options.turns)]
+    ours, theirs = (statistics.median(seconds) for seconds in zip(*seconds_per_step, strict=True))
+    low, ratio, high = statistics.quantiles([other / mine for mine, other in seconds_per_step], n=4)
+    return [1 / ours, 1 / theirs, round(ratio, 3), round(low, 3), round(high, 3), "yes" if same else "no"]
 
 
 def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
     """A row for each shape, the machine apart."""
-    # These need torch, which a message about options need not wait for.
-    from variants import default_variant, read_request
-
-    from mup_moe.training.capacity import parameters_of, replicas_on
-
     base = read_request(None)
-    from variants import VOCABULARY
-
-    from mup_moe.model.shape import ModelShape
-
     tokens = base.training.batch_size * base.model.sequence
     for architecture in options.architectures:
         for width in options.widths:
@@ -113,7 +110,7 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
             variant = default_variant(base, options.device, **shape)
             request = variant.request(base)
             size = parameters_of(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
-            replicas = replicas_on(options.device, "auto", size) or 9
+            replicas = replicas_on(options.device, "auto", size) or CURVE
             with told(f"{architecture}, width {width}"):
                 mine, other, *rest = compare(architecture, width, replicas, options)
             rates = [round(tokens * replicas * rate) for rate in (mine, other)]
@@ -127,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--name", default="", help="of that version, for the table")
     options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
     options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
-    options.add_argument("--turns", type=int, default=15)
+    options.add_argument("--rounds", type=int, default=3, help="of fresh processes")
+    options.add_argument("--turns", type=int, default=7, help="of each version in a round")
     arguments = options.parse_args(argv)
     rows = []
     for row in rows_of(arguments):

@@ -92,6 +92,15 @@ def test_a_curve_is_timed_three_ways_and_drawn(tmp_path):
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 
+def test_a_version_is_as_fast_as_itself(tmp_path):
+    out = tmp_path / "versions.csv"
+    short = ("--widths", 16, "--architectures", "moe", "--rounds", 1, "--turns", 2)
+    run("versions", "--other", ROOT, "--name", "itself", *short, "--out", out)
+    table = pd.read_csv(out)
+    assert_measured(table, "tokens_per_second", "other_tokens_per_second", "ratio", "ratio_low", "ratio_high")
+    assert list(table["same_losses"]) == ["yes"]
+
+
 def test_the_pipeline_runs_what_its_documentation_says(tmp_path):
     rates = [f"2^-{power}" for power in range(2, 9)]
     asked = Namespace(widths=[32, 64, 128], rates=rates, steps=300, device="cpu", step=None, max_bytes=None)
