@@ -1,6 +1,7 @@
 """The MoE layer against a per-token loop, transformers' losses, and its own invariants."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from conftest import VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
+from mup_moe.model import hardware
+from mup_moe.model.lookup import lookup
 from mup_moe.model.moe import MoE, capacity, collect, combine, dispatch, route
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
@@ -187,3 +190,72 @@ def test_replicas_do_not_see_each_other():
     y, _ = layer(x)
     x2 = torch.stack([x[0], torch.full_like(x[1], float("nan"))])
     assert torch.equal(layer(x2)[0][0], y[0])
+
+
+# ---------------------------------------------------------------- the two forms of routing, and of the lookup
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    experts=st.integers(1, 9),
+    top_k=st.integers(1, 4),
+    tokens=st.integers(1, 20),
+    places=st.integers(1, 20),
+    renormalize=st.booleans(),
+)
+@settings(deadline=None)
+def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, places, renormalize):
+    top_k = min(top_k, experts)
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, tokens, experts, generator=generator)
+    weights = torch.rand(2, top_k, tokens, generator=generator)
+    made = []
+    for dense in (False, True):
+        mine = logits.clone().requires_grad_()
+        with patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense):
+            routing, statistics = route(mine, top_k, min(places, tokens), renormalize=renormalize)
+        ((routing.gates_RKN * weights).sum() + statistics.balance_R.sum() + statistics.z_R.sum()).backward()
+        made.append((routing, statistics, mine.grad))
+    (ours, our_statistics, our_gradient), (theirs, their_statistics, their_gradient) = made
+    torch.testing.assert_close(ours.gates_RKN, theirs.gates_RKN)
+    torch.testing.assert_close(our_gradient, their_gradient)
+    assert torch.equal(ours.kept_RKN, theirs.kept_RKN)
+    assert torch.equal(ours.filled_RM, theirs.filled_RM)
+    # Where nothing is kept or filled, the index may be any.
+    assert torch.equal(ours.place_RKN[ours.kept_RKN], theirs.place_RKN[theirs.kept_RKN])
+    assert torch.equal(ours.choice_RM[ours.filled_RM], theirs.choice_RM[theirs.filled_RM])
+    for name, value in vars(our_statistics).items():
+        torch.testing.assert_close(value, getattr(their_statistics, name))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_routing_without_sorting_stays_within_its_bounds_whatever_the_logits(value, top_k):
+    logits = torch.full((2, 7, 4), value)
+    with patch.object(hardware, "prefers_dense", lambda _device: True):
+        routing, _ = route(logits, top_k, 5)
+    for index, end in ((routing.place_RKN, 4 * 5), (routing.choice_RM, top_k * 7)):
+        assert ((index >= 0) & (index < end)).all()
+    kept = routing.place_RKN[0][routing.kept_RKN[0]]
+    assert len(kept) == len(kept.unique()), "a place holds one choice"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_one_hot_gradient_of_the_lookup_is_that_of_torchs(dtype):
+    generator = torch.Generator().manual_seed(0)
+    table, index = torch.randn(2, 11, 3, generator=generator), torch.randint(0, 11, (2, 40), generator=generator)
+    weights = torch.randn(2, 40, 3, generator=generator)
+    gradients = []
+    for dense in (False, True):
+        mine = table.clone().requires_grad_()
+        with (
+            patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense),
+            torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16),
+        ):
+            rows = lookup(mine, index)
+        for replica in range(2):
+            assert torch.equal(rows[replica], table[replica][index[replica]])
+        (rows * weights).sum().backward()
+        gradients.append(mine.grad)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=tolerance, atol=tolerance)

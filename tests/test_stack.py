@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -46,7 +47,8 @@ def make_trainer(tokens, *requests, step_mode="eager"):
 
 @given(seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]), rows=st.integers(1, 9))
 @settings(deadline=None)
-def test_cross_entropy_and_its_gradient_are_torchs(seed, scale, rows):
+@pytest.mark.parametrize("dense", [False, True])
+def test_cross_entropy_and_its_gradient_are_torchs(dense, seed, scale, rows):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, rows, 11, generator=generator) * scale
     targets = torch.randint(0, 11, (2, rows), generator=generator)
@@ -55,7 +57,8 @@ def test_cross_entropy_and_its_gradient_are_torchs(seed, scale, rows):
     losses = cross_entropy(mine, targets)
     expected = F.cross_entropy(theirs.flatten(0, 1), targets.flatten(), reduction="none").view(2, rows)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5 * max(scale, 1))
-    (losses * weights).sum().backward()
+    with patch.object(hardware, "prefers_dense", lambda _device: dense):
+        (losses * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
 
