@@ -387,6 +387,17 @@ def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sentence(corpus, tmp_path):
+    command = train_command([make_request(blocks=1)], corpus, tmp_path / "out", "--step", "compiled")
+    nowhere = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, check=False, env=os.environ | nowhere, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("mup-moe: a step cannot be compiled here")
+    assert "install a C++ compiler" in said
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
 def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     corpus, curve, replicas, undisturbed, tmp_path, number
