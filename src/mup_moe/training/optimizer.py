@@ -37,17 +37,43 @@ def schedule(step: int, settings: TrainingSettings) -> float:
 class ReplicaAdamW(ABC):
     """AdamW whose learning rate and weight decay differ between replicas and tensors.
 
+    Args:
+        model: R replicas, their tensors stacked on the leading axis.
+        factors: per replica, each tensor's factors by name.
+        learning_rates: per replica, the global peak learning rate.
+        settings: what is the same for all.
+
     Decoupled weight decay as in torch: a tensor shrinks by (its learning rate * its weight decay) a
     step, so that the table's weight_decay factor alone decides whether decay follows the width.
+
     """
 
-    def __init__(self, model: Transformer, settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        factors: Sequence[Mapping[str, Factors]],
+        learning_rates: Sequence[float],
+        settings: TrainingSettings,
+    ) -> None:
         self._settings = settings
         self._weights = weights_of(model)
         self._moments = {
             moment: {name: torch.zeros_like(weight.value.detach()) for name, weight in self._weights.items()}
             for moment in ("exp_avg", "exp_avg_sq")
         }
+        # Of each tensor by name, for each replica: the learning rate at its highest, and the weight decay.
+        self._peaks = {
+            name: [rate * row[name].adam_lr for rate, row in zip(learning_rates, factors, strict=True)]
+            for name in self._weights
+        }
+        self._decays = {
+            name: [settings.weight_decay * row[name].weight_decay for row in factors] for name in self._weights
+        }
+        self._prepare(model)
+
+    @abstractmethod
+    def _prepare(self, model: Transformer) -> None:
+        """Sets up what a step needs beside the moments."""
 
     @abstractmethod
     def step(self, factor_1: Tensor) -> Tensor:
@@ -100,34 +126,26 @@ class SlicedAdamW(ReplicaAdamW):
 
     # The functional form: torch's optimizer classes import its compiler, a second for every cell.
 
-    def __init__(
-        self,
-        model: Transformer,
-        factors: Sequence[Mapping[str, Factors]],
-        learning_rates: Sequence[float],
-        settings: TrainingSettings,
-    ) -> None:
-        super().__init__(model, settings)
-        self._replicas = model.replicas
-        self._groups = [
-            [
-                self._group(replica, [n for n, f in row.items() if (f.adam_lr, f.weight_decay) == pair], rate, *pair)
-                for pair in sorted({(f.adam_lr, f.weight_decay) for f in row.values()})
-            ]
-            for replica, (row, rate) in enumerate(zip(factors, learning_rates, strict=True))
-        ]
+    def _prepare(self, model: Transformer) -> None:
+        self._groups = [self._groups_of(replica) for replica in range(model.replicas)]
         peaks = [group.peak for groups in self._groups for group in groups]
         self._peaks_G = torch.tensor(peaks, device=model.device)
         grouped = sum(tensor.numel() for groups in self._groups for group in groups for tensor in group.tensors)
         total = sum(parameter.numel() for parameter in model.parameters())
         assert grouped == total, f"the groups hold {grouped} of the model's {total} entries"
 
-    def _group(self, replica: int, names: Sequence[str], rate: float, lr: float, decay: float) -> _Group:
+    def _groups_of(self, replica: int) -> list[_Group]:
+        names_of: dict[tuple[float, float], list[str]] = {}
+        for name in self._weights:
+            names_of.setdefault((self._peaks[name][replica], self._decays[name][replica]), []).append(name)
+        return [self._group(replica, names, *rates) for rates, names in sorted(names_of.items())]
+
+    def _group(self, replica: int, names: Sequence[str], peak: float, weight_decay: float) -> _Group:
         # A slice shares the replica's storage.
         tensors = [self._weights[name].value.detach()[replica] for name in names]
         return _Group(
-            peak=rate * lr,
-            weight_decay=self._settings.weight_decay * decay,
+            peak=peak,
+            weight_decay=weight_decay,
             names=names,
             tensors=tensors,
             exp_avgs=[self._moments["exp_avg"][name][replica] for name in names],
@@ -181,24 +199,12 @@ class SlicedAdamW(ReplicaAdamW):
 class StackedAdamW(ReplicaAdamW):
     """AdamW written out on the stacked tensors, to be compiled: as many launches for any number of replicas."""
 
-    def __init__(
-        self,
-        model: Transformer,
-        factors: Sequence[Mapping[str, Factors]],
-        learning_rates: Sequence[float],
-        settings: TrainingSettings,
-    ) -> None:
-        super().__init__(model, settings)
+    def _prepare(self, model: Transformer) -> None:
         self._update = _clip_and_update
         self._tensors = [weight.value.detach() for weight in self._weights.values()]
-        # A row for each tensor, a column for each replica.
-        peaks = [
-            [rate * row[name].adam_lr for rate, row in zip(learning_rates, factors, strict=True)]
-            for name in self._weights
-        ]
-        decays = [[settings.weight_decay * row[name].weight_decay for row in factors] for name in self._weights]
-        self._peaks_TR = torch.tensor(peaks, device=model.device)
-        self._decays_TR = torch.tensor(decays, device=model.device)
+        self._peaks_TR, self._decays_TR = (
+            torch.tensor(list(of_name.values()), device=model.device) for of_name in (self._peaks, self._decays)
+        )
         self._taken = torch.zeros((), device=model.device)
 
     def use(self, wrap: Wrap) -> None:
@@ -268,13 +274,7 @@ def replica_adamw(
 ) -> ReplicaAdamW:
     """The form of `ReplicaAdamW` that suits the model's device.
 
-    Args:
-        model: R replicas, their tensors stacked on the leading axis.
-        factors: per replica, each tensor's factors by name.
-        learning_rates: per replica, the global peak learning rate.
-        settings: what is the same for all.
-        wrap: compiles what is to be compiled.
-
+    wrap: compiles what is to be compiled. The rest is as of `ReplicaAdamW`.
     """
     form = StackedAdamW if hardware.prefers_dense(model.device) else SlicedAdamW
     optimizer = form(model, factors, learning_rates, settings)

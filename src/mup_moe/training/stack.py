@@ -38,6 +38,8 @@ _BEFORE_CAPTURE = 3
 _NEXT_MODE = {"graph": "compiled", "compiled": "eager"}
 _DONE_AS = {"graph": "captured as a CUDA graph", "compiled": "compiled", "eager": "issued operator by operator"}
 _REMEDY = {"graph": "report this", "compiled": "install a C++ compiler (g++) if there is none"}
+# From here on torch's compiler says how to see more of its own code.
+_HINTS = "Set TORCHDYNAMO_VERBOSE"
 _MOST_OF_A_REASON = 300
 _COMPILATIONS = 64
 # Choosing among kernels by their speed takes seconds a kernel, and another choice would round otherwise.
@@ -142,7 +144,7 @@ class Stack:
         lost = failed == "compiled" and explain_lost_device(error) is not None
         if lost or isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise error
-        reason = " ".join(str(error).split())[:_MOST_OF_A_REASON]
+        reason = " ".join(str(error).partition(_HINTS)[0].split())[:_MOST_OF_A_REASON]
         what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
         if not self._may_fall_back:
             raise UserError(f"{what}: {_REMEDY[failed]}, or set `execution.step` to auto") from error
