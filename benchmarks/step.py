@@ -54,22 +54,22 @@ GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 
 
-def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
-    """Ours and the peer's, at one shape."""
+def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> list[Variant]:
+    """Ours, the default first, and the peer's, at one shape; each once."""
+    # Where the default is float32 or one replica, some of ours coincide.
+    return list(dict.fromkeys(_variants_of(base, device, shape, compiling)))
+
+
+def _variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
     alone = default_variant(base, device, **shape)
     request = alone.request(base)
     size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
     default = replace(alone, replicas=replicas_on(torch.device(device).type, "auto", size.parameters) or CURVE)
-    yield default
-    if default != alone:
-        yield alone
+    yield from (default, alone)
     steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
     for step in steps:
-        for variant in (replace(default, step=step), replace(alone, step=step, precision="float32")):
-            if variant != default:
-                yield variant
-    if default != alone:
-        yield replace(default, precision="float32")
+        yield from (replace(default, step=step), replace(alone, step=step, precision="float32"))
+    yield replace(default, precision="float32")
     yield replace(default, allocator="stock")
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"
@@ -133,7 +133,7 @@ def main() -> None:
             shape["experts"] = base.cell.experts if architecture == "moe" else 1
             compiling = device == "cuda" or (architecture == "moe" and width in arguments.compiled_widths)
             compiling &= not arguments.no_compile
-            variants = list(variants_of(base, device, shape, compiling))
+            variants = variants_of(base, device, shape, compiling)
             with told(f"{architecture}, width {width}"):
                 results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
             for row in rows_of(base, variants[0], results, arguments.steps):

@@ -20,6 +20,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import peers
 import pipeline
+import step
+import sweep
 import variants
 
 
@@ -59,12 +61,33 @@ def test_checkpoints_are_weighed_against_the_time_between_them(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_step_compares_with_the_best_peer(tmp_path):
+@pytest.mark.parametrize("width", [32, 256, 512])
+@pytest.mark.parametrize("architecture", ["moe", "dense"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
+def test_step_times_each_variant_once_and_the_default_first(monkeypatch, native, device, architecture, width):
+    monkeypatch.setattr("mup_moe.training.device._multiplies_bfloat16", lambda _: native)
+    base = variants.read_request(None)
+    shape = {"architecture": architecture, "width": width, "experts": 8 if architecture == "moe" else 1}
+    for compiling in (False, True):
+        found = step.variants_of(base, device, shape, compiling)
+        assert len(found) == len(set(found))
+        default = replace(variants.default_variant(base, device, **shape), replicas=found[0].replicas)
+        assert found[0] == default
+        assert default.precision == ("bfloat16" if native else "float32")
+        ours = {variant.precision for variant in found if variant.system == variants.OURS}
+        assert ours == {"float32", default.precision}
+        assert ("compiled" in {variant.step for variant in found}) == compiling
+
+
+def test_step_compares_with_the_best_peer(tmp_path, auto_precision):
     out = tmp_path / "step.csv"
     run("step", "--widths", 16, "--architectures", "moe", "--seconds", 0.1, "--no-compile", "--out", out)
     table = pd.read_csv(out)
     assert_measured(table, "tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio")
-    assert list(table[table["default"] == "yes"]["system"]) == ["mup-moe"]
+    assert not table.duplicated(list(step.COLUMNS[: step.COLUMNS.index("default")])).any()
+    default = table[table["default"] == "yes"]
+    assert default[["system", "precision"]].values.tolist() == [["mup-moe", auto_precision]]
     assert 1.0 in set(table[(table["system"] == "transformers") & (table["allocator"] == "stock")]["ratio"])
     assert set(table["precision"]) == {"float32", "bfloat16", "bfloat16-weights"}
     assert (table["compile_seconds"] == 0).all()
@@ -90,6 +113,20 @@ def test_a_curve_is_timed_three_ways_and_drawn(tmp_path):
     assert (table["training_seconds"] < table["wall_seconds"]).all()
     run("plot", "--folder", tmp_path)
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_a_timed_curve_shows_the_precision_that_it_is_trained_in(tmp_path, monkeypatch, native, asked):
+    monkeypatch.setattr("mup_moe.training.device._multiplies_bfloat16", lambda _: native)
+    monkeypatch.setattr(sweep, "run", lambda *_: (2.0, 1.0))
+    base = variants.read_request(None)
+    request, out = tmp_path / "request.json", tmp_path / "sweep.csv"
+    request.write_text(replace(base, training=replace(base.training, precision=asked)).to_json())
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--request", str(request), "--out", str(out)])
+    sweep.main()
+    auto = "bfloat16" if native else "float32"
+    assert set(pd.read_csv(out)["precision"]) == {auto if asked == "auto" else asked}
 
 
 def test_the_pipeline_runs_what_its_documentation_says(tmp_path):

@@ -540,6 +540,26 @@ def test_summary_tells_what_made_it(undisturbed, curve, replicas):
     assert rows["train_loss"][-4:].mean() == pytest.approx(summary["train_loss"], rel=1e-6)
 
 
+def test_cells_are_trained_in_the_precision_that_suits_the_processor(corpus, tmp_path, auto_precision):
+    request = make_request(precision="auto")
+    subprocess.run(train_command([request], corpus, tmp_path), check=True, capture_output=True)
+    assert read_json(tmp_path / request.cell.id / "summary.json")["precision"] == auto_precision
+
+
+@pytest.mark.parametrize("capability", [None, "avx2", "default"])
+def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capability):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if capability is not None:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    native = capability is None and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    code = "import torch; from types import SimpleNamespace; from mup_moe.training.device import precision_on; "
+    code += "print(precision_on(torch.device('cpu'), SimpleNamespace(precision='auto')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ("bfloat16" if native else "float32")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
