@@ -5,6 +5,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,9 @@ def test_step_times_each_variant_once_and_the_default_first(monkeypatch, native,
         default = replace(variants.default_variant(base, device, **shape), replicas=found[0].replicas)
         assert found[0] == default
         assert default.precision == ("bfloat16" if native else "float32")
-        ours = {variant.precision for variant in found if variant.system == variants.OURS}
-        assert ours == {"float32", default.precision}
+        expected = set(product((variants.OURS, variants.PEER), ("float32", default.precision)))
+        expected |= {(variants.PEER, "bfloat16-weights")} if native else set()
+        assert {(variant.system, variant.precision) for variant in found} == expected
         assert ("compiled" in {variant.step for variant in found}) == compiling
 
 
@@ -89,7 +91,8 @@ def test_step_compares_with_the_best_peer(tmp_path, auto_precision):
     default = table[table["default"] == "yes"]
     assert default[["system", "precision"]].values.tolist() == [["mup-moe", auto_precision]]
     assert 1.0 in set(table[(table["system"] == "transformers") & (table["allocator"] == "stock")]["ratio"])
-    assert set(table["precision"]) == {"float32", "bfloat16", "bfloat16-weights"}
+    native = {"bfloat16", "bfloat16-weights"} if auto_precision == "bfloat16" else set()
+    assert set(table["precision"]) == {"float32", *native}
     assert (table["compile_seconds"] == 0).all()
 
 
