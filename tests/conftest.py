@@ -17,7 +17,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.parametrization import parse_table
-from mup_moe.training.device import precision_on
+from mup_moe.training.device import keep_compiled_code_apart, precision_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
 
@@ -27,6 +27,7 @@ TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
 torch.set_num_threads(1)
+keep_compiled_code_apart()
 # For the commands that tests start: the package need not be installed.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TABLE, VOCABULARY, make_request
+from conftest import AVX2, TABLE, VOCABULARY, make_request
 from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
@@ -544,6 +544,18 @@ def test_cells_are_trained_in_the_precision_that_suits_the_processor(corpus, tmp
     request = make_request(precision="auto")
     subprocess.run(train_command([request], corpus, tmp_path), check=True, capture_output=True)
     assert read_json(tmp_path / request.cell.id / "summary.json")["precision"] == auto_precision
+
+
+def test_processors_that_differ_may_share_a_folder_of_compiled_code(corpus, tmp_path):
+    request = make_request(steps=4)
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    histories = []
+    for kind, changes in (("native", {}), ("avx2", AVX2)):
+        command = train_command([request], corpus, tmp_path / kind, "--step", "compiled")
+        subprocess.run(command, check=True, capture_output=True, env=environment | changes)
+        path = tmp_path / kind / request.cell.id / "history.csv"
+        histories.append(np.genfromtxt(path, delimiter=",", skip_header=1))
+    np.testing.assert_allclose(*histories, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("capability", [None, "avx2", "default"])
