@@ -10,10 +10,11 @@ process of its own, and all of them take turns, so that a noisy machine disturbs
 the median, over the turns, of a variant's tokens/s to those of the fastest peer in its stock
 environment; `ratio_same_allocator` to those of the fastest peer whose malloc keeps freed pages too.
 Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
-them. Compilation counts in `tokens_per_second_of_run`, a run of --steps steps (default: what one shape
-of figure 1 trains, 21 cells of 300 steps), and in `ratio_of_run`, to the best peer's run. The fraction
-of the matmul rate counts training FLOPs (6 per active matrix entry, and attention) against one product
-of square matrices in the precision of the variant. `default` marks how the pipeline trains.
+them. Where bfloat16 is emulated, no variant has it. Compilation counts in `tokens_per_second_of_run`, a
+run of --steps steps (default: what one shape of figure 1 trains, 21 cells of 300 steps), and in
+`ratio_of_run`, to the best peer's run. The fraction of the matmul rate counts training FLOPs (6 per
+active matrix entry, and attention) against one product of square matrices in the precision of the
+variant. `default` marks how the pipeline trains.
 """
 
 import sys
@@ -54,33 +55,36 @@ GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 
 
-def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
-    """Ours and the peer's, at one shape."""
+def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> list[Variant]:
+    """Ours, the default first, and the peer's, at one shape; each once."""
+    # Where the default is float32 or one replica, some of ours coincide.
+    return list(dict.fromkeys(_variants_of(base, device, shape, compiling)))
+
+
+def _variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
     alone = default_variant(base, device, **shape)
     request = alone.request(base)
     size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
     default = replace(alone, replicas=replicas_on(torch.device(device).type, "auto", size.parameters) or CURVE)
-    yield default
-    if default != alone:
-        yield alone
+    yield from (default, alone)
     steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
     for step in steps:
-        for variant in (replace(default, step=step), replace(alone, step=step, precision="float32")):
-            if variant != default:
-                yield variant
-    if default != alone:
-        yield replace(default, precision="float32")
+        yield from (replace(default, step=step), replace(alone, step=step, precision="float32"))
+    yield replace(default, precision="float32")
     yield replace(default, allocator="stock")
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"
     peer = replace(alone, system=PEER, allocator="stock", experts_implementation=grouped, attention="sdpa")
+    # Emulated, bfloat16 is several times slower than float32, and its matmul rate takes seconds to measure.
+    native = alone.precision == "bfloat16"
     for step in ("eager", "compiled") if compiling else ("eager",):
-        for precision in ("float32", "bfloat16"):
+        for precision in ("float32", "bfloat16") if native else ("float32",):
             for allocator in ("stock", "kept"):
                 yield replace(peer, precision=precision, step=step, allocator=allocator)
     eager = replace(peer, precision="float32", step="eager")
     yield replace(eager, attention="eager")
-    yield replace(eager, precision="bfloat16-weights")
+    if native:
+        yield replace(eager, precision="bfloat16-weights")
     if not dense:
         yield replace(eager, experts_implementation="eager")
 
@@ -133,7 +137,7 @@ def main() -> None:
             shape["experts"] = base.cell.experts if architecture == "moe" else 1
             compiling = device == "cuda" or (architecture == "moe" and width in arguments.compiled_widths)
             compiling &= not arguments.no_compile
-            variants = list(variants_of(base, device, shape, compiling))
+            variants = variants_of(base, device, shape, compiling)
             with told(f"{architecture}, width {width}"):
                 results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
             for row in rows_of(base, variants[0], results, arguments.steps):

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of
 from variants import VOCABULARY, default_variant, read_request, token_stream
 
@@ -30,6 +31,7 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import MANIFEST, SPLITS
 from mup_moe.files import read_json, write_csv, write_json
+from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
 COLUMNS = (
@@ -119,7 +121,9 @@ def main() -> None:
     base, device = read_request(arguments.request), arguments.device
     requests = curve(base, arguments.width, arguments.cells, arguments.steps)
     default = default_variant(requests[0], device, width=arguments.width)
-    how = [default.precision, default.step if arguments.step == "auto" else arguments.step]
+    # A request may name its precision.
+    precision = precision_on(torch.device(device), base.training)
+    how = [precision, default.step if arguments.step == "auto" else arguments.step]
     train_options = ["--device", device, "--threads", str(arguments.threads), "--step", arguments.step]
     times: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}
     with tempfile.TemporaryDirectory() as folder:

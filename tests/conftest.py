@@ -17,6 +17,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.parametrization import parse_table
+from mup_moe.training.device import keep_compiled_code_apart, precision_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import Result
 
@@ -26,6 +27,7 @@ TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
 torch.set_num_threads(1)
+keep_compiled_code_apart()
 # For the commands that tests start: the package need not be installed.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 
@@ -51,6 +53,26 @@ def write_result(folder: Path, summary: dict[str, Any]) -> None:
     result = Result(folder)
     result.keep([["step", "train_loss"], [0, "4.5"]], summary)
     result.publish()
+
+
+# What hides AVX-512, and with it native bfloat16, from torch and its libraries.
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+
+
+@pytest.fixture(params=["native", "avx2"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The processor as the commands that a test starts see it: as it is, or without AVX-512."""
+    if request.param == "avx2":
+        for name, value in AVX2.items():
+            monkeypatch.setenv(name, value)
+    return str(request.param)
+
+
+@pytest.fixture
+def auto_precision(processor: str) -> str:
+    """What `precision: auto` comes to on that processor."""
+    auto = replace(CONFIG.setups["small"].training, precision="auto")
+    return "float32" if processor == "avx2" else precision_on(torch.device("cpu"), auto)
 
 
 @pytest.fixture(scope="session")

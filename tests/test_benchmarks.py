@@ -5,6 +5,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import peers
 import pipeline
+import step
+import sweep
 import variants
 
 
@@ -59,14 +62,37 @@ def test_checkpoints_are_weighed_against_the_time_between_them(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_step_compares_with_the_best_peer(tmp_path):
+@pytest.mark.parametrize("width", [32, 256, 512])
+@pytest.mark.parametrize("architecture", ["moe", "dense"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
+def test_step_times_each_variant_once_and_the_default_first(monkeypatch, native, device, architecture, width):
+    monkeypatch.setattr("mup_moe.training.device._multiplies_bfloat16", lambda _: native)
+    base = variants.read_request(None)
+    shape = {"architecture": architecture, "width": width, "experts": 8 if architecture == "moe" else 1}
+    for compiling in (False, True):
+        found = step.variants_of(base, device, shape, compiling)
+        assert len(found) == len(set(found))
+        default = replace(variants.default_variant(base, device, **shape), replicas=found[0].replicas)
+        assert found[0] == default
+        assert default.precision == ("bfloat16" if native else "float32")
+        expected = set(product((variants.OURS, variants.PEER), ("float32", default.precision)))
+        expected |= {(variants.PEER, "bfloat16-weights")} if native else set()
+        assert {(variant.system, variant.precision) for variant in found} == expected
+        assert ("compiled" in {variant.step for variant in found}) == compiling
+
+
+def test_step_compares_with_the_best_peer(tmp_path, auto_precision):
     out = tmp_path / "step.csv"
     run("step", "--widths", 16, "--architectures", "moe", "--seconds", 0.1, "--no-compile", "--out", out)
     table = pd.read_csv(out)
     assert_measured(table, "tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio")
-    assert list(table[table["default"] == "yes"]["system"]) == ["mup-moe"]
+    assert not table.duplicated(list(step.COLUMNS[: step.COLUMNS.index("default")])).any()
+    default = table[table["default"] == "yes"]
+    assert default[["system", "precision"]].values.tolist() == [["mup-moe", auto_precision]]
     assert 1.0 in set(table[(table["system"] == "transformers") & (table["allocator"] == "stock")]["ratio"])
-    assert set(table["precision"]) == {"float32", "bfloat16", "bfloat16-weights"}
+    native = {"bfloat16", "bfloat16-weights"} if auto_precision == "bfloat16" else set()
+    assert set(table["precision"]) == {"float32", *native}
     assert (table["compile_seconds"] == 0).all()
 
 
@@ -99,6 +125,20 @@ def test_a_version_is_as_fast_as_itself(tmp_path):
     table = pd.read_csv(out)
     assert_measured(table, "tokens_per_second", "other_tokens_per_second", "ratio", "ratio_low", "ratio_high")
     assert list(table["same_losses"]) == ["yes"]
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("asked", ["auto", "float32", "bfloat16"])
+def test_a_timed_curve_shows_the_precision_that_it_is_trained_in(tmp_path, monkeypatch, native, asked):
+    monkeypatch.setattr("mup_moe.training.device._multiplies_bfloat16", lambda _: native)
+    monkeypatch.setattr(sweep, "run", lambda *_: (2.0, 1.0))
+    base = variants.read_request(None)
+    request, out = tmp_path / "request.json", tmp_path / "sweep.csv"
+    request.write_text(replace(base, training=replace(base.training, precision=asked)).to_json())
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--request", str(request), "--out", str(out)])
+    sweep.main()
+    auto = "bfloat16" if native else "float32"
+    assert set(pd.read_csv(out)["precision"]) == {auto if asked == "auto" else asked}
 
 
 def test_the_pipeline_runs_what_its_documentation_says(tmp_path):

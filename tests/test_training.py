@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import TABLE, VOCABULARY, make_request
+from conftest import AVX2, TABLE, VOCABULARY, make_request
 from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
@@ -574,6 +574,38 @@ def test_summary_tells_what_made_it(undisturbed, curve, replicas):
     rows = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     assert list(rows["step"]) == list(range(200))
     assert rows["train_loss"][-4:].mean() == pytest.approx(summary["train_loss"], rel=1e-6)
+
+
+def test_cells_are_trained_in_the_precision_that_suits_the_processor(corpus, tmp_path, auto_precision):
+    request = make_request(precision="auto")
+    subprocess.run(train_command([request], corpus, tmp_path), check=True, capture_output=True)
+    assert read_json(tmp_path / request.cell.id / "summary.json")["precision"] == auto_precision
+
+
+def test_processors_that_differ_may_share_a_folder_of_compiled_code(corpus, tmp_path):
+    request = make_request(steps=4)
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    histories = []
+    for kind, changes in (("native", {}), ("avx2", AVX2)):
+        command = train_command([request], corpus, tmp_path / kind, "--step", "compiled")
+        subprocess.run(command, check=True, capture_output=True, env=environment | changes)
+        path = tmp_path / kind / request.cell.id / "history.csv"
+        histories.append(np.genfromtxt(path, delimiter=",", skip_header=1))
+    np.testing.assert_allclose(*histories, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("capability", [None, "avx2", "default"])
+def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capability):
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    if capability is not None:
+        monkeypatch.setenv("ATEN_CPU_CAPABILITY", capability)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    native = capability is None and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    code = "import torch; from types import SimpleNamespace; from mup_moe.training.device import precision_on; "
+    code += "print(precision_on(torch.device('cpu'), SimpleNamespace(precision='auto')))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == ("bfloat16" if native else "float32")
 
 
 @pytest.mark.parametrize(

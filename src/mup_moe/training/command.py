@@ -12,7 +12,13 @@ from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
 from mup_moe.training import heartbeat
 from mup_moe.training.cell_files import CellFiles
-from mup_moe.training.device import claim_device, explain_lost_device, explain_out_of_memory, keep_freed_pages
+from mup_moe.training.device import (
+    claim_device,
+    explain_lost_device,
+    explain_out_of_memory,
+    keep_compiled_code_apart,
+    keep_freed_pages,
+)
 from mup_moe.training.job import Job
 from mup_moe.training.request import TrainingRequest
 
@@ -38,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains to the end, each cell from its own checkpoint or result if that belongs to this very run."""
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
+    keep_compiled_code_apart()
     requests = [request for text in arguments.requests for request in TrainingRequest.read_all(text)]
     if arguments.compile_only:
         cells, tokens = _open(arguments, requests)

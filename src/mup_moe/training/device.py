@@ -159,3 +159,11 @@ def keep_freed_pages() -> None:
     mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     mallopt(_M_TOP_PAD, _MMAP_BYTES)
+
+
+def keep_compiled_code_apart() -> None:
+    """Has torch compile again for another kind of processor.
+
+    Its cache takes code for AVX-512 to be code for AVX2, and machines that differ may share the folder.
+    """
+    torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()
