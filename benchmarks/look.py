@@ -46,7 +46,14 @@ from mup_moe.files import UserError
 from mup_moe.model.shape import ModelShape
 from mup_moe.offsite.job_list import Job, read_jobs
 from mup_moe.training.capacity import stack_bytes
-from mup_moe.training.device import claim_device, explain_lost_device, keep_freed_pages, precision_on, step_on
+from mup_moe.training.device import (
+    claim_device,
+    explain_lost_device,
+    keep_compiled_code_apart,
+    keep_freed_pages,
+    precision_on,
+    step_on,
+)
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
@@ -350,6 +357,7 @@ def main() -> int:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
+    keep_compiled_code_apart()  # in the cache that training finds next
     try:
         with claim_device(arguments.device) as device:
             return Look(arguments, device).run()

@@ -19,6 +19,7 @@ from mup_moe.__main__ import main
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
+from mup_moe.analysis.foreign import mixtures
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.request import FigureRequest, figure_request
@@ -358,7 +359,7 @@ def summary_of(cell, loss, **changes):
         "precision": "float32",
         "device": "cpu",
         "machine": {},
-        "versions": {},
+        "versions": {"torch": "2.13.0+cpu"},
         "settings": {},
     } | changes
 
@@ -415,6 +416,7 @@ def test_runs_have_a_row_per_cell_in_order(figure1):
     assert runs.loc[diverged, ["train_loss", "valid_loss"]].isna().all(axis=None)
     assert runs.loc[~diverged, "train_loss"].tolist() == [transferring(c) for c in cells if transferring(c) is not None]
     assert set(runs["device"]) == {"cpu"}
+    assert set(runs["torch"]) == {"2.13.0+cpu"}
 
 
 def test_ids_may_come_from_standard_input(figure1, monkeypatch):
@@ -473,6 +475,50 @@ def test_what_cannot_be_compared_is_left_out_by_name_if_the_user_chose_so(figure
     told = capsys.readouterr().err.splitlines()
     assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
     assert (folder / "runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
+
+
+AWAY = {"device": "cuda", "versions": {"torch": "2.11.0+cu126"}}
+MIXED = [
+    ({"device": "cuda"}, "devices", "on cuda", "on cpu"),
+    ({"versions": AWAY["versions"]}, "versions of torch", "with torch 2.11.0+cu126", "with torch 2.13.0+cpu"),
+    (
+        AWAY,
+        "devices and several versions of torch",
+        "on cuda with torch 2.11.0+cu126",
+        "on cpu with torch 2.13.0+cpu",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "several", "away", "home"), MIXED)
+def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_is_said(
+    figure1, capsys, changes, several, away, home
+):
+    folder, _, cells = figure1
+    write_summaries(folder / "cells", cells[:2], transferring, **changes)
+    assert run_aggregate(folder) == 0
+    names = [cell.id for cell in cells]
+    shown, more = ", ".join(names[2:5]), len(names) - 5
+    assert capsys.readouterr().err.splitlines() == [
+        f"cells of small were trained on several {several}:"
+        f" 2 {away} ({names[0]}, {names[1]}); {more + 3} {home} ({shown} and {more} more)"
+    ]
+    runs = pd.read_csv(folder / "runs.csv")
+    assert runs["cell"].tolist() == names
+    elsewhere = (runs["device"] == "cuda") | (runs["torch"] == "2.11.0+cu126")
+    assert runs.loc[elsewhere, "cell"].tolist() == names[:2]
+
+
+def test_of_cells_that_were_left_out_no_mixture_is_said(figure1, capsys):
+    folder, _, cells = figure1
+    write_summaries(folder / "cells", cells[7:12], transferring, **AWAY, precision="bfloat16")
+    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
+    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == ["left"] * 5
+
+
+def test_set_ups_may_each_have_a_device_without_a_word():
+    rows = [{"cell": "a", "setup": "small", "device": "cpu", "torch": "2"}]
+    assert mixtures([*rows, {"cell": "b", "setup": "large", "device": "cuda", "torch": "3"}]) == []
 
 
 def test_where_no_cell_is_of_the_config_the_table_is_empty(figure1):

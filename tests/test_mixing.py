@@ -79,3 +79,20 @@ def test_a_damaged_result_is_mended_and_one_trained_otherwise_is_not_mixed_in(pr
     assert done.returncode == 0, done.stdout
     anew, old = (pd.read_csv(path).drop(columns="wall_seconds") for path in (runs, project / "results/runs.csv"))
     pd.testing.assert_frame_equal(anew, old, check_exact=True)
+
+
+def test_cells_of_another_device_and_torch_are_taken_and_the_log_says_which(project):
+    runs = project / TABLE
+    before = pd.read_csv(runs)
+    first, *_ = cells_of(project, "small_moe_*_w*_e4_g1_*")
+    versions = read_result(first)["versions"] | {"python": "3.12.1", "torch": "2.11.0+cu126"}
+    rewrite(first, device="cuda", versions=versions)
+    runs.unlink()
+    done = smoke(project, TABLE, "--rerun-triggers", "mtime")
+    assert done.returncode == 0, done.stdout
+    (told,) = (project / LOG).read_text().splitlines()
+    assert f"1 on cuda with torch 2.11.0+cu126 ({first.name})" in told
+    assert f"{len(before) - 1} on cpu with torch " in told
+    mine = before["cell"] == first.name
+    before.loc[mine, ["device", "torch"]] = ["cuda", "2.11.0+cu126"]
+    pd.testing.assert_frame_equal(pd.read_csv(runs), before, check_exact=True)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
+from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import UserError, read_json
 from mup_moe.model.shape import ModelShape
@@ -28,9 +29,13 @@ from mup_moe.offsite import run_jobs
 from mup_moe.offsite.archive import CellArchives, read_archive
 from mup_moe.offsite.job_list import Job, read_jobs
 from mup_moe.offsite.job_time import JobTimes
+from mup_moe.provenance import versions
 from mup_moe.training.capacity import stack_bytes
-from mup_moe.training.result import Result
+from mup_moe.training.cell_files import CellFiles
+from mup_moe.training.code import code_digest
+from mup_moe.training.result import HISTORY, SUMMARY, Result, read_result
 from mup_moe.training.stack import METRICS
+from test_analysis import summary_of
 
 SMALL = """
 corpora:
@@ -169,6 +174,28 @@ def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(
     assert main(["import-cells", str(archive_of(path, files_of("b"))), *asked]) == 1
     assert "delete that folder" in capsys.readouterr().err
     assert (tmp_path / "results/cells" / CELL / "summary.json").read_bytes() == kept
+
+
+def test_a_result_of_another_python_and_torch_is_this_cells_and_keeps_its_versions(tmp_path, capsys):
+    request = make_request()
+    cell, results = request.cell, tmp_path / "results"
+    fingerprint = request.fingerprint("tokens", code_digest())
+    away = {"device": "cuda", "versions": versions("numpy") | {"python": "3.12.1", "torch": "2.11.0+cu126"}}
+    made_of = {"request": request.digest, "tokens_digest": "tokens", "code": code_digest(), "fingerprint": fingerprint}
+    folder = tmp_path / "away" / cell.id
+    write_result(folder, summary_of(cell, 3.5, **away, **made_of))
+    files = {f"{cell.id}/{name}": (folder / name).read_bytes() for name in (HISTORY, SUMMARY)}
+    path = archive_of(tmp_path / "cells.tar.gz", files)
+    assert main(["import-cells", str(path), "--results", str(results)]) == 0
+    home = results / "cells"
+    assert Result(home / cell.id).is_of(fingerprint)
+    assert read_result(home / cell.id)["versions"] == away["versions"]
+    # A job that Snakemake runs for the cell all the same has nothing to train.
+    assert CellFiles(request, "tokens", home).publish()
+    capsys.readouterr()
+    (row,) = collect([(cell.id, request.digest)], home)
+    assert (row["device"], row["torch"], row["fingerprint"]) == ("cuda", "2.11.0+cu126", fingerprint)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):

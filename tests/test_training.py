@@ -25,7 +25,6 @@ from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
-from mup_moe.provenance import source_digest
 from mup_moe.training import checkpoint
 from mup_moe.training.batches import Batches
 from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
@@ -633,21 +632,6 @@ def test_what_users_can_cause_ends_in_one_sentence(corpus, curve, tmp_path, opti
 
 
 # ---------------------------------------------------------------- what counts as another version
-
-
-def test_the_code_digest_ignores_comments_and_layout_but_not_meaning(tmp_path):
-    path = tmp_path / "a.py"
-
-    def digest(text):
-        path.write_text(text)
-        return source_digest([path])
-
-    plain = digest("def f(x):\n    return x + 1\n")
-    assert digest('"""Doc."""\n\n\ndef f(x):\n    """Doc."""  # why\n    return (x\n            + 1)\n') != digest(
-        "x = 1"
-    )
-    assert digest("# a comment\ndef f(x):\n    return (x + 1)  # why\n") == plain
-    assert digest("def f(x):\n    return x + 2\n") != plain
 
 
 def test_the_sources_that_can_change_a_result_are_there_and_leave_out_the_rest():

@@ -52,8 +52,9 @@ def source_digest(sources: Iterable[Path]) -> str:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and _is_text(body[0].value):
-                node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+            if isinstance(body, list):
+                documented = body and isinstance(body[0], ast.Expr) and _is_text(body[0].value)
+                node.body = body[bool(documented) :] or [ast.Pass()]  # type: ignore[attr-defined]
         digest.update(f"{path.name}\n{_plain(tree)!r}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -76,8 +77,8 @@ def _plain(node: Any) -> Any:
         return type(node).__name__, *((name, value) for name, value in fields if value not in (None, ()))
     if isinstance(node, list):
         return tuple(map(_plain, node))
-    # A constant; `repr` tells 1 from 1.0 and from True.
-    return None if node is None else repr(node)
+    # A constant: 1, 1.0 and True differ. Not `repr`, which escapes the characters that this Python does not know.
+    return None if node is None else ascii(node)
 
 
 # How a literal was written, and comments on types.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mup_moe.analysis.foreign import SHARED, foreign_cells, shortened, told_by_reason
+from mup_moe.analysis.foreign import SHARED, foreign_cells, mixtures, shortened, told_by_reason
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, write_csv
@@ -22,7 +22,6 @@ _COPIED = (
     "parameters",
     "active_parameters",
     "device",
-    "fingerprint",
 )
 COLUMNS = (
     "cell",
@@ -39,6 +38,8 @@ COLUMNS = (
     "train_loss",
     "valid_loss",
     *_COPIED,
+    "torch",
+    "fingerprint",
 )
 STATUSES = ("finished", "diverged")
 LOSSES = ("train_loss", "valid_loss")
@@ -73,8 +74,9 @@ def collect(
     """A row (keys: COLUMNS) per distinct id of (id, request's digest); a diverged cell's losses are None.
 
     A result that is damaged is restored from its kept copy, which is said on stderr. So are the cells
-    that `foreign_cells` names, with `leave_out`: they get no row. Raises UserError, naming the cells,
-    for results that are missing, damaged beyond that, or foreign.
+    that `foreign_cells` names, with `leave_out`: they get no row. So are the devices and versions of torch,
+    where the rows of a set-up have several. Raises UserError, naming the cells, for results that are
+    missing, damaged beyond that, or foreign.
     """
     requests = dict(cells)
     rows, summaries = _read_results(requests, results)
@@ -87,7 +89,10 @@ def collect(
         )
     for name, reason in foreign.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
-    return [row for name, row in rows.items() if name not in foreign]
+    kept = [row for name, row in rows.items() if name not in foreign]
+    for sentence in mixtures(kept):
+        print(sentence, file=sys.stderr)
+    return kept
 
 
 def _read_results(requests: Mapping[str, str], results: Path) -> tuple[_Table, _Table]:
@@ -152,6 +157,7 @@ def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
         | {"cell": cell.id, "learning_rate": rate, "log2_learning_rate": math.log2(rate), "status": status}
         | {name: _loss(summary, name) for name in LOSSES}
         | {name: summary[name] for name in _COPIED}
+        | {"torch": summary["versions"]["torch"], "fingerprint": summary["fingerprint"]}
     )
 
 

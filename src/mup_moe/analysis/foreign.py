@@ -1,6 +1,6 @@
-"""Which cells of a table cannot be compared with the rest."""
+"""Which cells of a table cannot be compared with the rest, and which can but were trained elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from mup_moe.training.code import code_digest
 
 # What cells of one set-up must share, and what is said of those that do not.
 SHARED = {"tokens_digest": "on other tokens", "code": "by other code", "precision": "in another precision"}
+# What they may differ in, as it changes rounding only: what is said of a mixture, and of each part of it.
+VARYING = {"device": ("devices", "on {}"), "torch": ("versions of torch", "with torch {}")}
 _SHOWN = 3
 
 
@@ -26,6 +28,9 @@ def foreign_cells(
     group on the tokens in that folder if there is one, then the one by this version's code, then the
     largest, then the first named. So nothing is foreign in a set that is alike throughout, whatever
     code made it; and what is deleted and trained anew joins the group at home, if it has its precision.
+
+    Cells from different devices and different versions of torch and Python are not foreign to each other:
+    these change rounding only. `mixtures` says where devices or versions of torch differ.
     """
     reasons = {}
     of_setup: dict[str, dict[tuple[str, ...], list[str]]] = {}
@@ -44,8 +49,26 @@ def foreign_cells(
     return {name: reasons[name] for name in summaries if name in reasons}
 
 
+def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each set-up whose cells differ in what `VARYING` names.
+
+    rows: as of runs.csv.
+    """
+    of_setup: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        of_setup.setdefault(row["setup"], []).append(row)
+    sentences = []
+    for setup, alike in of_setup.items():
+        differing = [key for key in VARYING if len({row[key] for row in alike}) > 1]
+        if differing:
+            several = " and ".join(f"several {VARYING[key][0]}" for key in differing)
+            how = {row["cell"]: " ".join(VARYING[key][1].format(row[key]) for key in differing) for row in alike}
+            sentences.append(f"cells of {setup} were trained on {several}: {told_by_reason(how)}")
+    return sentences
+
+
 def told_by_reason(foreign: Mapping[str, str]) -> str:
-    """The foreign cells by reason, as a part of a sentence."""
+    """Cells by what is said of them, as a part of a sentence."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in foreign.items():
         by_reason.setdefault(reason, []).append(name)
