@@ -61,11 +61,11 @@ from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 STACKS = ("27x64", "27x256", "9x64", "1x64", "27x512", "27x128")
 PROFILED = ("27x64", "1x64", "27x256")
 # A part's seconds at most, and what it needs to be begun; generous, for they only bound a fault.
-LIMITS = {"facts": 30, "smoke": 60, "rates": 30, "attention": 30, "stack": 110, "kernels": 30}
+LIMITS = {"facts": 30, "smoke": 120, "rates": 30, "attention": 30, "stack": 110, "kernels": 30}
 NEEDS = {"stack": 40}
 _SMOKE_STEPS, _SMOKE_NATS = 12, 0.1
 _MOST_STEPS = 10_000
-_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH)
+_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION)
 # Sizes that fill a GPU, or hardly touch a CPU.
 _COPIED = {"cuda": 2**30, "cpu": 2**22}
 _MATRIX = {"cuda": 8192, "cpu": 256}
@@ -107,13 +107,15 @@ class Look:
                     self.tell("end", reason=f"a step cannot be {step} in {precision}: fix that first")
                     return 2
         self._part("rates", "", self._rates)
-        self._part("attention", "", self._attention)
-        for stack in self._options.stacks:
+        for number, stack in enumerate(self._options.stacks):
             self._part("stack", stack, lambda s=stack: self._stack(s))
+            if number == 0:
+                # Not before: it tries what the pipeline does not use.
+                self._part("attention", "", self._attention)
         return self.status
 
     def _part(self, name: str, which: str, work: Callable[[], None]) -> bool:
-        """Runs a part within its limit and the time that is left; whether it went well."""
+        """Runs a part within its limit and the time that is left; whether it did not fail, but for want of time."""
         left = self._options.seconds - (time.monotonic() - self._start)
         if left < NEEDS.get(name, 1) * (self._kind == "cuda" or left <= 0):
             self.tell(name, which=which, left_out=f"{left:.0f} s left")
@@ -122,7 +124,11 @@ class Look:
             with _at_most(min(LIMITS[name], left)):
                 work()
             return True
-        except (Exception, _OverError) as error:
+        except _OverError as error:
+            self.tell(name, which=which, failed=str(error))
+            self.status = 1
+            return True
+        except Exception as error:
             reason = " ".join(str(error).split())
             self.tell(name, which=which, failed=f"{type(error).__name__}: {reason[:1500]}", where=_where(error))
             self.status = 1
@@ -198,6 +204,8 @@ class Look:
                     same = all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
                     what = {"ms": round(1e3 * self._median(gradients), 3), "same_bits": same}
                 except RuntimeError as error:
+                    if explain_lost_device(error) is not None:
+                        raise
                     what = {"refused": " ".join(str(error).split())[:200]}
                 self.tell("attention", backend=backend.name, head_size=size, **what)
 
@@ -331,13 +339,14 @@ def _at_most(seconds: float) -> Iterator[None]:
         raise _OverError(f"it took more than {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, over)
-    # Parts lie within parts: what is left of the outer one's time counts on.
-    outer, begun = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))[0], time.monotonic()
+    # Again and again: what is raised while garbage is collected is lost. Parts lie within parts: what is
+    # left of the outer one's time counts on.
+    (outer, again), begun = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1.0), time.monotonic()
     try:
         yield
     finally:
         left = max(outer - (time.monotonic() - begun), 0.001) if outer else 0
-        signal.setitimer(signal.ITIMER_REAL, left)
+        signal.setitimer(signal.ITIMER_REAL, left, again)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -23,7 +23,7 @@ from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
-from mup_moe.files import UserError, read_json
+from mup_moe.files import read_json
 from mup_moe.model.shape import ModelShape
 from mup_moe.offsite import run_jobs
 from mup_moe.offsite.archive import CellArchives, read_archive
@@ -330,9 +330,10 @@ def test_what_look_measured_tells_before_any_job_has_run(tmp_path):
     path = tmp_path / "look.jsonl"
     path.write_text(json.dumps({"part": "facts"}) + "\n" + json.dumps(row) + "\n")
     assert JobTimes({"tiny": 97}, path).estimate(job, job.requests) == pytest.approx(60 + 1.15 * 20)
-    path.write_text("{")
-    with pytest.raises(UserError, match="leave --measured out"):
-        JobTimes({"tiny": 97}, path)
+    # A line that a kill has cut short costs no other, nor does a file that is not there.
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
+    assert JobTimes({"tiny": 97}, path).estimate(job, job.requests) == pytest.approx(60 + 1.15 * 20)
+    assert JobTimes({"tiny": 97}, tmp_path / "nowhere").estimate(job, job.requests) is None
 
 
 def test_a_job_that_cannot_end_in_time_is_not_begun_unless_it_keeps_checkpoints(home, tmp_path):

@@ -1,8 +1,10 @@
 """The step of a stack: losses, attention, lockstep, and that nothing in it waits for the host."""
 
 import contextlib
+import gc
 import math
 import re
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -368,13 +370,24 @@ def test_a_compiled_step_that_was_asked_for_ends_in_one_sentence_without_a_compi
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: lost")])
-def test_neither_memory_nor_a_lost_gpu_is_taken_for_a_broken_compiler(tokens, error, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("CUDA error: lost"), RuntimeError),
+    ],
+)
+def test_neither_memory_nor_a_lost_gpu_is_taken_for_a_broken_compiler(tokens, error, kind, monkeypatch):
     def fail(*_args):
+        raise ValueError("in the compiler") from error
+
+    def fail_plainly(*_args):
         raise error
 
-    monkeypatch.setattr(torch, "compile", lambda _function, **_options: fail)
-    with pytest.raises(type(error), match=str(error)):
+    failing = fail if kind is torch.OutOfMemoryError else fail_plainly
+    monkeypatch.setattr(torch, "compile", lambda _function, **_options: failing)
+    with pytest.raises(kind, match=r"in the compiler|lost"):
         Trainer([make_request()], tokens, tokens, VOCABULARY, CPU, "compiled", may_fall_back=True).run()
 
 
@@ -398,12 +411,18 @@ def test_a_step_that_cannot_be_captured_is_compiled(tokens, auto, monkeypatch, c
     monkeypatch.setattr(torch.cuda, "stream", lambda _stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", NoGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    left = []
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda to: left.append(to is stream))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *where: left.append(where), raising=False)
     trainer = Trainer([make_request()], tokens, tokens[:2000], VOCABULARY, CPU, "graph", may_fall_back=auto)
     if not auto:
         with pytest.raises(UserError, match="cannot be captured as a CUDA graph here"):
             trainer.run()
         return
     trainer.run()
+    assert left == [True, (0, (0, 1))], "stream and memory are those from before the capture"
     assert trainer.step_mode == "compiled"
     assert "it is compiled instead" in capsys.readouterr().err
 
@@ -462,6 +481,19 @@ def test_a_captured_graph_is_given_back_before_validation(tokens, monkeypatch):
     monkeypatch.setattr(Stack, "losses", lambda self, *args: held.append(self._graph) or losses(self, *args))
     trainer.outcomes()
     assert set(held) == {None}
+
+
+def test_a_stack_that_nobody_uses_gives_its_memory_back_at_once():
+    request = make_request()
+    shape = ModelShape.of(request.cell, request.model, VOCABULARY)
+    gc.disable()
+    try:
+        stack = Stack([request], shape, CPU, "float32", "eager", [0], BLOCK_STEPS)
+        model = weakref.ref(stack.model)
+        del stack
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):

@@ -2,10 +2,11 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from mup_moe.files import UserError
 from mup_moe.offsite.job_list import Job
 from mup_moe.training.capacity import by_shape, stack_bytes
 from mup_moe.training.request import TrainingRequest
@@ -54,8 +55,13 @@ class JobTimes:
 
 
 def _stacks_in(path: Path) -> Iterator[dict[str, float]]:
+    """The rows that tell of a stack; what a kill has cut short is left out."""
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        yield from ({key: row[key] for key in ("bytes", "step_ms")} for row in rows if "step_ms" in row)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what benchmarks/look.py writes ({error}): leave --measured out") from None
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        print(f"{path} cannot be read ({error}): the first job is begun without an estimate", file=sys.stderr)
+        return
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            yield {key: float(row[key]) for key in ("bytes", "step_ms")}

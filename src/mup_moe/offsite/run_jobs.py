@@ -24,6 +24,8 @@ from mup_moe.training.request import TrainingRequest
 # What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
 _POLL_SECONDS = 0.2
+# As long as a compiler may take once the job is over that it ran beside; after that it hangs.
+_AHEAD_SECONDS = 60.0
 # A step that comes later is neither compiled nor captured any more.
 _TELLING_STEPS = 20
 _OPTIONS = ("device", "replicas", "step", "threads", "checkpoint_seconds")
@@ -77,15 +79,19 @@ class _Visit:
     def run(self) -> int:
         """Trains and packs; the exit status."""
         self._pack()
-        for number, job in enumerate(self._jobs):
-            left = self._left_of(job)
-            if self._clock.is_over:
-                break
-            if not left or not self._can_end(job, left):
-                continue
-            self._train(job, left, self._jobs[number + 1 :])
-            self._pack()
-        self._await_ahead()
+        try:
+            for number, job in enumerate(self._jobs):
+                left = self._left_of(job)
+                if left:
+                    self._await_ahead()
+                if self._clock.is_over:
+                    break
+                if left and self._can_end(job, left):
+                    self._train(job, left, self._jobs[number + 1 :])
+                    self._pack()
+        finally:
+            if self._ahead is not None:
+                _end(self._ahead, _END_SECONDS)
         print(f"{len(self._done())} of {sum(len(job.requests) for job in self._jobs)} cells are done", flush=True)
         return 1 if self._failed else 0
 
@@ -110,18 +116,20 @@ class _Visit:
 
     def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
         """Runs `train` until it ends or the time does."""
-        self._await_ahead()
         start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
         process = self._start(job, left)
         try:
             while process.poll() is None and not self._clock.is_over:
                 time.sleep(_POLL_SECONDS)
-                # The fastest, for the first ones count compilation in.
-                rate = max(rate, self._steps_per_second(left))
-                if rate and not ahead:
+                sign = self._sign_of(left)
+                if sign is None:
+                    continue
+                if not ahead:
                     # Only now: a job that steps has taken the memory that it needs.
                     ahead = True
                     self._compile_ahead(later)
+                # The fastest, for the first ones count compilation in.
+                rate = max(rate, (sign.step >= _TELLING_STEPS and sign.steps_per_second) or 0.0)
         finally:
             _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
         seconds = time.monotonic() - start
@@ -133,11 +141,10 @@ class _Visit:
         print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
         self._failed += process.returncode != 0 and not stopped
 
-    def _steps_per_second(self, requests: Sequence[TrainingRequest]) -> float:
-        """Of the job that trains these cells, as one of them tells that is not done; 0 before a block of steps."""
+    def _sign_of(self, requests: Sequence[TrainingRequest]) -> Heartbeat | None:
+        """What the job that trains these cells tells, once it has taken a step; a cell that is done tells no more."""
         signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
-        rates = (sign.steps_per_second for sign in signs if sign and sign.step >= _TELLING_STEPS)
-        return next((rate for rate in rates if rate), 0.0)
+        return next((sign for sign in signs if sign and sign.step > 0), None)
 
     def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
         log = self._log_of(job)
@@ -167,7 +174,8 @@ class _Visit:
     def _await_ahead(self) -> None:
         """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
         if self._ahead is not None:
-            while self._ahead.poll() is None and not self._clock.is_over:
+            patience = time.monotonic() + _AHEAD_SECONDS
+            while self._ahead.poll() is None and not self._clock.is_over and time.monotonic() < patience:
                 time.sleep(_POLL_SECONDS)
             _end(self._ahead, _END_SECONDS)
             self._ahead = None

@@ -21,7 +21,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # The most that glibc takes, and what a step of a small model frees, several times over.
 _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
 # The rest is for what torch does not count, and for the job that has the GPU.
-_SHARE_OF_FREE = 0.85
+_SHARE_OF_FREE = 0.5
 
 
 @contextlib.contextmanager
@@ -134,6 +134,16 @@ def explain_out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return f"the memory is too small: give the job more (`mem_mb`), or lower `execution.replicas` ({text})"
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it came from, is one of the GPU's memory: compilers and captures have their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError) or "out of memory" in str(cause).lower():
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def explain_lost_device(error: BaseException) -> str | None:

@@ -122,6 +122,7 @@ class Job:
             yield even_parts([cell_of[request.cell] for request in requests], most)
 
     def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
+        gc.collect()  # of the stack before, which the compiler's functions refer to
         return Trainer(
             [cell.request for cell in cells],
             self._tokens.train,

@@ -22,7 +22,8 @@ from mup_moe.model.weight import weights_of
 # As torch.nn.utils.clip_grad_norm_ has it.
 _CLIP_EPS = 1e-6
 
-Wrap: TypeAlias = Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+# Gives the compiled form of a function, or None where it is to be called as it is.
+Compile: TypeAlias = Callable[[Callable[..., Tensor]], Callable[..., Tensor] | None]
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
@@ -84,8 +85,8 @@ class ReplicaAdamW(ABC):
         """
 
     @abstractmethod
-    def use(self, wrap: Wrap) -> None:
-        """Compiles what is to be compiled by `wrap`."""
+    def use(self, compile: Compile) -> None:
+        """Compiles what a step gains by."""
 
     @abstractmethod
     def set_steps(self, steps: int) -> None:
@@ -186,7 +187,7 @@ class SlicedAdamW(ReplicaAdamW):
         self.clear_gradients()
         return torch.stack(norms)
 
-    def use(self, wrap: Wrap) -> None:
+    def use(self, compile: Compile) -> None:
         """As of `ReplicaAdamW`: torch's own kernel needs no compiler."""
 
     def set_steps(self, steps: int) -> None:
@@ -207,9 +208,9 @@ class StackedAdamW(ReplicaAdamW):
         )
         self._taken = torch.zeros((), device=model.device)
 
-    def use(self, wrap: Wrap) -> None:
+    def use(self, compile: Compile) -> None:
         """As of `ReplicaAdamW`."""
-        self._update = wrap(_clip_and_update)
+        self._update = compile(_clip_and_update) or _clip_and_update
 
     @torch.no_grad()
     def step(self, factor_1: Tensor) -> Tensor:
@@ -270,13 +271,7 @@ def replica_adamw(
     factors: Sequence[Mapping[str, Factors]],
     learning_rates: Sequence[float],
     settings: TrainingSettings,
-    wrap: Wrap,
 ) -> ReplicaAdamW:
-    """The form of `ReplicaAdamW` that suits the model's device.
-
-    wrap: compiles what is to be compiled. The rest is as of `ReplicaAdamW`.
-    """
+    """The form of `ReplicaAdamW` that suits the model's device."""
     form = StackedAdamW if hardware.prefers_dense(model.device) else SlicedAdamW
-    optimizer = form(model, factors, learning_rates, settings)
-    optimizer.use(wrap)
-    return optimizer
+    return form(model, factors, learning_rates, settings)

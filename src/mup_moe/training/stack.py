@@ -9,8 +9,8 @@ Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.model.weight import weights_of
-from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed
+from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed, is_out_of_memory
 from mup_moe.training.optimizer import replica_adamw
 from mup_moe.training.request import TrainingRequest
 
@@ -81,8 +81,9 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
-        self._optimizer = replica_adamw(self.model, factors, rates, first.training, self._in_mode)
-        self._losses = self._in_mode(self.losses)
+        self._optimizer = replica_adamw(self.model, factors, rates, first.training)
+        self._optimizer.use(self._compile)
+        self._compiled = self._compile(self.losses)
         self._precision = precision
         self._graph: torch.cuda.CUDAGraph | None = None
         self._side = torch.cuda.Stream(device) if step_mode == "graph" else None
@@ -141,9 +142,10 @@ class Stack:
         else:
             raise error
         # In a capture, whatever else is wrong looks like a lost GPU.
-        lost = failed == "compiled" and explain_lost_device(error) is not None
-        if lost or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if failed == "compiled" and explain_lost_device(error) is not None:
             raise error
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(str(error)) from error
         reason = " ".join(str(error).partition(_HINTS)[0].split())[:_MOST_OF_A_REASON]
         what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
         if not self._may_fall_back:
@@ -152,13 +154,14 @@ class Stack:
         self.step_mode = _NEXT_MODE[failed]
         print(f"{what}: it is {_DONE_AS[self.step_mode]} instead", file=sys.stderr, flush=True)
         self._optimizer.clear_gradients()
-        self._optimizer.use(self._in_mode)
-        self._losses = self._in_mode(self.losses)
+        self._optimizer.use(self._compile)
+        self._compiled = self._compile(self.losses)
 
-    def _in_mode(self, function: Callable[..., T]) -> Callable[..., T]:
-        """The function as the step mode calls it."""
+    def _compile(self, function: Callable[..., T]) -> Callable[..., T] | None:
+        """The function compiled; None where the step mode has it called as it is."""
         if self.step_mode == "eager":
-            return function
+            # Not the function itself: a stack that held a method of its own would outlive its last user.
+            return None
         # One compilation for each number of replicas and pattern of multipliers that a process meets.
         torch._dynamo.config.recompile_limit = _COMPILATIONS
         compiled: Callable[..., T] = torch.compile(function, fullgraph=True, dynamic=False, options=_INDUCTOR)
@@ -175,12 +178,22 @@ class Stack:
             torch.cuda.current_stream().wait_stream(self._side)
         else:
             if self._graph is None:
-                graph = torch.cuda.CUDAGraph()
-                with _telling_of_memory(), torch.cuda.graph(graph, stream=self._side):
-                    self._step()
-                self._graph = graph
+                self._graph = self._capture(self._side)
             self._graph.replay()
         self._issued += 1
+
+    def _capture(self, side: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=side):
+                self._step()
+        except Exception:
+            # torch leaves both as they were within the capture.
+            torch.cuda.set_stream(before)
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
+        return graph
 
     def release(self) -> None:
         """Gives back what only a step needs, a captured graph's memory above all. The next step prepares it again."""
@@ -190,7 +203,9 @@ class Stack:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
             gc.collect()
-            torch.cuda.empty_cache()
+            # What is trained is not to be lost for what cannot be given back.
+            with suppress(RuntimeError):
+                torch.cuda.empty_cache()
 
     def metrics(self, first: int, last: int) -> Tensor:
         """`METRICS` of the block's steps from `first` to before `last`, the next, on the CPU; waits for them."""
@@ -199,7 +214,7 @@ class Stack:
 
     def _step(self) -> None:
         windows_RBS = self._windows_KUBS.index_select(0, self._position_1)[0].index_select(0, self._seed_of_R)
-        losses = self._losses(windows_RBS)
+        losses = (self._compiled or self.losses)(windows_RBS)
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
         metrics_RM = torch.stack(
@@ -244,15 +259,3 @@ class _Losses(nn.Module):
     def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
         """As `Transformer.losses`."""
         return self.model.losses(inputs_RBS, targets_RBS)
-
-
-@contextmanager
-def _telling_of_memory() -> Iterator[None]:
-    """Out of memory in a capture ends the capture, whose own error would hide it."""
-    try:
-        yield
-    except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, torch.OutOfMemoryError):
-            cause = cause.__context__
-        raise (cause or error) from None
