@@ -67,10 +67,10 @@ def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def told_by_reason(foreign: Mapping[str, str]) -> str:
-    """Cells by what is said of them, as a part of a sentence."""
+def told_by_reason(reasons: Mapping[str, str]) -> str:
+    """Cells by what is said of each, as a part of a sentence."""
     by_reason: dict[str, list[str]] = {}
-    for name, reason in foreign.items():
+    for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
     return "; ".join(f"{len(names)} {reason} ({shortened(names)})" for reason, names in by_reason.items())
 
