@@ -51,7 +51,7 @@ def parts(rows):
 def test_every_part_tells_what_it_measured(options):
     assert look.Look(options, torch.device("cpu")).run() == 0
     rows = lines(options)
-    assert parts(rows) == ["facts", "smoke", "rates", "attention", "stack", "kernels"]
+    assert parts(rows) == ["facts", "smoke", "rates", "stack", "attention", "kernels"]
     assert not any("failed" in row or "left_out" in row for row in rows)
     numbers = [value for row in rows for value in row.values() if isinstance(value, float)]
     assert np.isfinite(numbers).all()
