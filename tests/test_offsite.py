@@ -300,6 +300,19 @@ def test_what_comes_back_from_a_visit_fits(tmp_path):
     assert len(first) / job * size / full <= 5
 
 
+def test_what_travels_to_a_visit_fits():
+    """64 MiB: the checkout, two lists, and tokens, of which a byte of text makes 0.8 bytes at most."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a clone: what belongs to the checkout is not known")
+    checkout = sum(
+        path.lstat().st_size for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()
+    )
+    text = read_preset(ROOT / "presets", "gpu-visit")["corpora"]["python-large"]["max_bytes"]
+    assert checkout < 8_000_000
+    assert checkout + 2_000_000 + 0.8 * text < 64 * 2**20
+
+
 # ---------------------------------------------------------------- which jobs are begun
 
 
