@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 _AHEAD_SECONDS = 60.0
 # A step that comes later is neither compiled nor captured any more.
 _TELLING_STEPS = 20
-_OPTIONS = ("device", "replicas", "step", "threads", "checkpoint_seconds")
+_OPTIONS = {"device": str, "replicas": str, "step": str, "threads": int, "checkpoint_seconds": float}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measured", type=Path, help=help_measured)
     help_ahead = "compile the steps of the next job while one trains (memory for both is needed)"
     parser.add_argument("--compile-ahead", action="store_true", help=help_ahead)
-    for option in _OPTIONS:
-        parser.add_argument(f"--{option.replace('_', '-')}", default=None, help="as of `train`")
+    for option, kind in _OPTIONS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", default=None, type=kind, help="as of `train`")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -111,8 +111,8 @@ class _Visit:
 
     @property
     def _keeps_checkpoints(self) -> bool:
-        wanted = self._arguments.checkpoint_seconds
-        return wanted is None or math.isfinite(float(wanted))
+        wanted: float | None = self._arguments.checkpoint_seconds
+        return wanted is None or math.isfinite(wanted)
 
     def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
         """Runs `train` until it ends or the time does."""
