@@ -35,7 +35,8 @@ def test_the_default_is_the_config_itself():
 
 
 def test_another_name_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match="`preset` is 'huge' but must be one of default, authors, gpu, gpu-visit, paper"):
+    known = "default, authors, gpu, gpu-visit, paper"
+    with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
 
 
