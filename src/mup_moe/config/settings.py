@@ -461,7 +461,8 @@ class Config(_Section):
         model = self.setups[figure.setup].model
         _require(
             figure.curve != "width" or model.base_width in figure.axes.width,
-            f"`figures.{name}.axes.width` lacks the base width {model.base_width}, from which transfer is measured",
+            f"`figures.{name}.axes.width` lacks the base width {model.base_width}, from which transfer is measured:"
+            " add it, or change `base_width` of the set-up",
         )
 
     def _check_cells(self, key: str, result: FigureSettings | ProbeSettings) -> None:
