@@ -8,6 +8,7 @@ min_version("9.20")
 report: "workflow/report/workflow.rst"
 
 
+include: "workflow/rules/environment.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/cells.smk"

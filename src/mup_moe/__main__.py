@@ -1,9 +1,13 @@
 """The commands that the workflow's rules, and its users, call: python -m mup_moe COMMAND --help."""
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working folder: a file of the user's may have the name of a module
+
 import argparse
 import importlib
 import os
-import sys
 
 # Name -> what it does, and its module, which has `add_arguments(parser)` and `run(arguments)`. Only the
 # module asked for is imported, so that training starts without pandas and plotting without torch.
@@ -63,6 +67,8 @@ def _run(argv: list[str]) -> int:
         if argv[:1] == [name]:
             importlib.import_module(module).add_arguments(subparser)
     arguments = parser.parse_args(argv)
+    if layers := os.environ.get("MUP_MOE_CONFIG"):
+        print(f"config: {layers}", file=sys.stderr, flush=True)
     try:
         return importlib.import_module(COMMANDS[arguments.command][1]).run(arguments) or 0
     except UserError as error:

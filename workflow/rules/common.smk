@@ -5,34 +5,21 @@ import os
 import re
 import shlex
 import sys
+from contextlib import chdir, redirect_stderr
 from functools import cache
 from pathlib import Path
 
+from snakemake.cli import get_argument_parser, parse_args
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import SharedFSUsage
-
-# The checkout's own source serves every job, installed or not.
-SOURCE = Path(workflow.basedir) / "src"
-sys.path.insert(0, str(SOURCE))
-# The interpreter that runs Snakemake runs its jobs, activated or not; caches are ours, not everybody's.
-shell.prefix(
-    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
-    f" PYTHONPATH={shlex.quote(str(SOURCE))}"
-    ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
-)
 
 from mup_moe.analysis.collect import collect_finished
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
-from mup_moe.config.document import in_one_line
+from mup_moe.config.document import ConfigError, in_one_line, read_document
+from mup_moe.config.given import check_given_once, check_profile, describe, read_given, split_off
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import (
-    ConfigError,
-    overlay,
-    read_document,
-    read_preset,
-    validate,
-)
+from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.data.text_files import find
 from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
@@ -51,40 +38,50 @@ CODE = code_digest()
 GIVEN = workflow.config_settings.overwrite_config
 HANDED_ON = None if workflow.is_main_process or "document" not in GIVEN else GIVEN
 
-try:
-    # By our reader first: Snakemake's has tracebacks for what it cannot read, and runs code (yte).
-    if HANDED_ON is None:
-        for path in (DEFAULTS, *workflow.config_settings.configfiles):
-            if path.suffix != ".json":
-                read_document(path)
-except ConfigError as error:
-    raise WorkflowError(str(error)) from None
 
-
-if HANDED_ON is None:
-
-    configfile: str(DEFAULTS)
+def check_command_line():
+    """Refuses options that Snakemake drops in silence. Raises ConfigError."""
+    if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
+        return  # another program's own
+    check_given_once(get_argument_parser(), sys.argv[1:])
+    given, rest = split_off(sys.argv[1:])
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stderr(nowhere),
+        chdir(workflow.workdir_init),
+    ):
+        check_profile(given, vars(parse_args(rest)[1]))
 
 
 def config_document():
-    """The config with everything laid over it. Raises ConfigError."""
+    """The config with everything laid over it, and its layers in one line. Raises ConfigError."""
     if HANDED_ON is None:
+        if workflow.is_main_process:
+            check_command_line()
+        files, entries = workflow.config_settings.configfiles, workflow.config_settings.config_args
+        defaults, given = read_document(DEFAULTS), read_given(files, entries or ())
         # A preset lies over config.yaml and under what the command line gives.
-        preset = read_preset(Path(workflow.basedir) / "presets", config.get("preset"))
-        return overlay(config, preset, GIVEN)
+        named = overlay(defaults, given).get("preset")
+        preset = read_preset(DEFAULTS.parent / "presets", named)
+        return overlay(defaults, preset, given, {"preset": named}), describe(named, files, entries or ())
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(
             "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
             " and start it again, which trains anew what is not finished"
         )
-    return HANDED_ON["document"]
+    return HANDED_ON["document"], HANDED_ON["layers"]
 
 
 try:
-    DOCUMENT = config_document()
+    DOCUMENT, LAYERS = config_document()
     CONFIG = validate(DOCUMENT)
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
+
+# For the first line of every log.
+os.environ["MUP_MOE_CONFIG"] = LAYERS
+if workflow.is_main_process:
+    logger.info(f"Config: {LAYERS}")
 
 PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
 PROBE_CODE = CODE + source_digest((SOURCE / "mup_moe/training/probe.py",))
@@ -256,7 +253,7 @@ TRAINING_RESOURCES = GPU | dict(
     hang_seconds=str(CONFIG.execution.hang_seconds),
 )
 TRAIN = (
-    "python -m mup_moe train {params.requests}"
+    "{PYTHON} -m mup_moe train {params.requests}"
     " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
     " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
     " --checkpoint-seconds {resources.checkpoint_seconds} --hang-seconds {resources.hang_seconds}"
@@ -289,7 +286,7 @@ def hand_on_config():
     """Has the jobs that other processes run, on a cluster, read the config as it is now."""
     if SharedFSUsage.SOURCES not in workflow.storage_settings.shared_fs_usage:
         return  # those get a copy of everything
-    kept = json.dumps({"document": DOCUMENT, "code": CODE})
+    kept = json.dumps({"document": DOCUMENT, "layers": LAYERS, "code": CODE})
     path = Path(f".snakemake/mup-moe/{hashlib.sha256(kept.encode()).hexdigest()}.json")
     write_text(path, kept)
     workflow.config_settings.configfiles = [path.absolute()]

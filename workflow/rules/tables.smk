@@ -26,7 +26,7 @@ rule table1:
         code=ANALYSIS_CODE,
         table=json.dumps({name: row.as_row() for name, row in PARAMETRIZATIONS.items()}),
     shell:
-        "python -m mup_moe table1 --parametrizations {params.table:q}"
+        "{PYTHON} -m mup_moe table1 --parametrizations {params.table:q}"
         " --out results/table1 2> {log}"
 
 
@@ -59,7 +59,7 @@ rule table2:
         code=[ANALYSIS_CODE, CODE],
         config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
     shell:
-        "python -m mup_moe table2 --config {params.config:q} --data results/data"
+        "{PYTHON} -m mup_moe table2 --config {params.config:q} --data results/data"
         " --out results/table2 2> {log}"
 
 
@@ -85,6 +85,7 @@ rule plan:
     params:
         code=[ANALYSIS_CODE, CODE],
         config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
+        layers=lambda wildcards: LAYERS,
     shell:
-        "python -m mup_moe plan --config {params.config:q} --benchmark {input.benchmark:q}"
-        " --out results/plan 2> {log}"
+        "{PYTHON} -m mup_moe plan --config {params.config:q} --layers {params.layers:q}"
+        " --benchmark {input.benchmark:q} --out results/plan 2> {log}"

@@ -46,6 +46,7 @@ _PACKED = {".gz": 2.5, ".parquet": 2.0}  # bytes of text to a byte of file, abou
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `plan`."""
     parser.add_argument("--config", required=True, help="the whole config as JSON")
+    parser.add_argument("--layers", required=True, help="what that config was laid together from, for the notes")
     parser.add_argument("--benchmark", type=Path, required=True, help="the CSV that benchmarks/step.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv and .md")
 
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         (["" if value is None else value for value in astuple(row)] + [machine.name] for row in rows),
     )
     shown = [_shown(row) for row in rows]
-    notes = _notes(rows, machine)
+    notes = [f"The config: {arguments.layers}.", *_notes(rows, machine)]
     table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
     markdown = "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""])
     write_text(Path(f"{arguments.out}.md"), markdown)

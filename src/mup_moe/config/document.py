@@ -1,5 +1,6 @@
-"""A YAML file as plain values: what no setting can be is refused before anything looks at it."""
+"""A YAML or JSON file as plain values: what no setting can be is refused before anything looks at it."""
 
+import json
 import re
 import reprlib
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ _LONGEST_KEY = 100
 _LONGEST_SENTENCE = 400
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
+_LARGEST_EXACT = 2**53  # of a float's integers
+# YAML 1.1 takes 1.0e-8 for a number, and 1e-8 for text.
+_EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)[eE][-+]?[0-9]+")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -27,12 +31,14 @@ class ConfigError(UserError):
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; no tag of it runs code. Raises ConfigError."""
+    """The mapping that a YAML file holds, or a JSON one (.json); no tag of it runs code. Raises ConfigError."""
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        document = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        text = path.read_text(encoding="utf-8-sig")
+        document = _from_json(text) if kind == "JSON" else _Loader(text).get_single_data()
     # A scalar that is none of its type makes PyYAML raise whatever Python does.
     except Exception as error:
-        raise ConfigError(cut(f"{path} cannot be read as YAML: {_problem(error)}")) from None
+        raise ConfigError(cut(f"{path} cannot be read as {kind}: {_problem(error)}")) from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
     if "__use_yte__" in document:
@@ -42,6 +48,35 @@ def read_document(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return document
+
+
+def read_value(text: str, key: str) -> Any:
+    """The value that a line of YAML says, as `key` of a file would have it. Raises ConfigError."""
+    try:
+        value = _Loader(text).get_single_data()
+    except Exception as error:  # as above
+        raise ConfigError(cut(f"`{key}` cannot be read as YAML: {_problem(error)}")) from None
+    check_values({key: value})
+    return value
+
+
+def _from_json(text: str) -> Any:
+    return json.loads(text, parse_float=_number, object_pairs_hook=_without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"the key {repeated!r} is there twice")
+    return document
+
+
+def _number(text: str) -> int | float:
+    """A number with a fraction or an exponent; 1e4 is an integer, as people mean it."""
+    value = float(text)
+    whole = "e" in text.lower() and value.is_integer() and abs(value) <= _LARGEST_EXACT
+    return int(value) if whole else value
 
 
 def _problem(error: Exception) -> str:
@@ -64,10 +99,20 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return node
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A float of YAML's, or a number of our `_EXPONENT`."""
+        text = node.value.replace("_", "")
+        return _number(text) if _EXPONENT.fullmatch(text) else self.construct_yaml_float(node)
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         if len(node.value) > _MOST_MERGED_KEYS:
             raise yaml.MarkedYAMLError(None, None, "<< merges too many keys", node.start_mark)
+
+
+_FLOAT = "tag:yaml.org,2002:float"
+_Loader.add_implicit_resolver(_FLOAT, re.compile(f"{_EXPONENT.pattern}$"), list("-+.0123456789"))
+_Loader.add_constructor(_FLOAT, _Loader.construct_number)
 
 
 def check_values(document: object) -> None:

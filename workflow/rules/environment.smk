@@ -1,0 +1,57 @@
+# What a job finds around it: the packages and the interpreter of the Snakemake that started it, or, with
+# --sdm conda, of environment.yml; and nothing of the folder that the user works in.
+import getpass
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+if Path(workflow.basedir) / "workflow/rules" != Path(str(workflow.current_basedir)):
+    raise WorkflowError(
+        "mup-moe is no module for other workflows, as its rules call its own src: clone the repository,"
+        " and run snakemake there, or with --snakefile PATH/Snakefile"
+    )
+
+# The checkout's own source serves every job, installed or not.
+SOURCE = Path(workflow.basedir) / "src"
+# Where Python and Snakemake import from by themselves, but no package is to come from.
+OWN_FOLDERS = {workflow.basedir, str(workflow.current_basedir), workflow.workdir_init}
+OWN_FOLDERS |= {os.getcwd()}
+
+
+def inherited_path():
+    """What PYTHONPATH adds, as seen from where Snakemake was started, without the folder itself."""
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return [
+        os.path.join(workflow.workdir_init, entry)
+        for entry in entries
+        if os.path.normpath(entry or ".") != "."
+    ]
+
+
+INHERITED = [path for path in inherited_path() if path != str(SOURCE)]
+sys.path[:] = [
+    str(SOURCE),
+    *(path for path in sys.path if path in INHERITED or path not in OWN_FOLDERS),
+]
+# For every process that is started from here: jobs on other nodes are Snakemakes of their own.
+os.environ |= {
+    "PYTHONPATH": os.pathsep.join([str(SOURCE), *INHERITED]),
+    "PYTHONSAFEPATH": "1",
+}
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a container's number without a name, at which Snakemake stops
+    os.environ["LOGNAME"] = str(os.getuid())
+
+CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+PYTHON = "python" if CONDA else shlex.quote(sys.executable)
+# Snakemake takes PYTHONPATH from a conda job. Caches are ours, not everybody's.
+shell.prefix(
+    f"export PYTHONPATH={shlex.quote(str(SOURCE) if CONDA else os.environ['PYTHONPATH'])}"
+    ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
+)
