@@ -91,6 +91,8 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet $(TORCH)
 	.venv-lock/bin/python -m pip install --quiet .
 	$(FREEZE) > requirements.lock
+	sed -i '/^  - pip:$$/q' environment.yml
+	sed 's/^/      - /' requirements.lock >> environment.yml
 	.venv-lock/bin/python -m pip install --quiet '.[dev]'
 	{ $(FREEZE) | grep -vxFf requirements.lock; echo mup==1.0.0; } | LC_ALL=C sort -f > requirements-dev.lock
 	rm -rf .venv-lock

@@ -17,7 +17,13 @@ from mup_moe.analysis.collect import collect_finished
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import ConfigError, in_one_line, read_document
-from mup_moe.config.given import check_given_once, check_profile, describe, read_given, split_off
+from mup_moe.config.given import (
+    check_given_once,
+    check_profile,
+    describe,
+    read_given,
+    split_off,
+)
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.data.text_files import find
@@ -58,12 +64,17 @@ def config_document():
     if HANDED_ON is None:
         if workflow.is_main_process:
             check_command_line()
-        files, entries = workflow.config_settings.configfiles, workflow.config_settings.config_args
+        files, entries = (
+            workflow.config_settings.configfiles,
+            workflow.config_settings.config_args,
+        )
         defaults, given = read_document(DEFAULTS), read_given(files, entries or ())
         # A preset lies over config.yaml and under what the command line gives.
         named = overlay(defaults, given).get("preset")
         preset = read_preset(DEFAULTS.parent / "presets", named)
-        return overlay(defaults, preset, given, {"preset": named}), describe(named, files, entries or ())
+        return overlay(defaults, preset, given, {"preset": named}), describe(
+            named, files, entries or ()
+        )
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(
             "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"

@@ -45,7 +45,10 @@ os.environ |= {
 
 try:
     getpass.getuser()
-except (KeyError, OSError):  # a container's number without a name, at which Snakemake stops
+except (
+    KeyError,
+    OSError,
+):  # a container's number without a name, at which Snakemake stops
     os.environ["LOGNAME"] = str(os.getuid())
 
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method

@@ -26,7 +26,7 @@ def read_given(files: Sequence[Path], entries: Sequence[str]) -> dict[str, Any]:
 def check_given_once(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """Refuses an option of which Snakemake takes the last one alone. parser: its own. Raises ConfigError."""
     for action in parser._actions:
-        if type(action).__name__ == "_StoreAction" and action.nargs in ("*", "+"):
+        if isinstance(action, argparse._StoreAction) and action.nargs in ("*", "+"):
             used = [argument for argument in _options(arguments) if _names(argument, action.option_strings)]
             if len(used) > 1:
                 name = action.option_strings[0]
@@ -72,5 +72,6 @@ def check_profile(given: Collection[str], of_profile: Mapping[str, object]) -> N
 
 def describe(preset: object, files: Sequence[Path], entries: Sequence[str]) -> str:
     """The layers of a config in one line, the lowest first."""
-    layers = ["config.yaml", f"preset {preset}", *map(str, files), *(f"--config {entry}" for entry in entries)]
+    rest = [f"--config {entry}" for entry in entries if not entry.startswith("preset=")]
+    layers = ["config.yaml", f"preset {preset}", *map(str, files), *rest]
     return in_one_line(", ".join(layers))

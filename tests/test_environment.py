@@ -1,0 +1,179 @@
+"""What a job finds around it: what its Snakemake has, whatever the machine, the user and the working folder hold."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TARGET, make_project, snakemake
+
+pytestmark = pytest.mark.workflow
+
+# What a user's file may be called: a module of ours, of a package, of Python, or what Python runs by itself.
+MODULES = ["pydantic", "torch", "pandas", "numpy", "yaml", "filelock", "tokenizers", "matplotlib", "seaborn", "tqdm"]
+MODULES += ["mup_moe", "snakemake", "json", "argparse", "importlib", "random", "sitecustomize", "usercustomize"]
+PACKAGES = sysconfig.get_path("purelib")
+# A number without a name, as in a container: what `getpwuid` says there.
+NAMELESS = """
+import pwd
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+pwd.getpwuid = getpwuid
+"""
+
+
+def write_modules(folder: Path, without: Collection[str] = ()) -> Path:
+    """A working folder with files that are named after modules, and leave a mark when they are imported."""
+    folder.mkdir(exist_ok=True)
+    for name in set(MODULES) - set(without):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write({name!r})\n1 / 0\n")
+    return folder
+
+
+def write_bare_python(folder: Path) -> Path:
+    """An interpreter without any package, which is called python3 alone."""
+    venv.create(folder, symlinks=True)
+    target = (folder / "bin/python3").resolve()
+    for path in (folder / "bin").glob("python*"):
+        path.unlink()
+    (folder / "bin/python3").symlink_to(target)
+    return folder / "bin/python3"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished workflow on a machine of strangers."""
+
+    checkout: Path
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    world = tmp_path_factory.mktemp("world")
+    checkout = make_project(world / "checkout")
+    folder = write_modules(world / "work")
+    write_modules(checkout)
+    shutil.move(checkout / "smoke.txt", folder)
+    (world / "start/relative").mkdir(parents=True)
+    (world / "start/relative/sitecustomize.py").write_text(NAMELESS)
+    (world / "bin").mkdir()
+    (world / "bin/python").write_text("#!/bin/sh\nexit 127\n")
+    (world / "bin/python").chmod(0o755)
+    command = [write_bare_python(world / "bare"), "-P", "-m", "snakemake", "--snakefile", checkout / "Snakefile"]
+    command += ["--directory", folder, "--configfile", checkout / "smoke.yaml", "--cores", "2", TARGET]
+    environment = {
+        "PATH": f"{world / 'bin'}:/usr/bin:/bin",
+        "HOME": "/dev/null",  # below which nothing can be made, whoever asks
+        "PYTHONPATH": f":relative:{PACKAGES}:.",
+    }
+    done = subprocess.run(
+        command,
+        cwd=world / "start",
+        env=environment,
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Run(checkout, folder, done)
+
+
+def test_a_workflow_works_without_home_name_activation_or_python(run):
+    assert run.done.returncode == 0, run.done.stdout
+    assert (run.folder / TARGET).stat().st_size > 0
+
+
+def test_nothing_of_the_working_folder_or_the_checkout_is_imported(run):
+    assert not (run.folder / "imported").exists()
+    assert not (run.checkout / "imported").exists()
+
+
+@pytest.mark.parametrize("command", ["status", "tokenize", "train", "figure", "plan"])
+def test_a_command_imports_nothing_of_the_folder_that_it_is_called_in(tmp_path, command):
+    write_modules(tmp_path, without=["importlib", "mup_moe"])  # which `python -m` looks for before we run
+    done = subprocess.run(
+        [sys.executable, "-m", "mup_moe", command, "--help"], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
+# ---------------------------------------------------------------- other usages
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        'module mup:\n    snakefile: "{checkout}/Snakefile"\n    config: config\nuse rule * from mup\n',
+        'module mup:\n    snakefile: "{checkout}/Snakefile"\nuse rule * from mup as mup_*\n',
+        'include: "{checkout}/Snakefile"\n',
+    ],
+)
+def test_use_as_a_module_ends_in_one_sentence(tmp_path, usage):
+    (tmp_path / "Snakefile").write_text(usage.format(checkout=ROOT))
+    done = snakemake(tmp_path, "-n", "--workflow-profile", "none")
+    assert done.returncode != 0
+    assert "mup-moe is no module for other workflows" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+CONDA = r"""#!/usr/bin/env {python}
+# Of conda what Snakemake asks for. An environment is made of the file that is handed over, and of nothing else.
+import json, re, sys, venv
+from importlib import metadata
+from pathlib import Path
+import yaml
+arguments = sys.argv[1:]
+if arguments[0] == "--version":
+    print("conda 25.1.1")
+elif arguments[0] == "info":
+    print(json.dumps(dict(conda_prefix={prefix!r}, platform="linux-64")))
+elif arguments[0] == "config":
+    print(json.dumps(dict(get=dict(channel_priority="strict"))))
+elif arguments[0] != "clean":
+    assert arguments[:2] == ["env", "create"], arguments
+    file, prefix = (Path(arguments[arguments.index(name) + 1]) for name in ("--file", "--prefix"))
+    assert sorted(path.name for path in file.parent.iterdir() if path.suffix != ".yaml") == [], "no other file is there"
+    environment = yaml.safe_load(file.read_text())
+    [pip] = [part["pip"] for part in environment["dependencies"] if isinstance(part, dict)]
+    for line in pip:
+        name, version = line.split("==")
+        assert metadata.version(name).partition("+")[0] == version, line
+    venv.create(prefix, symlinks=True)
+    [packages] = prefix.glob("lib/python*/site-packages")
+    (packages / "all.pth").write_text({packages!r} + f"\nimport sys; open('used', 'w').write(sys.prefix)\n")
+    (prefix / "conda-meta").mkdir()
+"""
+
+
+@pytest.fixture
+def conda(tmp_path: Path) -> Path:
+    """A folder for PATH with a conda in miniature."""
+    prefix = tmp_path / "conda"
+    (prefix / "bin").mkdir(parents=True)
+    text = CONDA.replace("{python}", f"-S {sys.executable}")
+    for name, value in (("prefix", str(prefix)), ("packages", PACKAGES)):
+        text = text.replace(f"{{{name}!r}}", repr(value))
+    (prefix / "bin/conda").write_text(text)
+    (prefix / "bin/conda").chmod(0o755)
+    (prefix / "bin/activate").write_text('export PATH="$1/bin:$PATH" CONDA_PREFIX="$1"\n')
+    return prefix / "bin"
+
+
+def test_jobs_run_in_the_environment_that_conda_makes_of_the_file_alone(tmp_path, conda, monkeypatch):
+    project = make_project(tmp_path / "project")
+    monkeypatch.setenv("PATH", f"{conda}:{os.environ['PATH']}")
+    done = snakemake(project, "--sdm", "conda", "--configfile", "smoke.yaml", "--cores", "2", "results/figure1.pdf")
+    assert done.returncode == 0, done.stdout
+    assert (project / "results/figure1.pdf").stat().st_size > 0
+    [environment] = (project / ".snakemake/conda").glob("*_")
+    assert (project / "used").read_text() == str(environment)
