@@ -112,7 +112,7 @@ class Run:
 
 def looks(run: Run, watch: RunWatch, until: float = math.inf) -> list[tuple[float, Standing]]:
     """What is seen of the run, by time; of all of it where no end is given."""
-    seen, every, until = [], max(5.0, 5.0 * (run.end // 400)), min(until, run.end)
+    seen, every, until = [], max(5.0, run.end / 400), min(until, run.end)
     while not seen or run.now < until:
         run.advance(len(seen) * every)
         seen.append((run.now, watch.look()))

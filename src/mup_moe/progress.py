@@ -17,7 +17,7 @@ from mup_moe.status.schedule import duration
 from mup_moe.training.result import SUMMARY
 
 # Between two lines, and between two looks at the files, which are to cost no more than so much of the time.
-_LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.02
+_LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
 # Of a line, and of the figures' names in it.
 _COLUMNS, _NAMES = 99, 32
 
@@ -30,7 +30,7 @@ def line(standing: Standing, elapsed: float, tokenizing: bool = False) -> str:
     names = ", ".join(standing.figures)
     if len(names) > _NAMES:
         names = f"{names[: _NAMES - 3]}..."
-    has_begun = bool(standing.cells or standing.figures)
+    has_begun = bool(standing.cells or standing.figures or standing.failed)
     doing = names or ("training" if has_begun else "tokenizing" if tokenizing else "waiting")
     told = [f"{tqdm.format_interval(elapsed)} spent"]
     if standing.seconds_left and (has_begun or not tokenizing):
@@ -92,7 +92,8 @@ class _Reporter:
     def run(self, forecast: Forecast | None) -> None:
         """Never ends."""
         if forecast is not None:
-            self._watch.learn(forecast)
+            with self._turn:
+                self._watch.learn(forecast)
         while True:
             began = time.monotonic()
             with self._turn:

@@ -157,9 +157,9 @@ class _Cell:
         self.steps, self.step_seconds = 1, 1.0
         self._summary = _stamp(folder / SUMMARY) if is_there else None
         self._failure = self._failed() if is_there else None
-        # The last sign of life; when it was seen first, by our clock; where and when those of its process began.
+        # The last sign of life; when it was seen first, by our clock; the first one of its process.
         self.beat = Heartbeat.read(folder) if is_there else None
-        self._seen, self._began = -math.inf, (0.0, 0)
+        self._seen, self._began = -math.inf, self.beat
         self.is_alive = self.is_silent = False
 
     def look(self, now: float, pace: float | None) -> bool:
@@ -171,7 +171,7 @@ class _Cell:
             return True
         if beat is not None and beat != self.beat:
             if self.beat is None or (beat.host, beat.pid) != (self.beat.host, self.beat.pid) or not self.is_alive:
-                self._began = now, beat.step
+                self._began = beat
             self.beat, self._seen = beat, now
         # By our clock: those of other hosts may differ. What was there at first is nobody's.
         age = now - self._seen
@@ -204,9 +204,12 @@ class _Cell:
 
     def pace(self, expected: float) -> float:
         """Seconds of a step of the stack that the cell is in, of which `expected` are expected."""
-        began, first = self._began
-        steps = self.beat.step - first if self.beat else 0
-        return (_TRUST_SECONDS + self._seen - began) / (_TRUST_SECONDS / expected + steps)
+        if self.beat is None or self._began is None:
+            return expected
+        # Both by the clock of one host, which may be set back.
+        seconds = max(self.beat.time - self._began.time, 0.0)
+        steps = max(self.beat.step - self._began.step, 0)
+        return (_TRUST_SECONDS + seconds) / (_TRUST_SECONDS / expected + steps)
 
 
 class _Job:
