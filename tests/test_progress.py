@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -360,7 +359,5 @@ def test_the_process_that_knows_the_costs_ends_with_who_asks_it(tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "mup_moe.status.forecast"], stdin=subprocess.PIPE, text=True)
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
-    time.sleep(0.1)
-    assert process.poll() is None
     process.stdin.close()
-    assert process.wait(timeout=300) == 1
+    assert process.wait(timeout=300) == 3

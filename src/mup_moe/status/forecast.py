@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 _SOURCE = Path(__file__).parents[2]
+_ABANDONED = 3  # exit status
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,23 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
     """
     request = {"document": document, "cells": list(cells), "results": str(results), "benchmark": str(benchmark)}
     path = os.pathsep.join(filter(None, [str(_SOURCE), os.environ.get("PYTHONPATH")]))
-    with subprocess.Popen(
-        # -P: nothing of the working folder is imported.
-        [sys.executable, "-P", "-m", "mup_moe.status.forecast"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": path},
-        text=True,
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
+    try:
+        with subprocess.Popen(
+            # -P: nothing of the working folder is imported.
+            [sys.executable, "-P", "-m", "mup_moe.status.forecast"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": path},
+            text=True,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             told = json.loads(process.stdout.read())
-        except (OSError, ValueError):
-            return None
+    except (OSError, ValueError):
+        return None
     return Forecast(**told | {"cells": {name: CellForecast(**of_cell) for name, of_cell in told["cells"].items()}})
 
 
@@ -84,7 +85,7 @@ def _answer(request: dict[str, Any]) -> Forecast:
 def _end_with_who_asks() -> None:
     # The pipe is closed when that process ends, however it does.
     sys.stdin.read()
-    os._exit(1)
+    os._exit(_ABANDONED)
 
 
 if __name__ == "__main__":

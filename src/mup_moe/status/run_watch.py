@@ -183,7 +183,7 @@ class _Cell:
             if rate is None and pace:
                 rate = 1 / (self.step_seconds * beat.together * pace)
             since = min(age, 2 * heartbeat.SECONDS) * (rate or 0.0)
-            self.done = min((beat.step + since) / self.steps, 1.0)
+            self.done = min((beat.step + since) / max(beat.steps, 1), 1.0)
         return False
 
     @property
