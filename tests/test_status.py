@@ -535,7 +535,7 @@ def test_the_time_left_is_by_the_rate_of_the_nearest_width_and_of_the_processes_
     left = told(sweep)["time_left"]
     assert left["device_seconds"] == pytest.approx(rest)
     assert left["processes"] == 2
-    assert left["seconds"] == pytest.approx(max(rest / 2, 0.3))
+    assert left["seconds"] == pytest.approx(max(0.2, 0.3))
     sweep.beat(wide, step=100, steps_per_second=1.0, pid=2)
     assert told(sweep)["time_left"]["seconds"] == 300
     assert "time left: about 5 min: " in ask(sweep)

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from conftest import ROOT, SMOKE, TARGET, edit, make_project, smoke
-from mup_moe.progress import line
 
 pytestmark = pytest.mark.workflow
 
@@ -345,8 +344,23 @@ def test_two_runs_in_one_folder_are_refused(project):
     assert "another run is working" in second.stdout
 
 
-def test_progress_tells_what_is_done_and_what_is_left():
-    assert re.search(r"\b30/63\b.*\[01:00<01:06", line(30, 63, 60.0))
+def test_a_run_ends_by_telling_how_much_of_which_figure_it_has_made(project):
+    edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
+    tokens = project / "results/data/smoke/train.bin"
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    failed = smoke(project, TARGET)
+    # The jobs are those of whole curves: of most cells they have the results to give out.
+    cells = CELLS + CURVES
+    assert re.search(rf"^training:   0%.* 0/{cells} cells .*, {cells} failed\]$", failed.stdout, re.M), failed.stdout
+    tokens.write_bytes(whole)
+    done = smoke(project, TARGET)
+    assert re.search(rf"^figure1: 100%.* {cells}/{cells} cells \[[\d:]+ spent\]$", done.stdout, re.M), done.stdout
+    # A cell of several figures is told by the one that is made.
+    other = smoke(project, "results/figure2a/runs.csv")
+    assert re.search(r"^figure2a: 100%", other.stdout, re.M), other.stdout
+    # Nothing is trained.
+    assert " spent" not in smoke(project, TARGET, "--forcerun", "figure").stdout
 
 
 @pytest.mark.parametrize("name", ["slurm", "gpus"])

@@ -324,6 +324,19 @@ def collect():
         logger.warning(problem)
 
 
+def side_by_side(job):
+    """How many such jobs run at once on this machine; None on a cluster, which decides it as it runs."""
+    if not workflow.local_exec:
+        return None
+    limits = {name: workflow.global_resources.get(name) for name in ("_cores", "gpu")}
+    needs = {name: job.resources.get(name) for name in limits}
+    return min(
+        limits[name].value // needs[name]
+        for name in limits
+        if limits[name] and needs[name]
+    )
+
+
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:
@@ -340,13 +353,20 @@ onstart:
         logger.warning(
             f"{path} is dated in the future: until then, or until you touch it, what is made of it is made again"
         )
+    made = {job.wildcards.figure for job in planned if job.rule.name == "aggregate"}
+    training = [job for job in planned if "summary" in dict(job.output.items())]
     report_progress(
-        [
-            Path(path)
-            for job in planned
-            for path in job.output
-            if Path(path).name == "summary.json"
-        ]
+        DOCUMENT,
+        [job.output for job in training],
+        # A cell that several figures show is named by one that this run makes.
+        {
+            figure: cells_of(figure)
+            for figure in sorted(CONFIG.figures, key=lambda name: name not in made)
+        },
+        benchmark=Path(BENCHMARK),
+        processes=side_by_side(training[0]) if training else None,
+        tokenizing=any(job.rule.name == "tokenize" for job in planned),
+        keep_going=workflow.execution_settings.keep_going,
     )
 
 

@@ -101,7 +101,7 @@ class Machine:
             raise UserError(f"{path} has a rate that is not positive: measure it anew by `make benchmark`")
         return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float))
 
-    def seconds(self, flops: int, width: int) -> float:
+    def seconds(self, flops: float, width: int) -> float:
         """How long that much training takes; a width not measured has its neighbours' rate."""
         rate = np.interp(np.log2(width), np.log2(self.width), self.gflops)
         return float(flops / (1e9 * rate))

@@ -1,18 +1,13 @@
 """Where each cell of a sweep stands, by the files in its folder. Needs no torch."""
 
 import fcntl
-import json
-import math
 import os
-import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-
-import pydantic
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import cut
@@ -28,13 +23,8 @@ from mup_moe.training.heartbeat import Failure, Heartbeat
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.result import DamagedResultError, Result, read_result
 
-# How old a sign of life may be: so much, and some steps where steps take long.
-_PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
-# Before there is a rate, the first step has everything compiled.
-_PATIENCE_AT_START_SECONDS = 600.0
 # How a command begins the sentence by which it ends.
 _SPEAKER = "mup-moe: "
-_BEAT: pydantic.TypeAdapter[Heartbeat] = pydantic.TypeAdapter(Heartbeat)
 
 
 class State(StrEnum):
@@ -82,7 +72,7 @@ class CellStatus:
 
 
 def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -> Iterator[CellStatus]:
-    """Where cells of the config's figures stand, each once. now: seconds since the epoch."""
+    """Where cells stand, each once, shown by a figure or not. now: seconds since the epoch."""
     table = parse_table(config.parametrizations)
     digests = {corpus: _tokens_digest(results / "data" / corpus) for corpus in config.corpora}
     # Of all figures, as the workflow has them: which cells share a job depends on who shows them.
@@ -92,7 +82,7 @@ def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -
     for cell in dict.fromkeys(cells):
         setup = config.setups[cell.setup]
         request = TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization])
-        yield _cell_status(request, job_of[cell], digests[setup.corpus], results / "cells" / cell.id, now)
+        yield _cell_status(request, job_of.get(cell, cell.id), digests[setup.corpus], results / "cells" / cell.id, now)
 
 
 def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:
@@ -101,7 +91,7 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
         reason = f"{folder} cannot be read: ask its owner to permit it"
         return CellStatus(request.cell, job, State.FAILED, 0, steps, reason=reason)
     # First: who is done shows a result before the heartbeat goes.
-    beat = _heartbeat(folder)
+    beat = Heartbeat.read(folder)
     kept = Result(folder).kept_files[1]
     summary = _summary(kept.parent)
     # Tokens that are not there yet will be made as they were: a result is taken to be of them.
@@ -112,7 +102,7 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
     saved = min(_saved_step(folder, fingerprint), steps)
     if beat is not None:
         age = now - beat.time
-        if _is_alive(beat, age):
+        if beat.is_alive(age):
             step = min(beat.step, steps)
             return CellStatus(request.cell, job, State.RUNNING, step, steps, heartbeat=beat, age=age)
         return CellStatus(request.cell, job, State.SILENT, saved, steps, heartbeat=beat, age=max(age, 0.0))
@@ -130,41 +120,6 @@ def _summary(kept: Path) -> dict[str, Any]:
         return read_result(kept)
     except DamagedResultError:
         return {}
-
-
-def _heartbeat(folder: Path) -> Heartbeat | None:
-    """The last sign of life, if it is one that can be reckoned with."""
-    beat = Heartbeat.read(folder)
-    if beat is None:
-        return None
-    try:
-        _BEAT.validate_json(json.dumps(asdict(beat)), strict=True)
-    except pydantic.ValidationError:
-        return None
-    rate = beat.steps_per_second
-    sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
-    return beat if sound else None
-
-
-def _is_alive(beat: Heartbeat, age: float) -> bool:
-    """Whether the process of a sign of life goes on, as far as can be told from here.
-
-    A negative age (the clocks of two hosts differ, or one was set back) is a recent one.
-    """
-    if beat.host == socket.gethostname() and not _has_process(beat.pid):
-        return False
-    rate = beat.steps_per_second
-    return age <= (_PATIENCE_AT_START_SECONDS if rate is None else _PATIENCE_SECONDS + _PATIENCE_STEPS / rate)
-
-
-def _has_process(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # asks, and sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
 
 
 def _saved_step(folder: Path, fingerprint: str) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
 
+from mup_moe.status.schedule import duration
 from mup_moe.status.survey import CellStatus, State
 from mup_moe.status.sweep import SweepStatus
 from mup_moe.status.time_left import TimeLeft
@@ -126,10 +127,3 @@ def _time_left(left: TimeLeft, snakemake: bool) -> str:
         return f"time left: about {duration(left.seconds)}: {work} by {by}, {left.basis}"
     start = "no cell is being trained at the moment" if snakemake else f"nothing is running: start {_AGAIN} again"
     return f"time left: {work}, {left.basis}; {start}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: about."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config
-from mup_moe.data.tokens import Tokens
-from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError
+from mup_moe.status.schedule import makespan
 from mup_moe.status.survey import CellStatus, State
 from mup_moe.training.result import Result
 
-# FLOPs and the width of their model -> seconds of a process.
-_Speed: TypeAlias = Callable[[int, int], float]
+if TYPE_CHECKING:
+    from mup_moe.status.costs import Costs
+
+# The width of models -> seconds that training takes, to each that the costs say.
+_Pace: TypeAlias = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,46 @@ class TimeLeft:
 
 
 def time_left(config: Config, cells: Sequence[CellStatus], results: Path, benchmark: Path) -> TimeLeft:
-    """What these cells still take. benchmark: of the training step, for where no cell has begun."""
+    """What these cells still take. benchmark: of the training step, by which widths compare."""
     running = [cell for cell in cells if cell.state is State.RUNNING]
     processes = len({(beat.host, beat.pid) for cell in running if (beat := cell.heartbeat)})
     left = [cell for cell in cells if cell.is_left]
     if not left:
         return TimeLeft(0.0, processes, None, "every cell has a result")
+    # Torch is slow to import, and needless once everything is done.
+    from mup_moe.status.costs import Costs
+
     try:
-        flops = _flops_of_step(config, left, results / "data")
-        speed, basis = _speed(cells, flops, results, benchmark)
+        costs = Costs.of(config, [status.cell for status in left], results / "data", benchmark)
+        pace, basis = _pace(cells, costs, results)
     except UserError as error:
         return TimeLeft(None, processes, None, str(error))
-    total = sum(speed((status.steps - status.step) * flops[status.cell], status.cell.width) for status in left)
-    # One goes on alone when the others are done.
-    longest = max(((cell.steps - cell.step) / rate for cell in running if (rate := _rate(cell))), default=0.0)
-    return TimeLeft(total, processes, max(total / processes, longest) if processes else None, basis)
+    work = [
+        (status, (status.steps - status.step) * costs.seconds_of_step(status.cell) * pace(status.cell.width))
+        for status in left
+    ]
+    seconds = _seconds(work, processes) if processes else None
+    return TimeLeft(sum(seconds for _, seconds in work), processes, seconds, basis)
+
+
+def _seconds(work: Iterable[tuple[CellStatus, float]], processes: int) -> float:
+    """Seconds until these processes have trained all jobs. work: cells that are left, and the seconds of each."""
+    jobs: dict[str, list[tuple[CellStatus, float]]] = {}
+    for cell, seconds in work:
+        jobs.setdefault(cell.job, []).append((cell, seconds))
+    running: list[float] = []
+    waiting: list[float] = []
+    for together in jobs.values():
+        # Cells that are trained at once end at once; the others of their job come after them.
+        at_once = {
+            (beat.host, beat.pid): (cell.steps - cell.step) / rate
+            for cell, _ in together
+            if (rate := _rate(cell)) and (beat := cell.heartbeat)
+        }
+        after = sum(seconds for cell, seconds in together if _rate(cell) is None)
+        is_running = any(cell.state is State.RUNNING for cell, _ in together)
+        (running if is_running else waiting).append(sum(at_once.values()) + after)
+    return makespan(running, waiting, processes)
 
 
 def _rate(cell: CellStatus) -> float | None:
@@ -57,54 +83,28 @@ def _rate(cell: CellStatus) -> float | None:
     return cell.heartbeat.steps_per_second if cell.state is State.RUNNING and cell.heartbeat else None
 
 
-def _flops_of_step(config: Config, cells: Sequence[CellStatus], data: Path) -> dict[Cell, int]:
-    """The FLOPs of one step of each cell. Raises UserError where a tokenizer's files cannot be read."""
-    # Torch is slow to import, and needless once everything is done.
-    from mup_moe.analysis.cost import size_of, tokens_of_step
-
-    vocabulary = {name: _vocabulary(config, name, data) for name in {config.setups[c.cell.setup].corpus for c in cells}}
-    flops = {}
-    for cell in (status.cell for status in cells):
-        setup = config.setups[cell.setup]
-        flops[cell] = tokens_of_step(setup) * size_of(cell, setup.model, vocabulary[setup.corpus]).flops_per_token
-    return flops
-
-
-def _vocabulary(config: Config, corpus: str, data: Path) -> int:
-    try:
-        return Tokens.open(data / corpus).vocabulary
-    except (UserError, OSError):
-        return vocabulary_of(config.corpora[corpus])
-
-
-def _speed(
-    cells: Sequence[CellStatus], flops_of_step: dict[Cell, int], results: Path, benchmark: Path
-) -> tuple[_Speed, str]:
+def _pace(cells: Sequence[CellStatus], costs: "Costs", results: Path) -> tuple[_Pace, str]:
     """How fast training is, and how that is known. Raises UserError where it is not."""
-    done = _by_width(_measured_by_results(cells, results))
+    done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, results))
     running = _by_width(
-        (cell.cell.width, flops_of_step[cell.cell] * cell.heartbeat.together * rate, 1.0)
+        (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
         for cell in cells
         if cell.heartbeat and (rate := _rate(cell))
     )
-    rates = running | done
-    if not rates:
-        from mup_moe.analysis.plan import Machine
-
-        try:
-            machine = Machine.read(benchmark)
-        except UserError as error:
-            raise UserError(f"no cell of this sweep tells yet, and {error}") from None
-        return machine.seconds, f"by a benchmark of {machine.name}, as none of this sweep is measured yet"
-
-    def seconds(flops: int, width: int) -> float:
-        nearest = min(rates, key=lambda known: abs(math.log2(known / width)))
-        return flops / rates[nearest]
-
-    return seconds, "by the rate of this sweep so far"
+    paces = running | done
+    if paces:
+        return lambda width: paces[_nearest(width, paces)], "by the rate of this sweep so far"
+    if isinstance(costs.machine, UserError):
+        raise UserError(f"no cell of this sweep tells yet, and {costs.machine}")
+    name = costs.machine.name
+    return lambda _: 1.0, f"by a benchmark of {name}, as none of this sweep is measured yet"
 
 
-def _measured_by_results(cells: Iterable[CellStatus], results: Path) -> list[tuple[int, float, float]]:
+def _nearest(width: int, known: Iterable[int]) -> int:
+    return min(known, key=lambda other: abs(math.log2(other / width)))
+
+
+def _results(cells: Iterable[CellStatus], results: Path) -> list[tuple[int, float, float]]:
     """Width, FLOPs and seconds of every result from the device that the newest of them is from."""
     measured: list[tuple[float, Any, tuple[int, float, float]]] = []
     for status in cells:
@@ -125,9 +125,9 @@ def _is_positive(value: Any) -> TypeGuard[float]:
 
 
 def _by_width(measured: Iterable[tuple[int, float, float]]) -> dict[int, float]:
-    """FLOPs per second of a process at each width, from width, FLOPs and seconds of each measurement."""
+    """The pace at each width, from width, seconds by the costs and real seconds of each measurement."""
     totals: dict[int, tuple[float, float]] = {}
-    for width, flops, seconds in measured:
+    for width, expected, seconds in measured:
         before = totals.get(width, (0.0, 0.0))
-        totals[width] = before[0] + flops, before[1] + seconds
-    return {width: flops / seconds for width, (flops, seconds) in totals.items()}
+        totals[width] = before[0] + expected, before[1] + seconds
+    return {width: seconds / expected for width, (expected, seconds) in totals.items()}

@@ -5,6 +5,7 @@ Needs no torch, so that whoever looks after a sweep reads them in a moment.
 
 import faulthandler
 import json
+import math
 import os
 import socket
 import sys
@@ -16,12 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pydantic
+
 from mup_moe.files import UserError, read_json, remove_leftovers, write_text
 
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
 _LAST_WORDS_SECONDS = 10.0
-_FILE, _FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
+_FILE, FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
+# How old a sign of life may be: so much, and some steps where steps take long.
+_PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
+# Before there is a rate, the first step has everything compiled.
+_PATIENCE_AT_START_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +61,35 @@ class Heartbeat:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The last sign of life in a cell's folder; None where there is none that can be read."""
+        """The last sign of life in a cell's folder; None where there is none that can be reckoned with."""
         try:
-            return cls(**read_json(folder / _FILE))
-        except (UserError, TypeError):
+            text = (folder / _FILE).read_bytes()
+            beat = pydantic.TypeAdapter(cls).validate_json(text, strict=True)
+        except (OSError, pydantic.ValidationError):
             return None
+        rate = beat.steps_per_second
+        sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
+        return beat if sound else None
+
+    def is_alive(self, age: float) -> bool:
+        """Whether its process goes on, as far as can be told from here. age: of the sign, in seconds.
+
+        A negative age (the clocks of two hosts differ, or one was set back) is a recent one.
+        """
+        if self.host == socket.gethostname() and not _has_process(self.pid):
+            return False
+        rate = self.steps_per_second
+        return age <= (_PATIENCE_AT_START_SECONDS if rate is None else _PATIENCE_SECONDS + _PATIENCE_STEPS / rate)
+
+
+def _has_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _now_and_here() -> dict[str, Any]:
@@ -76,13 +107,13 @@ class Failure:
 
     def write(self, folder: Path) -> None:
         """Puts the reason into the folder of a cell."""
-        write_text(folder / _FAILURE, json.dumps(asdict(self)) + "\n")
+        write_text(folder / FAILURE, json.dumps(asdict(self)) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """Why a cell failed; None where it did not."""
         try:
-            return cls(**read_json(folder / _FAILURE))
+            return cls(**read_json(folder / FAILURE))
         except (UserError, TypeError):
             return None
 
@@ -122,8 +153,8 @@ def clear(folder: Path) -> None:
     """Takes heartbeat and failure away: the cell is done, or a new try begins."""
     # A folder that cannot be written is told by what has to be written there.
     with suppress(OSError):
-        remove_leftovers(folder / _FILE, folder / _FAILURE)
-        for name in (_FILE, _FAILURE):
+        remove_leftovers(folder / _FILE, folder / FAILURE)
+        for name in (_FILE, FAILURE):
             (folder / name).unlink(missing_ok=True)
 
 

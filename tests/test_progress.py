@@ -1,0 +1,363 @@
+"""The line that tells how far a run is: simulated runs by a clock of our own, and the process that knows the costs."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import ROOT
+from mup_moe.analysis.cost import size_of
+from mup_moe.analysis.plan import START_SECONDS, Machine
+from mup_moe.config.load import read_config
+from mup_moe.progress import line
+from mup_moe.status.forecast import CellForecast, Forecast, ask_forecast
+from mup_moe.status.run_watch import RunWatch, Standing
+from mup_moe.status.schedule import makespan
+from mup_moe.training import heartbeat
+from mup_moe.training.heartbeat import Failure, Heartbeat
+
+START, STEPS, ELSEWHERE = 2.0, 300, "node7"
+
+
+@dataclass
+class Job:
+    """One stack of cells. step_seconds: a step of all of them together, by the forecast."""
+
+    name: str
+    cells: int
+    step_seconds: float
+    first: int = 0
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"{self.name}-{number}" for number in range(self.cells)]
+
+    @property
+    def seconds(self) -> float:
+        return START + (STEPS - self.first) * self.step_seconds
+
+    def forecast(self) -> dict[str, CellForecast]:
+        return {cell: CellForecast(self.first, STEPS, self.step_seconds / self.cells) for cell in self.ids}
+
+
+@dataclass
+class Run:
+    """Jobs on processes, which take `slowness` seconds to each of the forecast; in files, as training writes them."""
+
+    folder: Path
+    jobs: list[Job]
+    processes: int = 1
+    slowness: float = 1.0
+    now: float = 0.0
+    begin: dict[str, float] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        free = [0.0] * self.processes
+        for job in self.jobs:
+            self.begin[job.name] = min(free)
+            free[free.index(min(free))] += self.slowness * job.seconds
+        self.end = max(free)
+
+    def watch(self, is_measured: bool = True, told: bool = True, **options) -> RunWatch:
+        figures = {"figure1": [cell for job in self.jobs for cell in job.ids]}
+        options = {"figures": figures, "processes": self.processes, "clock": lambda: self.now} | options
+        watch = RunWatch([job.ids for job in self.jobs], self.folder, **options)
+        if told:
+            cells = {name: cell for job in self.jobs for name, cell in job.forecast().items()}
+            watch.learn(Forecast(cells, START, is_measured))
+        return watch
+
+    def advance(self, until: float) -> None:
+        """Writes what there is by then."""
+        self.now = until
+        for number, job in enumerate(self.jobs):
+            began = self.begin[job.name] + self.slowness * START
+            step_seconds = self.slowness * job.step_seconds
+            if until >= self.begin[job.name] + self.slowness * job.seconds:
+                if job.name not in self.ended:
+                    self.finish(job)
+            elif until >= began:
+                # The last sign of life, by a clock that is a year behind.
+                told = began + math.floor((until - began) / heartbeat.SECONDS) * heartbeat.SECONDS
+                step = job.first + int((told - began) / step_seconds)
+                rate = 1 / step_seconds if step > job.first else None
+                if self.told.get(job.name) != told:
+                    self.told[job.name] = told
+                    self.beat(job, step, rate, told - 3e7, pid=number)
+
+    def beat(self, job: Job, step: int, rate: float | None = None, at: float = 0.0, pid: int = 1) -> None:
+        for cell in job.ids:
+            Heartbeat(step, STEPS, job.cells, rate, at, ELSEWHERE, pid, None).write(self.folder / cell)
+
+    def finish(self, job: Job) -> None:
+        self.ended.add(job.name)
+        for cell in job.ids:
+            (self.folder / cell).mkdir(parents=True, exist_ok=True)
+            (self.folder / cell / "summary.json").write_text("{}")
+            heartbeat.clear(self.folder / cell)
+
+
+def looks(run: Run, watch: RunWatch, until: float = math.inf) -> list[tuple[float, Standing]]:
+    """What is seen of the run, by time; of all of it where no end is given."""
+    seen, every, until = [], max(5.0, run.end / 400), min(until, run.end)
+    while not seen or run.now < until:
+        run.advance(len(seen) * every)
+        seen.append((run.now, watch.look()))
+    return seen
+
+
+# Whatever models there are, at widths apart by 30 in what a step costs.
+job_lists = st.lists(
+    st.tuples(st.integers(1, 3), st.floats(0.02, 0.6), st.sampled_from([0, 0, 0, 100])), min_size=1, max_size=8
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(jobs=job_lists, processes=st.integers(1, 4), slowness=st.floats(0.4, 2.5))
+def test_the_time_left_is_about_right_after_a_minute_and_comes_true(jobs, processes, slowness):
+    jobs = [Job(f"job{number}", *job) for number, job in enumerate(jobs)]
+    if processes > 1:
+        # As the widest have priority; what is left over at the end makes a difference there alone.
+        jobs.sort(key=lambda job: -job.seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), jobs, processes, slowness)
+        seen = looks(run, run.watch())
+    shares = [standing.share for _, standing in seen]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+    for now, standing in seen[:-1]:
+        left, told = run.end - now, standing.seconds_left
+        assert standing.cells < standing.total
+        if now >= 60:
+            assert told == pytest.approx(left, rel=0.3, abs=15)
+        if now >= 300:
+            assert told == pytest.approx(left, rel=0.15, abs=15)
+    assert seen[-1][1].seconds_left == 0
+    assert seen[-1][1].cells == seen[-1][1].total
+
+
+def test_where_the_forecast_is_right_the_time_left_is_right_before_any_cell_begins(tmp_path):
+    run = Run(tmp_path, [Job("wide", 6, 0.5), Job("narrow", 6, 0.1), Job("other", 6, 0.1)], processes=2)
+    seen = looks(run, run.watch())
+    assert [standing.seconds_left for _, standing in seen] == pytest.approx([run.end - now for now, _ in seen], abs=10)
+
+
+def test_a_benchmark_that_is_missing_leaves_the_run_to_tell(tmp_path):
+    run = Run(tmp_path, [Job("wide", 6, 0.5), Job("narrow", 6, 0.1)], slowness=4.0)
+    seen = looks(run, run.watch(is_measured=False))
+    assert seen[0][1].seconds_left is None
+    for now, standing in seen:
+        if now >= 0.1 * run.end:
+            assert standing.seconds_left == pytest.approx(run.end - now, rel=0.1, abs=30)
+
+
+def test_without_a_forecast_cells_count_and_no_time_is_told(tmp_path):
+    run = Run(tmp_path, [Job("wide", 6, 0.5), Job("narrow", 2, 0.1)])
+    seen = looks(run, run.watch(told=False))
+    assert {standing.share for _, standing in seen} == {0, 6 / 8, 1}
+    assert {standing.seconds_left for _, standing in seen} == {None, 0}
+
+
+def test_on_a_cluster_the_processes_that_show_count(tmp_path):
+    jobs = [Job(f"job{number}", 6, 0.5) for number in range(12)]
+    run = Run(tmp_path, jobs, processes=4)
+    watch = run.watch(processes=None)
+    # An hour in the queue.
+    for _ in range(3):
+        run.now += 1200
+        assert watch.look().seconds_left is None
+    queued = run.now
+    run.begin = {name: begin + queued for name, begin in run.begin.items()}
+    for now in range(10, int(run.end), 10):
+        run.advance(queued + now)
+        standing = watch.look()
+        if now >= 60:
+            assert standing.seconds_left == pytest.approx(run.end - now, rel=0.15, abs=15)
+
+
+def test_the_longest_job_alone_is_waited_for(tmp_path):
+    run = Run(tmp_path, [Job("wide", 1, 2.0), *(Job(f"narrow{number}", 6, 0.05) for number in range(4))], processes=4)
+    for now, standing in looks(run, run.watch()):
+        assert standing.seconds_left == pytest.approx(run.end - now, abs=15)
+    assert run.end == pytest.approx(START + 600)
+
+
+def test_what_was_done_before_is_no_part_of_the_run(tmp_path):
+    run = Run(tmp_path, [Job("half", 6, 0.2, first=150), Job("kept", 6, 0.2, first=STEPS), Job("new", 6, 0.2)])
+    seen = looks(run, run.watch())
+    assert seen[0][1].share == 0
+    at = dict(seen)
+    assert at[35].share == pytest.approx(34 / 96, abs=0.1)
+    assert seen[-1][1].share == pytest.approx(1)
+
+
+def test_what_lies_in_the_folders_at_first_is_no_news(tmp_path):
+    jobs = [Job(name, 1, 0.1) for name in ("killed", "failed", "outdated")]
+    run = Run(tmp_path, jobs)
+    run.beat(jobs[0], 100, 10.0)
+    Failure("no disk", 0.0).write(tmp_path / "failed-0")
+    run.finish(jobs[2])
+    watch = run.watch()
+    for now in (0.0, 5.0, 100.0):
+        run.now = now
+        standing = watch.look()
+        assert (standing.cells, standing.failed, standing.share, standing.figures) == (0, 0, 0, ())
+
+
+def test_a_failed_job_is_not_waited_for_until_it_is_tried_again(tmp_path):
+    jobs = [Job("wide", 2, 1.0), Job("narrow", 2, 0.1)]
+    run = Run(tmp_path, jobs)
+    watch = run.watch()
+    _, standing = looks(run, watch, until=50)[-1]
+    assert standing.seconds_left == pytest.approx(run.end - 50, abs=15)
+    for cell in jobs[0].ids:
+        heartbeat.clear(tmp_path / cell)
+        Failure("no memory", 0.0).write(tmp_path / cell)
+    run.now = 55
+    standing = watch.look()
+    assert standing.failed == 2
+    assert standing.seconds_left == pytest.approx(jobs[1].seconds, abs=10)
+    # From its checkpoint; what failed is still in the folders.
+    run.beat(jobs[0], 40, 1.0, pid=2)
+    run.now = 60
+    retried = watch.look()
+    assert retried.failed == 0
+    assert retried.seconds_left == pytest.approx(260 + jobs[1].seconds, rel=0.25)
+    assert retried.share >= standing.share
+
+
+def test_where_a_failure_ends_the_run_only_running_jobs_are_waited_for(tmp_path):
+    jobs = [Job("wide", 2, 1.0), Job("narrow", 2, 1.0), Job("waiting", 2, 1.0)]
+    run = Run(tmp_path, jobs, processes=2)
+    watch = run.watch(keep_going=False)
+    _, standing = looks(run, watch, until=50)[-1]
+    assert standing.seconds_left > 500
+    for cell in jobs[0].ids:
+        heartbeat.clear(tmp_path / cell)
+        Failure("no memory", 0.0).write(tmp_path / cell)
+    run.now = 55
+    assert watch.look().seconds_left == pytest.approx(250, abs=15)
+
+
+def test_a_process_that_falls_silent_has_failed(tmp_path):
+    jobs = [Job("wide", 2, 1.0), Job("narrow", 2, 0.1)]
+    run = Run(tmp_path, jobs)
+    watch = run.watch()
+    looks(run, watch, until=50)
+    run.now += 60 + 10
+    standing = watch.look()
+    assert (standing.failed, standing.cells) == (2, 0)
+    assert standing.seconds_left < jobs[0].seconds / 2
+    run.finish(jobs[1])
+    standing = watch.look()
+    assert (standing.failed, standing.cells, standing.seconds_left) == (2, 2, 0)
+    assert standing.share < 0.3
+
+
+def test_the_figures_are_those_whose_cells_are_trained_by_the_first_that_shows_them(tmp_path):
+    jobs = [Job(name, 2, 0.1) for name in ("a", "b", "c")]
+    run = Run(tmp_path, jobs, processes=3)
+    figures = {"made": jobs[0].ids, "other": [*jobs[0].ids, *jobs[1].ids]}
+    watch = run.watch(figures=figures)
+    assert watch.look().figures == ()
+    run.beat(jobs[0], 10, pid=1)
+    assert watch.look().figures == ("made",)
+    run.beat(jobs[1], 10, pid=2)
+    run.beat(jobs[2], 10, pid=3)  # in no figure
+    assert watch.look().figures == ("made", "other")
+    for job in jobs[:2]:
+        run.finish(job)
+    assert watch.look().figures == ("made", "other")  # until others are known
+
+
+@given(
+    running=st.lists(st.floats(0, 1e6), max_size=5),
+    waiting=st.lists(st.floats(0, 1e6), max_size=20),
+    processes=st.integers(1, 8),
+)
+def test_jobs_end_no_sooner_than_the_longest_or_all_together_and_not_much_later(running, waiting, processes):
+    jobs, processes = [*running, *waiting], max(processes, len(running))
+    least = max([sum(jobs) / processes, *jobs])
+    assert least * (1 - 1e-9) <= makespan(running, waiting, processes)
+    assert makespan(running, waiting, processes) <= sum(jobs) / processes + max(jobs, default=0.0) + 1e-6
+
+
+# ---------------------------------------------------------------- the line
+
+STANDING = Standing(share=0.479, cells=30, total=63, failed=0, figures=("figure1",), seconds_left=660.0)
+
+
+def test_progress_tells_what_is_made_done_and_left():
+    told = line(STANDING, 60.0)
+    assert re.fullmatch(r"figure1:  47%\|[#\d ]+\| 30/63 cells \[01:00 spent, about 11 min left\]", told)
+    assert len(told) == 99
+    assert "7 failed" in line(replace(STANDING, failed=7), 60.0)
+    assert "left" not in line(replace(STANDING, seconds_left=None), 60.0)
+
+
+def test_all_is_done_when_all_is_done_and_not_before():
+    assert " 99%|" in line(replace(STANDING, share=0.9999), 60.0)
+    assert "100%|" in line(replace(STANDING, share=1 - 1e-12), 60.0)
+
+
+def test_until_a_cell_begins_tokens_are_what_is_made():
+    nothing = replace(STANDING, cells=0, figures=(), share=0.0)
+    assert line(nothing, 60.0, tokenizing=True).startswith("tokenizing:   0%|")
+    assert "left" not in line(nothing, 60.0, tokenizing=True)
+    assert line(nothing, 60.0).startswith("waiting:   0%|")
+    assert line(STANDING, 60.0, tokenizing=True) == line(STANDING, 60.0)
+
+
+def test_many_figures_take_no_more_than_their_place():
+    told = line(replace(STANDING, figures=tuple(f"figure{number}" for number in range(9))), 60.0)
+    assert told.startswith("figure0, figure1, figure2, fi...: ")
+    assert len(told) == 99
+
+
+# ---------------------------------------------------------------- the process that knows the costs
+
+
+def test_the_forecast_has_what_the_plan_says(tmp_path):
+    path = ROOT / "config.yaml"
+    config = read_config(path)
+    setup = config.setups["small"]
+    cells = config.figures["figure1"].cells()[::17]
+    benchmark = ROOT / "benchmarks" / "step.csv"
+    told = ask_forecast(yaml.safe_load(path.read_text()), [cell.id for cell in cells], tmp_path, benchmark)
+    assert told is not None
+    assert (told.start_seconds, told.is_measured) == (START_SECONDS, True)
+    machine = Machine.read(benchmark)
+    for cell in cells:
+        tokens = setup.training.batch_size * setup.model.sequence
+        vocabulary = config.corpora["python"].vocabulary
+        seconds = machine.seconds(tokens * size_of(cell, setup.model, vocabulary).flops_per_token, cell.width)
+        assert told.cells[cell.id].seconds_of_step == pytest.approx(seconds)
+        assert (told.cells[cell.id].step, told.cells[cell.id].steps) == (0, setup.training.steps)
+    assert not ask_forecast(yaml.safe_load(path.read_text()), [cells[0].id], tmp_path, tmp_path / "none").is_measured
+    assert ask_forecast({"figures": 3}, [cells[0].id], tmp_path, benchmark) is None
+
+
+def test_the_process_that_knows_the_costs_ends_with_who_asks_it(tmp_path):
+    # A benchmark that nobody writes: who reads it waits for ever.
+    os.mkfifo(tmp_path / "step.csv")
+    document = yaml.safe_load((ROOT / "config.yaml").read_text())
+    cell = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
+    request = {"document": document, "cells": [cell], "results": str(tmp_path), "benchmark": str(tmp_path / "step.csv")}
+    process = subprocess.Popen([sys.executable, "-m", "mup_moe.status.forecast"], stdin=subprocess.PIPE, text=True)
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    process.stdin.close()
+    assert process.wait(timeout=300) == 3
