@@ -33,6 +33,7 @@ from mup_moe.config.load import (
     read_preset,
     validate,
 )
+from mup_moe.data.remarks import remark_of
 from mup_moe.data.text_files import find
 from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
@@ -316,6 +317,15 @@ def collect():
         logger.warning(problem)
 
 
+def tell_remarks():
+    """Says what was left out of corpora of this run: on a cluster their jobs' own words are in files."""
+    for job in workflow.dag.finished_jobs:
+        if manifest := job.output.get("manifest"):
+            folder = Path(manifest).parent
+            if said := remark_of(folder):
+                logger.warning(f"corpus {folder.name}: {said}")
+
+
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:
@@ -344,7 +354,9 @@ onstart:
 
 onsuccess:
     collect()
+    tell_remarks()
 
 
 onerror:
     collect()
+    tell_remarks()
