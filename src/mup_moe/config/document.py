@@ -29,10 +29,10 @@ class ConfigError(UserError):
 def read_document(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; no tag of it runs code. Raises ConfigError."""
     try:
-        # A UTF-8 file may have a byte order mark. Another encoding Snakemake does not read either.
+        # No encoding by its mark but UTF-8: Snakemake, which reads the file too, does not know others.
         document = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except UnicodeDecodeError:
-        raise ConfigError(cut(f"{path} is not UTF-8: save it in that encoding")) from None
+        raise ConfigError(cut(f"{path} cannot be read as YAML: it is not UTF-8, so save it in that encoding")) from None
     # A scalar that is none of its type makes PyYAML raise whatever Python does.
     except Exception as error:
         raise ConfigError(cut(f"{path} cannot be read as YAML: {_problem(error)}")) from None
