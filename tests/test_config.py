@@ -15,6 +15,15 @@ from mup_moe.parametrization import VARIABLES, Parametrization, Power
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
 
+
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_config_saved_by_a_windows_editor_is_the_same_config(tmp_path, mark, end):
+    data = (ROOT / "config.yaml").read_text().encode(mark)
+    (tmp_path / "config.yaml").write_bytes(data.replace(b"\n", end))
+    assert read_config(tmp_path / "config.yaml") == read_config(ROOT / "config.yaml")
+
+
 names = st.from_regex(r"[a-z0-9]{1,6}(-[a-z0-9]{1,6}){0,2}", fullmatch=True)
 rates = st.floats(min_value=1e-12, max_value=1e3, exclude_min=True).map(LearningRate)
 sizes = st.integers(1, 10**6)

@@ -26,9 +26,11 @@ from hypothesis import strategies as st
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import documents, python_source, text_files, tokenizer, work
 from mup_moe.data.documents import Place, Tally, open_source, read_batches
+from mup_moe.data.remarks import remark_of
 from mup_moe.data.split import in_sample, in_validation, text_digest
 from mup_moe.data.tokenize import WORK, parse_corpus, tokenize
 from mup_moe.data.tokens import Tokens, dtype_for
+from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, claim_folder
 
 ROOT = Path(__file__).parents[1]
@@ -108,15 +110,19 @@ def test_a_huge_record_comes_in_bounded_pieces(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(documents, "MAX_CHARACTERS", 10)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "abcdefghijklmnopqrstuvwxyz"}))
-    assert read(text_corpus(path))[0] == ["abcdefghij", "klmnopqrst", "uvwxyz"]
+    assert read(text_corpus(path)) == (["abcdefghij", "klmnopqrst", "uvwxyz"], Tally(cut=1))
+    path.write_text(json.dumps({"text": "a" * 10}))
+    assert read(text_corpus(path)) == (["a" * 10], Tally())
+    path.write_text(json.dumps({"text": "\ud800" * 20 + " " * 20}) + "\n" + json.dumps({"text": " " * 20}))
+    assert read(text_corpus(path)) == (["\ufffd" * 10] * 2, Tally(empty=1, repaired=1, cut=1))
 
 
 def test_bytes_that_are_not_unicode_are_replaced_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9 \x00 ok")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 ok")
     (tmp_path / "b.txt").write_bytes("plain \ufffd".encode())
     (tmp_path / "c.jsonl").write_bytes(b'{"text": "x\xff"}\n{"text": "half \\ud800"}\n{"text": "whole \\ud83d\\ude00"}')
     found, tally = read(text_corpus(tmp_path / "*"))
-    assert found == ["caf\ufffd \x00 ok", "plain \ufffd", "x\ufffd", "half \ufffd", "whole 😀"]
+    assert found == ["caf\ufffd ok", "plain \ufffd", "x\ufffd", "half \ufffd", "whole 😀"]
     assert tally == Tally(repaired=3)
 
 
@@ -209,6 +215,11 @@ def test_matches_are_sorted_and_none_is_read_twice(tmp_path: Path, monkeypatch: 
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, is no JSON object"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read"),
         ("a.zip", b"PK", r"a\.zip is compressed"),
+        ("a.txt.gz", b"plain", r"a\.txt\.gz cannot be read .*: remove \.gz from its name if"),
+        ("a.txt", gzip.compress(b"text"), r"a\.txt is compressed by gzip: let its name end in \.gz"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"text")), r"a\.txt\.gz is compressed by gzip"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), r"a\.parquet\.gz is a Parquet file within gzip: unpack it"),
+        ("a.json", b'{\n  "text": "a"\n}', r"a\.json, line 1, is no JSON object"),
     ],
 )
 def test_what_cannot_be_read_ends_in_a_sentence_that_names_it(
@@ -220,10 +231,20 @@ def test_what_cannot_be_read_ends_in_a_sentence_that_names_it(
         read(text_corpus(f"{tmp_path}/{name}"))
 
 
-@pytest.mark.parametrize("table", [{"txt": ["a"]}, {"text": [1]}])
-def test_a_parquet_file_without_a_text_column_is_refused(tmp_path: Path, table: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"txt": ["a"]}, "has no column `text`"),
+        ({"text": [1]}, "has a column `text` of type int64: give one of type string"),
+        ({"text": [["a"]]}, "has a column `text` of type list"),
+        ({"text": [{"a": "a"}]}, "has a column `text` of type struct"),
+        ({"text": [True]}, "has a column `text` of type bool"),
+        ({"text": [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"]}, "is not text, or not in UTF-8"),
+    ],
+)
+def test_a_parquet_file_without_a_text_column_is_refused(tmp_path: Path, table: dict[str, Any], sentence: str) -> None:
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet"):
+    with pytest.raises(UserError, match=rf"a\.parquet {sentence}"):
         read(text_corpus(tmp_path / "a.parquet"))
 
 
@@ -416,6 +437,23 @@ def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
         tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tokenizer_files_are_read_by_their_mark_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4}
+    files = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    for path, lines in zip(
+        files, ([json.dumps(vocabulary, ensure_ascii=False)], ["#version: 0.2", "a b"]), strict=True
+    ):
+        path.write_bytes("".join(line + end for line in lines).encode(encoding))
+    config = corpus(tokenizer="gpt2", vocabulary=None, tokenizer_files=tuple(map(str, files)))
+    assert vocabulary_of(config) == 5
+    assert tokenizer.gpt2(config.tokenizer_files).encode("ab ba").ids == [3, 4, 2, 1]
+    files[1].write_bytes(files[1].read_bytes() + "a b ab".encode(encoding))
+    with pytest.raises(UserError, match="line 3 of the merges is not two tokens"):
+        tokenizer.gpt2(config.tokenizer_files)
+
+
 def test_gpt2_out_of_reach_tells_of_tokenizer_files(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreachable:
         @staticmethod
@@ -558,6 +596,69 @@ def test_wrong_settings_end_in_a_sentence(text: str, sentence: str) -> None:
 def test_settings_survive_json() -> None:
     config = corpus(tokenizer="gpt2", vocabulary=None, tokenizer_files=("v", "m"), files=("a", "b"))
     assert parse_corpus(json.dumps(asdict(config))) == config
+
+
+def write_odd(path: Path) -> Path:
+    """Records of every kind: whole, without text, blank, with bytes that are not Unicode, too long."""
+    lines = [json.dumps({"text": f"{i} " * 50}).encode() for i in range(90)]
+    lines += [b'{"content": "a"}'] * 6 + [b'{"text": " "}'] * 2 + [b'{"text": "\xff\\u0000"}']
+    lines += [json.dumps({"text": "a " * documents.MAX_CHARACTERS}).encode()]
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+SAID = (
+    "6 of 100 records had no `text` and were skipped; 2 of 100 records held nothing but white space and were skipped;"
+    " 1 of 100 records held NUL or what is not Unicode, replaced by U+FFFD;"
+    " 1 of 100 records was too long for one document and cut into several"
+)
+
+
+def test_what_was_skipped_repaired_and_cut_is_said_in_one_line_on_both_streams(tmp_path: Path) -> None:
+    finished = run_command(text_corpus(write_odd(tmp_path / "a.jsonl")), tmp_path / "mine")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == f"corpus mine: {SAID}\n"
+    assert finished.stderr.splitlines()[-1] == f"corpus mine: {SAID}"
+
+
+def test_where_both_streams_are_one_it_is_said_once(tmp_path: Path) -> None:
+    config = json.dumps(asdict(text_corpus(write_odd(tmp_path / "a.jsonl"))))
+    finished = subprocess.run(
+        [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", config, "--out", str(tmp_path / "mine")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    assert finished.stdout.count(SAID) == 1
+
+
+def test_where_nothing_was_skipped_nothing_is_said(tmp_path: Path) -> None:
+    finished = run_command(text_corpus(write_jsonl(tmp_path / "a.jsonl")), tmp_path / "out")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == ""
+    assert "records" not in finished.stderr
+    assert remark_of(tmp_path / "out") is None
+    assert remark_of(tmp_path / "nowhere") is None
+
+
+def test_the_end_of_reading_at_max_bytes_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{i:04}"}) + "\n" for i in range(1000)))
+    tokenize(text_corpus(path, max_bytes=2000), tmp_path / "out", 1)
+    assert remark_of(tmp_path / "out") == "reading ended at `max_bytes`, after 2,000 bytes"
+    tokenize(text_corpus(path, max_bytes=5000), tmp_path / "out", 1)
+    assert remark_of(tmp_path / "out") is None
+
+
+def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    manifest = tokenize(text_corpus(write_odd(tmp_path / "a.jsonl")), tmp_path / "out", 1)
+    digest = Tokens.open(tmp_path / "out").digest
+    earlier = {key: value for key, value in manifest.items() if key not in ("records", "cut")}
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(earlier))
+    assert (remark_of(tmp_path / "out") or "").startswith("6 of 101 records had no `text`")  # pieces counted too
+    assert Tokens.open(tmp_path / "out", verify=True).digest == digest
 
 
 def test_no_threads_are_refused(tmp_path: Path) -> None:

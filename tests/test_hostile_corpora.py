@@ -1,13 +1,24 @@
 """Corpora that nobody means well: each ends in tokens or in one sentence, within bounded memory."""
 
+import codecs
 import gzip
+import importlib
 import io
 import json
+import math
 import os
+import pickle
+import random
+import re
 import socket
+import sqlite3
 import subprocess
 import sys
+import tarfile
 import tempfile
+import wave
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -231,14 +242,171 @@ def test_a_column_of_any_kind_of_text_is_read(tmp_path: Path, values: pa.Array, 
     assert read(text_corpus(tmp_path / "a.parquet"))[0] == expected
 
 
-def test_bytes_that_are_no_text_end_in_tokens(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\0" * 40_000 + b"\n\n" + bytes(range(256)) * 400 + b"\n\n" + b"\xff" * 30_000)
+def test_bytes_that_are_no_text_after_much_text_end_in_tokens(tmp_path: Path) -> None:
+    odd = b"\0" * 40_000 + b"\n\n" + bytes(range(256)) * 400 + b"\n\n" + b"\xff" * 30_000
+    (tmp_path / "a.txt").write_bytes(b"word " * 20_000 + odd)
     (tmp_path / "b.txt").write_text("word " * 100_000, encoding="utf-16")
     write_jsonl(tmp_path / "c.jsonl")
     (tmp_path / "d.txt").write_text("")
     manifest = tokenize(text_corpus(tmp_path / "*.*"), tmp_path / "out", 1)
     assert manifest["repaired"] > 0
     assert len(Tokens.open(tmp_path / "out", verify=True).train) > 60_000
+
+
+# ---------------------------------------------------------------- encodings
+
+CYRILLIC = "Все счастливые семьи похожи друг на друга, каждая несчастливая семья несчастлива. " * 40  # noqa: RUF001
+JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。" * 40
+CHINESE = "道可道,非常道。名可名,非常名。无名天地之始,有名万物之母。" * 40
+ENGLISH = "Happy families are all alike; every unhappy family is unhappy in its own way. " * 40
+MARKS = {
+    "utf-8": codecs.BOM_UTF8,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
+
+
+@pytest.mark.parametrize("encoding", MARKS)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.json.gz"])
+def test_a_file_with_a_byte_order_mark_is_decoded_by_it(encoding: str, name: str, tmp_path: Path) -> None:
+    text = "first 😀 é\n\n" + CYRILLIC + CHINESE
+    written = json.dumps({"text": text}, ensure_ascii=False) + "\r\n" if "json" in name else text.replace("\n", "\r\n")
+    data = MARKS[encoding] + written.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    found, tally = read(text_corpus(tmp_path / name))
+    assert "".join(found) == text
+    assert tally == Tally()
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.just("\n"), min_size=1, max_size=30),
+    st.integers(0, 12),
+    st.sampled_from(["utf-8", *MARKS]),
+)
+def test_text_is_read_wherever_the_sample_of_its_beginning_ends(
+    tmp_path: Path, text: str, size: int, encoding: str
+) -> None:
+    mark = MARKS[encoding] if encoding != "utf-8" else b""
+    (tmp_path / "a.txt").write_bytes(mark + ("\x41" + text).encode(encoding))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "_SAMPLE_BYTES", 8 + size)  # a mark and more
+        found, tally = read(text_corpus(tmp_path / "a.txt"))
+    assert "".join(found) == "A" + text
+    assert tally == Tally()
+
+
+@pytest.mark.parametrize("end", [b"\x00", b"\xd8", b"\x00\xd8a\x00"])
+def test_utf16_that_is_cut_off_or_has_half_a_pair_is_repaired_and_counted(end: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(ENGLISH.encode("utf-16") + end)
+    found, tally = read(text_corpus(tmp_path / "a.txt"))
+    assert "".join(found).removesuffix("a") == ENGLISH + "\ufffd"
+    assert tally == Tally(repaired=1)
+
+
+def packed(module: str) -> bytes:
+    return bytes(importlib.import_module(module).compress(ENGLISH.encode()))
+
+
+def archive(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr("word/document.xml", ENGLISH)
+    else:
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            member = tarfile.TarInfo("a.txt")
+            member.size = len(ENGLISH) * 1000
+            tar.addfile(member, io.BytesIO(ENGLISH.encode() * 1000))
+    return buffer.getvalue()
+
+
+def database() -> bytes:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE texts (text)")
+    return connection.serialize()
+
+
+def sound(width: int) -> bytes:
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(width)
+        file.setframerate(8000)
+        file.writeframes(bytes(128 + round(100 * math.sin(i / 5)) for i in range(8000)))
+    return buffer.getvalue()
+
+
+NOT_TEXT: dict[str, Callable[[], bytes]] = {
+    **{
+        f"{name} in {encoding}": (lambda text=text, encoding=encoding: text.encode(encoding))
+        for name, text in (("English", ENGLISH), ("Russian", CYRILLIC), ("Chinese", CHINESE))
+        for encoding in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+    },
+    "Russian in UTF-16 without a space": lambda: CYRILLIC.replace(" ", "").encode("utf-16-le"),
+    "cp1251": lambda: CYRILLIC.encode("cp1251"),
+    "cp1251, short": lambda: "Привет".encode("cp1251"),
+    "KOI8-R": lambda: CYRILLIC.encode("koi8-r"),
+    "Shift-JIS": lambda: JAPANESE.encode("shift-jis"),
+    "EUC-JP": lambda: JAPANESE.encode("euc-jp"),
+    "GBK": lambda: CHINESE.encode("gbk"),
+    "EBCDIC": lambda: ENGLISH.encode("cp500"),
+    "PDF": lambda: b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\n" + ENGLISH.encode(),
+    "docx": lambda: archive("zip"),
+    "tar": lambda: archive("tar"),
+    "gzip": lambda: packed("gzip"),
+    "bzip2": lambda: packed("bz2"),
+    "xz": lambda: packed("lzma"),
+    "zstd": lambda: pa.compress(ENGLISH.encode(), "zstd", asbytes=True),
+    "Parquet": parquet,
+    "SQLite": database,
+    "pickle": lambda: pickle.dumps([ENGLISH] * 3),
+    "PNG": lambda: (ROOT / "benchmarks" / "benchmarks.png").read_bytes(),
+    "ELF": lambda: Path(sys.executable).resolve().read_bytes()[: 2**17],
+    "sound of 8 bits": lambda: sound(1),
+    "sound of 16 bits": lambda: sound(2),
+    "random bytes without NUL": lambda: random.Random(0).randbytes(9999).replace(b"\0", b""),
+}
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.txt.gz", "x.csv"])
+@pytest.mark.parametrize("kind", NOT_TEXT)
+def test_a_file_that_is_not_text_is_refused_by_name(kind: str, name: str, tmp_path: Path) -> None:
+    data = NOT_TEXT[kind]()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(UserError, match=rf"{re.escape(name)} is .*: .*, or leave it out$") as error:
+        read(text_corpus(tmp_path / name))
+    assert sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "repaired"),
+    [
+        (b"", "", 0),
+        (b"\xef\xbb\xbf", "", 0),
+        (b"one\rtwo\r\nthree", "one\ntwo\nthree", 0),
+        (b"naive caf\xe9 " * 300, "naive caf\ufffd " * 300, 1),
+        ("Straße, Gärten, öde Hügel ".encode("latin-1") * 99, "Stra\ufffde, G\ufffdrten, \ufffdde H\ufffdgel " * 99, 1),
+        (b"text" * 99 + b"\xff\xfe\x80\x1a", "text" * 99 + "\ufffd\ufffd\ufffd\x1a", 1),
+        (b"\x1b[31mred\x1b[0m a\bb\f" * 99, "\x1b[31mred\x1b[0m a\bb\f" * 99, 0),
+        (b'{\n "a": 1\n}', '{\n "a": 1\n}', 0),
+        (b"%PDF is a format", "%PDF is a format", 0),
+    ],
+    ids=ascii,
+)
+def test_text_with_stray_bytes_is_read(data: bytes, expected: str, repaired: int, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    found, tally = read(text_corpus(tmp_path / "a.txt"))
+    assert ("".join(found), tally) == (expected, Tally(repaired=repaired))
+
+
+def test_utf16_appended_to_much_utf8_is_repaired_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(ENGLISH.encode() * 50 + b"\n\n" + "more".encode("utf-16-le"))
+    found, tally = read(text_corpus(tmp_path / "a.txt"))
+    assert "".join(found) == ENGLISH * 50 + "\n\nm\ufffdo\ufffdr\ufffde\ufffd"
+    assert tally == Tally(repaired=1)
 
 
 # ---------------------------------------------------------------- bombs
@@ -275,9 +443,9 @@ def read_apart(path: Path, max_bytes: int | None = None) -> tuple[int, int, str]
 def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of a MB or less that unpack to a GiB and more."""
     folder = tmp_path_factory.mktemp("bombs")
-    zeros = gzip.compress(bytes(64 * MB)) * 16
+    same = gzip.compress(b"a" * (64 * MB)) * 16
     for name in ("a.txt.gz", "a.json.gz"):
-        (folder / name).write_bytes(zeros)
+        (folder / name).write_bytes(same)
     one = gzip.compress(b'{"text": "') + gzip.compress(b"a" * (60 * MB)) + gzip.compress(b'"}\n')
     (folder / "record.json.gz").write_bytes(one)
     many = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["a" * MB]))

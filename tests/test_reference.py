@@ -86,6 +86,20 @@ def test_the_authors_losses_have_the_optima_that_the_decisions_name():
     assert drift == pytest.approx(-0.59, abs=0.005)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_csv_saved_by_a_spreadsheet_is_read_by_its_mark(tmp_path, encoding, end):
+    (tmp_path / "saved.csv").write_bytes(AUTHORS.read_text().replace("\n", end).encode(encoding))
+    assert read_published(tmp_path / "saved.csv", "train_loss") == read_published(AUTHORS, "train_loss")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_csv_in_another_encoding_without_a_mark_is_named(tmp_path, encoding):
+    (tmp_path / "saved.csv").write_bytes(AUTHORS.read_text().encode(encoding))
+    with pytest.raises(UserError, match=r"saved\.csv cannot be read as CSV \(it holds NUL"):
+        read_published(tmp_path / "saved.csv", "train_loss")
+
+
 def test_the_differences_are_ours_minus_theirs(tmp_path):
     request = make_request(seeds=2)
 

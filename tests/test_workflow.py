@@ -223,6 +223,29 @@ def test_text_that_is_not_there_is_named(project):
     assert "Traceback" not in done.stdout
 
 
+def test_what_was_skipped_of_a_corpus_is_said_at_the_console_in_the_log_and_by_status(tmp_path):
+    project = make_project(tmp_path / "project")
+    lines = [json.dumps({"text" if i % 4 else "content": f"record {i}"}) for i in range(400)]
+    (project / "smoke.jsonl").write_text("\n".join(lines))
+    edit(project, "corpora.smoke.files", ["smoke.jsonl"])
+    said = "100 of 400 records had no `text` and were skipped"
+    done = smoke(project, "results/data/smoke/manifest.json")
+    assert done.returncode == 0, done.stdout
+    # By the job, and at the end, where a cluster's console has it too.
+    assert [line for line in done.stdout.splitlines() if said in line] == [f"corpus smoke: {said}"] * 2
+    assert f"corpus smoke: {said}" in (project / "results/logs/tokenize/smoke.log").read_text().splitlines()
+    asked = subprocess.run(
+        [sys.executable, "-m", "mup_moe", "status", "--config", "config.yaml", "smoke.yaml"],
+        cwd=project,
+        env=os.environ | {"PYTHONPATH": "src"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert f"corpus smoke: tokenized: {said}\n" in asked.stdout
+    assert said not in smoke(project, "results/data/smoke/manifest.json").stdout
+
+
 def test_a_failed_job_says_why_and_the_same_command_goes_on(project):
     edit(project, "setups.small.training.steps", 21)
     tokens = project / "results/data/smoke/train.bin"

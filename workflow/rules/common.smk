@@ -26,6 +26,7 @@ from mup_moe.config.given import (
 )
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.data.remarks import remark_of
 from mup_moe.data.text_files import find
 from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
@@ -337,6 +338,15 @@ def side_by_side(job):
     )
 
 
+def tell_remarks():
+    """Says what was left out of corpora of this run, where their jobs cannot say it here."""
+    for job in () if workflow.local_exec else workflow.dag.finished_jobs:
+        if manifest := job.output.get("manifest"):
+            folder = Path(manifest).parent
+            if said := remark_of(folder):
+                logger.warning(f"corpus {folder.name}: {said}")
+
+
 onstart:
     # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
     try:
@@ -372,7 +382,9 @@ onstart:
 
 onsuccess:
     collect()
+    tell_remarks()
 
 
 onerror:
     collect()
+    tell_remarks()

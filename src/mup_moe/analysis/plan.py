@@ -46,7 +46,9 @@ _PACKED = {".gz": 2.5, ".parquet": 2.0}  # bytes of text to a byte of file, abou
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `plan`."""
     parser.add_argument("--config", required=True, help="the whole config as JSON")
-    parser.add_argument("--layers", default="given by hand", help="what that config was laid together from, for the notes")
+    parser.add_argument(
+        "--layers", default="given by hand", help="what that config was laid together from, for the notes"
+    )
     parser.add_argument("--benchmark", type=Path, required=True, help="the CSV that benchmarks/step.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv and .md")
 

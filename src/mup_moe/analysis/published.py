@@ -4,12 +4,14 @@ Standard library only, so that a Snakefile can import it.
 """
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import FigureSettings
+from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 
 
@@ -28,20 +30,16 @@ def read_published(path: Path, loss: str) -> list[Point]:
     Raises UserError, naming the file, where it is missing, damaged or lists a point twice.
     """
     try:
-        # utf-8-sig: spreadsheets write a byte order mark.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            absent = [
-                name
-                for name in ("parametrization", "width", "learning_rate", loss)
-                if name not in (rows.fieldnames or ())
-            ]
-            if absent:
-                raise UserError(f"{path} lacks the column `{absent[0]}`: see reference/README.md for what it must hold")
-            points = [_point(row, loss, f"{path}, line {rows.line_num}") for row in rows]
+        rows = csv.DictReader(io.StringIO(read_text(path)))
+        absent = [
+            name for name in ("parametrization", "width", "learning_rate", loss) if name not in (rows.fieldnames or ())
+        ]
+        if absent:
+            raise UserError(f"{path} lacks the column `{absent[0]}`: see reference/README.md for what it must hold")
+        points = [_point(row, loss, f"{path}, line {rows.line_num}") for row in rows]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a CSV of published losses, or null") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV ({error}): give a CSV of published losses, or null") from None
     places = [point[:3] for point in points]
     twice = next((place for place in places if places.count(place) > 1), None)

@@ -34,8 +34,13 @@ def read_document(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds, or a JSON one (.json); no tag of it runs code. Raises ConfigError."""
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
+        # No encoding by its mark but UTF-8: Snakemake, which reads the file too, does not know others.
         text = path.read_text(encoding="utf-8-sig")
         document = _from_json(text) if kind == "JSON" else _Loader(text).get_single_data()
+    except UnicodeDecodeError:
+        raise ConfigError(
+            cut(f"{path} cannot be read as {kind}: it is not UTF-8, so save it in that encoding")
+        ) from None
     # A scalar that is none of its type makes PyYAML raise whatever Python does.
     except Exception as error:
         raise ConfigError(cut(f"{path} cannot be read as {kind}: {_problem(error)}")) from None

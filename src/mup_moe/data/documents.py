@@ -15,7 +15,8 @@ from mup_moe.data.tokens import SPLITS
 # What follows handles few documents at a time, so this bounds its memory.
 MAX_CHARACTERS = 2**20
 BATCH_CHARACTERS = 2**20
-_SURROGATES = re.compile("[\ud800-\udfff]")
+# What no text holds: half a surrogate pair is not Unicode, and NUL is the rest of a binary or UTF-16 passage.
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Source(Protocol):
@@ -32,14 +33,16 @@ class Source(Protocol):
 
 @dataclass
 class Tally:
-    """What reading left out or changed, in documents."""
+    """What reading left out or changed, in records."""
 
     empty: int = 0
     """Skipped: nothing but white space."""
     without_text: int = 0
     """Skipped: records whose `text` is absent or no string."""
     repaired: int = 0
-    """Kept, with U+FFFD in place of what was not Unicode."""
+    """Kept, with U+FFFD in place of NUL and of what was not Unicode."""
+    cut: int = 0
+    """Kept as several documents: longer than MAX_CHARACTERS."""
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Place:
     position: Any = None
     """The source's own; None at the beginning."""
     finished: bool = False
+    records: int = 0
+    """Read so far, those without text too."""
     tally: Tally = field(default_factory=Tally)
     counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
 
@@ -67,7 +72,7 @@ class Place:
         if value is None:
             return cls()
         counts = {split: Count(**count) for split, count in value["counts"].items()}
-        return cls(value["position"], value["finished"], Tally(**value["tally"]), counts)
+        return cls(**value | {"tally": Tally(**value["tally"]), "counts": counts})
 
     @property
     def documents(self) -> int:
@@ -128,6 +133,7 @@ def read_batches(
     batch: list[Document] = []
     room = BATCH_CHARACTERS
     for raw in source:
+        place.records += 1
         if raw is None:
             place.tally.without_text += 1
             continue
@@ -153,12 +159,18 @@ def read_batches(
 
 
 def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[Document]:
-    for start in range(0, max(len(raw), 1), MAX_CHARACTERS):
+    if not raw.strip():
+        tally.empty += 1
+        return
+    tally.cut += len(raw) > MAX_CHARACTERS
+    repaired = False
+    for start in range(0, len(raw), MAX_CHARACTERS):
         piece = raw[start : start + MAX_CHARACTERS]
         if not piece.strip():
-            tally.empty += 1
             continue
-        text = _SURROGATES.sub("\ufffd", piece)
-        tally.repaired += text != piece
+        text = _NO_TEXT.sub("\ufffd", piece)
+        if text != piece and not repaired:
+            repaired = True
+            tally.repaired += 1
         digest = text_digest(text)
         yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")

@@ -4,8 +4,11 @@
 surrogates and at empty files, drops names with brackets, and writes locks into the user's cache.
 """
 
+import codecs
 import gzip
+import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from mup_moe.config.document import in_one_line
+from mup_moe.encoding import encoding_of, lenient
 from mup_moe.files import UserError
 
 PASSAGE_CHARACTERS = 4096
@@ -23,6 +27,22 @@ _PARQUET_RECORDS = 16  # held at a time
 _MAGIC = set("*?[")
 _JSON = {".json", ".jsonl", ".ndjson"}
 _FOREIGN = {".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst"}
+# What a file begins with that is not text, and what it is and how it is read instead.
+_SIGNATURES = {
+    b"%PDF-": "is a PDF: convert it to text",
+    b"PK\3\4": "is a ZIP archive, as office documents are: convert or unpack it to text",
+    b"\x1f\x8b": "is compressed by gzip: let its name end in .gz, once for each time it is compressed",
+    b"PAR1\x15": "is a Parquet file: let its name end in .parquet",
+    b"BZh91AY&SY": "is compressed by bzip2: unpack it, or compress it with gzip",
+    b"\xfd7zXZ": "is compressed by xz: unpack it, or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it, or compress it with gzip",
+}
+# By this much of its beginning, unpacked, a file is text or is not.
+_SAMPLE_BYTES = 2**16
+# Lone surrogates are bytes that are not Unicode. Controls that text has: \a, \b, \t, line ends, and escape.
+_NOT_TEXT = re.compile("[\ud800-\udfff\0-\x06\x0e-\x1a\x1c-\x1f\x7f]")
+# So much of it may be: Latin-1 in which a word or two has accents. Any other encoding has far more.
+_STRAY_CHARACTERS, _STRAY_FRACTION = 3, 1 / 4
 
 
 class Files:
@@ -59,6 +79,8 @@ def read_file(path: Path) -> Iterator[str | None]:
     suffix = Path(path.stem if compressed else path.name).suffix.lower()
     if suffix in _FOREIGN:
         raise _mistake(f"{path} is compressed in a way that is not read here: unpack it, or compress it with gzip")
+    if suffix == ".parquet" and compressed:
+        raise _mistake(f"{path} is a Parquet file within gzip: unpack it")
     if suffix == ".parquet":
         yield from _parquet(path)
     elif suffix in _JSON:
@@ -101,21 +123,44 @@ def passages(file: TextIO) -> Iterator[str]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Opens UTF-8 text, unpacked if its name ends in .gz; all line ends become newlines.
+    """Opens text, unpacked if its name ends in .gz: UTF-8, or by its byte order mark. All line ends become newlines.
 
-    Bytes that are not UTF-8 become lone surrogates, for `read_documents` to replace and count.
-    Raises UserError, also from within the block, when the file cannot be read to its end.
+    Bytes that are not Unicode become lone surrogates, for `read_batches` to replace and count. Raises
+    UserError for a file whose beginning is not text, and, also from within the block, for one that
+    cannot be read to its end.
     """
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
-            yield file
+        with opener(path, "rb") as packed:
+            beginning = packed.read(_SAMPLE_BYTES)
+            encoding = encoding_of(beginning)
+            for signature, reason in _SIGNATURES.items():
+                if beginning.startswith(signature):
+                    raise _mistake(f"{path} {reason}, or leave it out")
+            _check_text(beginning, encoding, path)
+            packed.seek(0)
+            with io.TextIOWrapper(packed, encoding, lenient(encoding)) as file:
+                yield file
+    except gzip.BadGzipFile as error:
+        raise _unreadable(path, error, "remove .gz from its name if it is plain, fetch it again") from error
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    return _mistake(f"{path} cannot be read ({' '.join(str(error).split())}): fetch it again, or leave it out")
+def _check_text(beginning: bytes, encoding: str, path: Path) -> None:
+    """Refuses what does not begin as text in this encoding does. Raises UserError."""
+    # Not final: the sample may end within a character.
+    text = codecs.getincrementaldecoder(encoding)(lenient(encoding)).decode(beginning)
+    odd = sum(1 for _ in _NOT_TEXT.finditer(text))
+    if "\0" in text or odd > max(_STRAY_CHARACTERS, _STRAY_FRACTION * len(text)):
+        raise _mistake(
+            f"{path} is not text, or not in UTF-8 (of its first {len(text):,} characters {odd:,} are control characters"
+            " or cannot be decoded): convert it to UTF-8, or leave it out"
+        )
+
+
+def _unreadable(path: Path, error: Exception, cure: str = "fetch it again") -> UserError:
+    return _mistake(f"{path} cannot be read ({' '.join(str(error).split())}): {cure}, or leave it out")
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -172,15 +217,22 @@ def _parquet(path: Path) -> Iterator[str | None]:
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
                 raise _mistake(f"{path} has no column `text`: name the column of the documents so")
+            kind = file.schema_arrow.types[file.schema_arrow.names.index("text")]
+            try:
+                pa.nulls(0, kind).cast(pa.large_binary())
+            except pa.ArrowNotImplementedError:
+                raise _mistake(f"{path} has a column `text` of type {kind}: give one of type string") from None
             for group in map(file.metadata.row_group, range(file.num_row_groups)):
                 # Unpacked; the size of one column is not asked for, since Arrow aborts where that is damaged.
                 if group.total_byte_size > 4 * RECORD_CHARACTERS * max(group.num_rows, 1):
                     raise _too_long(f"{path} has a record that")
-            for batch in file.iter_batches(batch_size=_PARQUET_RECORDS, columns=["text"]):
+            for number, batch in enumerate(file.iter_batches(batch_size=_PARQUET_RECORDS, columns=["text"])):
                 # As bytes, for Arrow's text may be no UTF-8.
-                for value in batch.column(0).cast(pa.large_binary()):
-                    text = value.as_py()
-                    yield None if text is None else text.decode("utf-8", "surrogateescape")
+                values = batch.column(0).cast(pa.large_binary()).to_pylist()
+                if number == 0 and "binary" in str(kind):
+                    _check_text(b"".join(filter(None, values))[:_SAMPLE_BYTES], "utf-8", path)
+                for value in values:
+                    yield None if value is None else value.decode("utf-8", "surrogateescape")
     # A damaged name of a column is a ValueError.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error

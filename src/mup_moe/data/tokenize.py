@@ -23,6 +23,7 @@ from mup_moe import provenance
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import work
 from mup_moe.data.documents import Batch, Place, open_source, read_batches, source_files
+from mup_moe.data.remarks import remark_of
 from mup_moe.data.spool import Spool, pack
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
 from mup_moe.files import (
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises UserError."""
     tokenize(parse_corpus(arguments.corpus), arguments.out, arguments.threads)
+    if said := remark_of(arguments.out):
+        _say(f"corpus {arguments.out.name}: {said}")
 
 
 def parse_corpus(text: str) -> CorpusSettings:
@@ -68,6 +71,17 @@ def parse_corpus(text: str) -> CorpusSettings:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(f"--corpus is wrong{f' at `{key}`' if key else ''}: {first['msg']}") from None
+
+
+def _say(sentence: str) -> None:
+    """Prints to stderr, and to stdout where that leads elsewhere: the workflow keeps stderr in a log."""
+    print(sentence, file=sys.stderr, flush=True)
+    try:
+        apart = not os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (AttributeError, OSError):  # one of them is closed
+        return
+    if apart:
+        print(sentence, flush=True)
 
 
 def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, Any]:
@@ -144,13 +158,15 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
             "text_sha256": file_digest(kept / f"{split}.digests"),
             "tokens_sha256": digest,
         }
-    counts = dataclasses.asdict(read.tally)
+    skipped = {"empty": read.tally.empty, "without_text": read.tally.without_text}
     manifest = {
         "source": settings.source,
         "settings": dataclasses.asdict(settings),
         "splits": splits,
-        "repaired": counts.pop("repaired"),
-        "skipped": counts,
+        "records": read.records,
+        "repaired": read.tally.repaired,
+        "cut": read.tally.cut,
+        "skipped": skipped,
         "vocabulary": vocabulary,
         "dtype": dtype.name,
         "end_of_text": end_of_text,

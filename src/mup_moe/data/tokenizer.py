@@ -1,5 +1,6 @@
 """Byte-level BPE: trained on a corpus, or GPT-2's."""
 
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from mup_moe.data.split import in_sample, text_digest
 from mup_moe.data.tokens import END_OF_TEXT
+from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 
 TRAINING_BYTES = 2**26
@@ -49,11 +51,12 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
                 " give its vocab.json and merges.txt as the corpus's `tokenizer_files`"
             ) from error
     else:
-        vocabulary, merges = (str(Path(file).expanduser()) for file in files)
+        vocabulary, merges = (Path(file).expanduser() for file in files)
         try:
-            if not (Path(vocabulary).is_file() and Path(merges).is_file()):
+            if not (vocabulary.is_file() and merges.is_file()):
                 raise OSError("one of them is no file")
-            tokenizer = _byte_level(models.BPE.from_file(vocabulary, merges))
+            # Not by the library's reader, which takes no byte order mark, and no merges from lines that CR ends.
+            tokenizer = _byte_level(models.BPE(json.loads(read_text(vocabulary)), _merges(read_text(merges))))
         except Exception as error:
             raise UserError(
                 f"`tokenizer_files` {vocabulary} and {merges} cannot be read ({' '.join(str(error).split())}):"
@@ -65,6 +68,19 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
         )
     tokenizer.add_special_tokens([_end_of_text()])
     return _literal(tokenizer)
+
+
+def _merges(text: str) -> list[tuple[str, str]]:
+    """The pairs of a merges.txt, one a line after that of the version. Raises ValueError for anything else."""
+    pairs = []
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        if line.startswith("#version"):
+            continue
+        first, separator, second = line.partition(" ")
+        if not separator or " " in second:
+            raise ValueError(f"line {number} of the merges is not two tokens")
+        pairs.append((first, second))
+    return pairs
 
 
 def load(path: Path) -> Tokenizer:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from mup_moe.config.settings import CorpusSettings
+from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 
 GPT2_VOCABULARY = 50_257
@@ -20,7 +21,7 @@ def vocabulary_of(corpus: CorpusSettings) -> int:
     if corpus.tokenizer_files is not None:
         path = Path(corpus.tokenizer_files[0]).expanduser()
         try:
-            vocabulary = json.loads(path.read_text(encoding="utf-8"))
+            vocabulary = json.loads(read_text(path))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): {_GIVE}") from None
         if not isinstance(vocabulary, dict):

@@ -13,6 +13,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.document import cut
 from mup_moe.config.jobs import jobs
 from mup_moe.config.settings import Config
+from mup_moe.data.remarks import remark_of
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
@@ -142,13 +143,14 @@ def _tokens_digest(folder: Path) -> str | None:
 
 
 def corpus_state(corpus: str, results: Path) -> str:
-    """Where a corpus stands, in words; if it is not tokenized and nobody works on it, why its last try failed."""
+    """Where a corpus stands, in words: what was left out of it, or, if nobody works on it, why its last try failed."""
     folder = results / "data" / corpus
     held = is_held(folder)
     if (folder / WORK).exists():
         state = "being tokenized" if held else "half tokenized, by nobody now"
     elif _tokens_digest(folder) is not None:
-        state = "tokenized"
+        said = remark_of(folder)
+        state = f"tokenized: {said}" if said else "tokenized"
     else:
         state = "damaged" if (folder / MANIFEST).exists() else "not tokenized yet"
     log = results / "logs" / "tokenize" / f"{corpus}.log"
