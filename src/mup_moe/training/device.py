@@ -24,15 +24,20 @@ _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
 _SHARE_OF_FREE = 0.5
 
 
+def type_of(wanted: str) -> str:
+    """What "cpu", "cuda" or "auto" (a GPU where there is one) comes to: cpu or cuda."""
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+
+
 @contextlib.contextmanager
 def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
-    """The device for "cpu", "cuda" or "auto" (a GPU where there is one).
+    """The device for what is wanted, as `type_of` takes it.
 
     Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work
     on the first GPU beside whatever has it, within the memory that is free now. Raises UserError where
     "cuda" is wanted and there is none.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if type_of(wanted) == "cpu":
         yield torch.device("cpu")
         return
     if not torch.cuda.is_available():
