@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from conftest import AVX2, TABLE, VOCABULARY, make_request
 from mup_moe.__main__ import main
+from mup_moe.config.jobs import even_parts
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.shape import ModelShape
@@ -32,9 +33,8 @@ from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
 from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
 from mup_moe.training.heartbeat import Heartbeat
-from mup_moe.training.job import even_parts
 from mup_moe.training.optimizer import schedule
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, read_lines, to_lines
 from mup_moe.training.signs_of_life import SignsOfLife
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
@@ -431,6 +431,38 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     assert [path.read_bytes() for path in summaries] == kept
     names = {path.name for path in tmp_path.glob("*/*") if not path.name.startswith(".")}
     assert names == {"history.csv", "summary.json", "tries.jsonl"}
+
+
+def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_same_bytes(corpus, tmp_path):
+    requests = [
+        make_request(steps=4, warmup_steps=1, width=width, seed=seed) for width in (8, 16) for seed in range(12)
+    ]
+
+    def results(limit: str) -> tuple[dict[str, bytes], str]:
+        out = tmp_path / limit
+        command = train_command([], corpus, out, "--checkpoint-seconds", "0", "--request", "-")
+        shell = ["bash", "-c", f'ulimit {limit} && exec "$@"', "bash", *command]
+        asked = "\n".join(to_lines(requests))
+        done = subprocess.run(shell, input=asked, check=True, capture_output=True, text=True)
+        return results_in(out), done.stderr
+
+    whole, said = results("-Sn 40")  # which may be raised
+    assert "at a time" not in said
+    assert len(whole) == len(requests)
+    parted, said = results("-n 40")
+    assert "24 cells are more than the open files that are allowed: 20 at a time" in said
+    assert parted == whole
+
+
+@given(
+    seeds=st.lists(st.integers(0, 9), unique=True, min_size=1), rows=st.sets(st.sampled_from(["sp", "mup"]), min_size=1)
+)
+def test_requests_travel_as_a_line_for_each_set_of_settings(seeds, rows):
+    requests = [make_request(parametrization=row, seed=seed) for seed in seeds for row in sorted(rows)]
+    lines = to_lines(requests)
+    assert len(lines) == len(rows)
+    assert sorted(r.to_json() for r in read_lines([*lines, ""])) == sorted(r.to_json() for r in requests)
+    assert read_lines(request.to_json() for request in requests) == requests
 
 
 @given(count=st.integers(0, 40), most=st.integers(1, 12))
