@@ -72,7 +72,9 @@ def test_a_figure_of_more_cells_than_a_command_line_holds_is_made(project):
 
 def commands_in(output: str) -> dict[str, str]:
     """The shell commands that a dry run prints, by rule."""
-    found = re.findall(r"rule (\S+):\n(?:    .*\n)*?(?:Shell command|    shell): *(.*(?:\n.*)*?)(?=\n\[|\nJob stats|\n\n)", output)
+    found = re.findall(
+        r"rule (\S+):\n(?:    .*\n)*?(?:Shell command|    shell): *(.*(?:\n.*)*?)(?=\n\[|\nJob stats|\n\n)", output
+    )
     return dict(found)
 
 
