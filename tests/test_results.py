@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +23,12 @@ from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.config.cell import Cell
 from mup_moe.data.tokens import SPLITS, Tokens
 from mup_moe.files import UserError, claim_folder, hold_folder, settle_times
+from mup_moe.training import checkpoint
+from mup_moe.training.checkpoint import Checkpoint
+from mup_moe.training.checkpoint_header import CHECKPOINT
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import note_try, read_tries
-from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, read_result
+from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
 from test_analysis import summary_of
 
 CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]
@@ -53,6 +58,37 @@ def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
     for hold in (hold_folder, lambda folder: claim_folder(folder).__enter__()):
         with pytest.raises(UserError, match="on a file system without file locks"):
             hold(tmp_path)
+
+
+@pytest.fixture
+def few_files():
+    """A process that may open a few files more than it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 8, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_any_number_of_cells_is_written_in_one_go_with_few_files_open(tmp_path):
+    folders = [tmp_path / str(number) for number in range(60)]
+    keep_all({Result(folder): ([["step"], [0]], {"id": folder.name}) for folder in folders})
+    checkpoint.save({folder: Checkpoint(1, 0.0, "owner", {"x": torch.ones(1)}) for folder in folders})
+    for folder in folders:
+        assert read_result(folder / ".kept")["id"] == folder.name
+        assert checkpoint.load(folder / CHECKPOINT).step == 1
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.usefixtures("few_files")
+def test_too_many_open_files_end_in_a_sentence_that_names_the_limit(tmp_path):
+    def claim_many() -> None:
+        with contextlib.ExitStack() as held:
+            for number in range(60):
+                held.enter_context(claim_folder(tmp_path / str(number)))
+
+    with pytest.raises(UserError, match=r"Too many open files\): let .*ulimit -n"):
+        claim_many()
 
 
 def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere(tmp_path):

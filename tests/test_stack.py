@@ -566,6 +566,38 @@ def test_jobs_put_together_have_enough_cells_and_one_row_and_figures(figures, lo
         assert sum(set(curve) <= set(cells) for cells in found.values()) == 1
 
 
+@given(figures=figures, lockstep=shared, least=st.integers(1, 6), most=st.integers(6, 8))
+def test_no_job_has_more_cells_than_a_process_takes(figures, lockstep, least, most):
+    # Cells without an axis in common are never more than a few: a small limit cuts them.
+    with patch("mup_moe.config.jobs.MOST_CELLS_PER_JOB", most):
+        found = jobs(figures, lockstep, least)
+        assert jobs(dict(reversed(figures.items())), lockstep, least) == found
+    placed = sorted(cell for cells in found.values() for cell in cells)
+    assert placed == sorted({cell for cells in figures.values() for cell in cells})
+    assert all(1 <= len(cells) <= most for cells in found.values())
+    whole = jobs(figures, lockstep)
+    if all(len(cells) <= most for cells in whole.values()) and least == 1:
+        assert found == whole
+
+
+def test_a_long_curve_is_cut_evenly_and_another_seed_changes_the_last_part():
+    figure = CONFIG.figures["figure1"]
+    axes = replace(figure.axes, parametrization=("mup",), width=(32,))
+
+    def curve(seeds):
+        return jobs(
+            {"a": replace(figure, axes=replace(axes, seed=tuple(range(seeds)))).cells()}, ["learning_rate", "seed"]
+        )
+
+    rates = len(axes.learning_rate)
+    found, later = curve(180), curve(181)
+    assert [len(cells) for cells in found.values()] == [180 * rates // 3] * 3
+    name = "small_moe_mup_w32_e8_g1"
+    assert list(found) == list(later) == [name, f"{name}~2", f"{name}~3"]
+    new = [job for job, cells in later.items() if any(cell.seed == 180 for cell in cells)]
+    assert new == [f"{name}~3"]
+
+
 def test_jobs_are_named_by_what_their_cells_share():
     cells = cells_over(parametrization=["mup"], width=[32, 64])
     found = jobs({"a": cells, "b": cells[:2]}, ["learning_rate", "seed"])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from conftest import AVX2, TABLE, VOCABULARY, make_request
 from mup_moe.__main__ import main
+from mup_moe.config.jobs import even_parts
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.shape import ModelShape
@@ -31,10 +32,10 @@ from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
 from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
 from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
+from mup_moe.training.device import step_on
 from mup_moe.training.heartbeat import Heartbeat
-from mup_moe.training.job import even_parts
 from mup_moe.training.optimizer import schedule
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, read_lines, to_lines
 from mup_moe.training.signs_of_life import SignsOfLife
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
@@ -386,15 +387,55 @@ def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sentence(corpus, tmp_path):
+# What stands in for a C++ compiler: the body of a script, or None for nothing at all.
+COMPILERS = {
+    "none": None,
+    "fails": "exit 1",
+    "lacks headers": '[ "$1" = --version ] && echo g++ 13 && exit 0; echo "no cstdlib" >&2; exit 1',
+}
+
+
+@pytest.mark.parametrize("named_by", ["CXX", "PATH"])
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sentence(
+    corpus, tmp_path, compiler, named_by
+):
+    path, script = tmp_path / "bin" / ("clang++" if sys.platform == "darwin" else "g++"), COMPILERS[compiler]
+    path.parent.mkdir()
+    if script is not None:
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key != "CXX"}
+    environment |= {"CXX": str(path)} if named_by == "CXX" else {"PATH": str(path.parent)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
     command = train_command([make_request(blocks=1)], corpus, tmp_path / "out", "--step", "compiled")
-    nowhere = {"CXX": str(tmp_path / "g++"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = subprocess.run(command, check=False, env=os.environ | nowhere, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("mup-moe: a step cannot be compiled here")
     assert "install a C++ compiler" in said
+
+
+def test_a_compiler_that_cannot_write_its_cache_ends_in_one_sentence(corpus, tmp_path):
+    (tmp_path / "file").touch()
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "cache")}
+    command = train_command([make_request(blocks=1)], corpus, tmp_path / "out", "--step", "compiled")
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("mup-moe: the compiler's cache cannot be written (")
+    assert "set TORCHINDUCTOR_CACHE_DIR" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_auto_is_eager_where_the_compiler_cannot_write_its_cache(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert step_on(torch.device("cuda"), "auto") == "eager"
+    assert "operator by operator instead" in capsys.readouterr().err
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    assert step_on(torch.device("cuda"), "auto") == "graph"
+    assert step_on(torch.device("cpu"), "auto") == "eager"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1])
@@ -431,6 +472,38 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     assert [path.read_bytes() for path in summaries] == kept
     names = {path.name for path in tmp_path.glob("*/*") if not path.name.startswith(".")}
     assert names == {"history.csv", "summary.json", "tries.jsonl"}
+
+
+def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_same_bytes(corpus, tmp_path):
+    requests = [
+        make_request(steps=4, warmup_steps=1, width=width, seed=seed) for width in (8, 16) for seed in range(12)
+    ]
+
+    def results(limit: str) -> tuple[dict[str, bytes], str]:
+        out = tmp_path / limit
+        command = train_command([], corpus, out, "--checkpoint-seconds", "0", "--request", "-")
+        shell = ["bash", "-c", f'ulimit {limit} && exec "$@"', "bash", *command]
+        asked = "\n".join(to_lines(requests))
+        done = subprocess.run(shell, input=asked, check=True, capture_output=True, text=True)
+        return results_in(out), done.stderr
+
+    whole, said = results("-Sn 40")  # which may be raised
+    assert "at a time" not in said
+    assert len(whole) == len(requests)
+    parted, said = results("-n 40")
+    assert "24 cells are more than the open files that are allowed: 20 at a time" in said
+    assert parted == whole
+
+
+@given(
+    seeds=st.lists(st.integers(0, 9), unique=True, min_size=1), rows=st.sets(st.sampled_from(["sp", "mup"]), min_size=1)
+)
+def test_requests_travel_as_a_line_for_each_set_of_settings(seeds, rows):
+    requests = [make_request(parametrization=row, seed=seed) for seed in seeds for row in sorted(rows)]
+    lines = to_lines(requests)
+    assert len(lines) == len(rows)
+    assert sorted(r.to_json() for r in read_lines([*lines, ""])) == sorted(r.to_json() for r in requests)
+    assert read_lines(request.to_json() for request in requests) == requests
 
 
 @given(count=st.integers(0, 40), most=st.integers(1, 12))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,71 +29,77 @@ def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator
     durable: on disk by then, so that it outlives the machine's power. Raises UserError when the disk
     is full or the folder cannot be written.
     """
-    with atomic_writes([path], mode, durable) as (file,):
+    with atomic_writes(mode, durable) as write, write(path) as file:
         yield file
 
 
 @contextmanager
 def atomic_writes(
-    paths: Sequence[Path], mode: str = "wb", durable: bool = True, before_replace: Callable[[Path], None] | None = None
-) -> Iterator[list[IO[Any]]]:
-    """Opens files that appear under `paths` together, as nearly as a file system can: all are whole by then.
+    mode: str = "wb", durable: bool = True, before_replace: Callable[[Path], None] | None = None
+) -> Iterator[Callable[[Path], AbstractContextManager[IO[Any]]]]:
+    """Yields what opens the file of a path; all of them appear together, as nearly as a file system can.
 
-    before_replace: is called with each path before its file appears there. Otherwise as `atomic_write`.
-    What killed processes left on their way to these paths goes: one process at a time may write a path.
+    They are whole by then. before_replace: is called with each path before its file appears there. Otherwise
+    as `atomic_write`. Close one before you open the next: a process may not have many open. What killed
+    processes left on their way to these paths goes: one process at a time may write a path.
     """
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     temporary: dict[Path, Path] = {}
-    path = paths[0]
+    latest = Path()
+
+    @contextmanager
+    def write(path: Path) -> Iterator[IO[Any]]:
+        nonlocal latest
+        latest = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary[path] = Path(name)
+        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(handle)
+
     try:
-        with ExitStack() as opened:
-            files = []
-            for path in paths:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(path)
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-                temporary[path] = Path(name)
-                files.append(opened.enter_context(os.fdopen(handle, mode, encoding=encoding, newline=newline)))
-            yield files
-            for file in files:
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
+        yield write
         # mkstemp makes private files; results are to be read by others as the umask allows.
         umask = os.umask(0)
         os.umask(umask)
-        for path in paths:
-            temporary[path].chmod(0o666 & ~umask)
-        for path in paths:
+        paths = list(temporary)
+        for latest in paths:
+            temporary[latest].chmod(0o666 & ~umask)
+        for latest in paths:
             if before_replace is not None:
-                before_replace(path)
-            temporary.pop(path).replace(path)
+                before_replace(latest)
+            temporary.pop(latest).replace(latest)
         if durable:
             for folder in {path.parent for path in paths}:
                 _sync_folder(folder)
     except OSError as error:
-        raise UserError(_cannot_be_written(path, error)) from error
+        raise UserError(_cannot_be_written(latest, error)) from error
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
 
 
-# What a disk says that is full, forbids writing, or fails.
+# What a disk says that is full, forbids writing, or fails; and what a system says of too many open files.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 
 def explain_disk_error(error: BaseException) -> str | None:
-    """What to do about an error by which a disk takes no files; None for any other."""
-    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+    """What to do about an error by which no more files are written or opened; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS | _TOO_MANY:
         return None
     return _cannot_be_written(error.filename or "a file", error)
 
 
 def _cannot_be_written(path: Path | str, error: OSError) -> str:
-    return (
-        f"{path} cannot be written ({error.strerror}): free space or permit writing there,"
-        " and run the same command again"
-    )
+    remedy = "let a process have more files open (ulimit -n)"
+    if error.errno not in _TOO_MANY:
+        remedy = "free space or permit writing there"
+    return f"{path} cannot be written ({error.strerror}): {remedy}, and run the same command again"
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -111,6 +117,11 @@ def make_folder(path: Path) -> None:
         raise UserError(
             f"{path} cannot be made ({error.strerror}): permit writing there, and run the same command again"
         ) from error
+
+
+def argument_text(text: str) -> str:
+    """What an argument says; "-" stands for standard input, as a command line holds no more than 128 KiB in one."""
+    return sys.stdin.read() if text == "-" else text
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -230,9 +241,7 @@ def claim_folder(folder: Path) -> Iterator[bool]:
         waited = True
         lock.acquire()
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}): permit writing there, and run the same command again"
-        ) from error
+        raise UserError(_cannot_be_written(folder, error)) from error
     try:
         yield waited
     finally:

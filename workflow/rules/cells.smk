@@ -30,7 +30,7 @@ for job, cells in JOBS.items():
             mem_mb=memory_of(cells),
         params:
             # As a function of the outputs it is none of what Snakemake compares: a cell more trains it alone.
-            requests=lambda wildcards, output: request_arguments(output.summary),
+            requests=lambda wildcards, output: request_lines(output.summary),
             settings=settings_of(cells),
             code=CODE,
         shell:
@@ -57,7 +57,7 @@ rule train:
         **TRAINING_RESOURCES,
         mem_mb=memory_of(["{cell}"]),
     params:
-        requests=lambda wildcards, output: request_arguments([output.summary]),
+        requests=lambda wildcards, output: request_lines([output.summary]),
         settings=lambda wildcards: settings_of([wildcards.cell]),
         code=CODE,
     shell:

@@ -41,9 +41,9 @@ rule claims:
         confidence=CONFIG.analysis.confidence,
         preset=CONFIG.preset,
     shell:
-        "{PYTHON} -m mup_moe claims --claims {params.claims:q} --results results"
+        "{PYTHON} -m mup_moe claims --claims - --results results"
         " --confidence {params.confidence} --preset {params.preset:q}"
-        " --out results/claims --tests {output.tests} 2> {log}"
+        " --out results/claims --tests {output.tests} 2> {log} <<< {params.claims:q}"
 
 
 rule paper:

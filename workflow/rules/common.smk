@@ -34,7 +34,7 @@ from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
 from mup_moe.progress import report_progress
 from mup_moe.training.capacity import memory_mb
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, to_lines
 from mup_moe.training.code import SOURCES, code_digest
 
 DEFAULTS = Path(workflow.basedir) / "config.yaml"
@@ -166,34 +166,14 @@ def request_of(cell_id):
     return TrainingRequest(cell, setup.model, setup.training, rules)
 
 
-@cache
-def request_json(cell_id):
-    """The training request of a cell as JSON."""
-    return request_of(cell_id).to_json()
-
-
-def request_arguments(summaries):
-    """The options that ask `train` for the cells of these summaries."""
-    asked = by_settings(Path(path).parent.name for path in summaries)
-    # What cells share is said once: a shell takes 128 KiB.
-    requests = (
-        json.dumps(json.loads(key) | {"cell": ids}) for key, ids in asked.items()
-    )
-    return " ".join(f"--request {shlex.quote(request)}" for request in requests)
+def request_lines(summaries):
+    """What asks `train` for the cells of these summaries."""
+    return "\n".join(to_lines(request_of(Path(path).parent.name) for path in summaries))
 
 
 def settings_of(cell_ids):
     """What cells are trained with, apart from what their names say: an edit of it trains them anew."""
-    return sorted(by_settings(cell_ids))
-
-
-def by_settings(cell_ids):
-    """Cells by the JSON of what they are trained with."""
-    found = {}
-    for cell_id in cell_ids:
-        request = json.loads(request_json(cell_id)) | {"cell": None}
-        found.setdefault(json.dumps(request, sort_keys=True), []).append(cell_id)
-    return found
+    return sorted({request_of(cell_id).settings for cell_id in cell_ids})
 
 
 def corpus_of(cell_id):
@@ -264,12 +244,13 @@ TRAINING_RESOURCES = GPU | dict(
     checkpoint_seconds=str(CONFIG.execution.checkpoint_seconds),
     hang_seconds=str(CONFIG.execution.hang_seconds),
 )
+# What can be long comes by standard input: an argument holds 128 KiB, and Snakemake has long text in a file.
 TRAIN = (
-    "{PYTHON} -m mup_moe train {params.requests}"
+    "{PYTHON} -m mup_moe train --request -"
     " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
     " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
     " --checkpoint-seconds {resources.checkpoint_seconds} --hang-seconds {resources.hang_seconds}"
-    " 2>> {log:q}"
+    " 2>> {log:q} <<< {params.requests:q}"
 )
 
 

@@ -36,7 +36,7 @@ rule figure:
         request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
     shell:
         "{PYTHON} -m mup_moe figure --runs {input.runs} --optima {input.optima}"
-        " --name {wildcards.figure} --figure {params.request:q} --out {output.pdf} --png {output.png} 2> {log}"
+        " --name {wildcards.figure} --figure - --out {output.pdf} --png {output.png} 2> {log} <<< {params.request:q}"
 
 
 rule composition:
@@ -82,7 +82,7 @@ rule composition:
         ),
     shell:
         "{PYTHON} -m mup_moe composition --runs {input.runs} --optima {input.optima}"
-        " --figures {params.requests:q} --out {output.pdf} --png {output.png} 2> {log}"
+        " --figures - --out {output.pdf} --png {output.png} 2> {log} <<< {params.requests:q}"
 
 
 rule reference:
@@ -103,5 +103,5 @@ rule reference:
         code=ANALYSIS_CODE,
         request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
     shell:
-        "{PYTHON} -m mup_moe reference --runs {input.runs} --figure {params.request:q}"
-        " --out {output} 2> {log}"
+        "{PYTHON} -m mup_moe reference --runs {input.runs} --figure -"
+        " --out {output} 2> {log} <<< {params.request:q}"

@@ -27,7 +27,7 @@ rule probe:
         steps=lambda wildcards: ",".join(map(str, CONFIG.probes[wildcards.probe].steps)),
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
         requests=lambda wildcards: "\n".join(
-            request_json(cell.id) for cell in probe_cells(wildcards)
+            request_of(cell.id).to_json() for cell in probe_cells(wildcards)
         ),
     shell:
         "printf '%s' {params.requests:q} | {PYTHON} -m mup_moe probe"

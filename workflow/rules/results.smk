@@ -45,8 +45,8 @@ rule optima:
             {wildcards.figure: figure_request(CONFIG, wildcards.figure)}
         ),
     shell:
-        "{PYTHON} -m mup_moe optima --runs {input} --figures {params.requests:q}"
-        " --out {output} 2> {log}"
+        "{PYTHON} -m mup_moe optima --runs {input} --figures -"
+        " --out {output} 2> {log} <<< {params.requests:q}"
 
 
 rule collect:

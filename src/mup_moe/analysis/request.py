@@ -11,7 +11,7 @@ from typing import Any, Self
 from mup_moe.config.cell import AXES
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
-from mup_moe.files import UserError
+from mup_moe.files import UserError, argument_text
 
 
 def figure_request(config: Config, name: str) -> dict[str, Any]:
@@ -76,9 +76,9 @@ class FigureRequest:
 
 
 def parse_json(text: str, option: str) -> dict[str, Any]:
-    """The mapping that a command-line option holds as JSON. Raises UserError."""
+    """The mapping that a command-line option, or standard input for "-", holds as JSON. Raises UserError."""
     try:
-        value = json.loads(text)
+        value = json.loads(argument_text(text))
     except json.JSONDecodeError as error:
         raise UserError(f"{option} is not JSON ({error}): pass what the workflow passes") from None
     if not isinstance(value, dict):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mup_moe.config.document import ConfigError, in_one_line, read_document, read_value
+from mup_moe.config.document import ConfigError, cut, in_one_line, read_document, read_value
 from mup_moe.config.load import overlay
 
 # Each is one option of Snakemake under two names.
@@ -72,6 +72,6 @@ def check_profile(given: Collection[str], of_profile: Mapping[str, object]) -> N
 
 def describe(preset: object, files: Sequence[Path], entries: Sequence[str]) -> str:
     """The layers of a config in one line, the lowest first."""
-    rest = [f"--config {entry}" for entry in entries if not entry.startswith("preset=")]
+    rest = [f"--config {cut(entry)}" for entry in entries if not entry.startswith("preset=")]
     layers = ["config.yaml", f"preset {preset}", *map(str, files), *rest]
     return in_one_line(", ".join(layers))

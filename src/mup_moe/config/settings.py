@@ -366,6 +366,8 @@ class AnalysisSettings(_Section):
         _require(0 < self.confidence < 1, f"`confidence` is {self.confidence} but must lie between 0 and 1")
 
 
+# Each cell of a job is a lock, and most systems let a process have 1,024 files open.
+MOST_CELLS_PER_JOB = 500
 # How the steps of training are issued to the device.
 STEPS = ("eager", "compiled", "graph")
 
@@ -387,8 +389,10 @@ class ExecutionSettings(_Section):
         _at_least(self, 1, "threads", most=2**12)
         _require(self.replicas == "auto" or self.replicas >= 1, f"`replicas` is {self.replicas} but must be at least 1")
         _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
-        # A command line holds some thousands of names, and each cell of a job is a lock and open files.
-        _require(1 <= self.cells_per_job <= 500, f"`cells_per_job` is {self.cells_per_job} but must be from 1 to 500")
+        _require(
+            1 <= self.cells_per_job <= MOST_CELLS_PER_JOB,
+            f"`cells_per_job` is {self.cells_per_job} but must be from 1 to {MOST_CELLS_PER_JOB}",
+        )
         _require(
             self.cells_per_job == 1 or bool(self.lockstep), "`cells_per_job` is for cells in lockstep: list its axes"
         )

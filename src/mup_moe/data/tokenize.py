@@ -28,6 +28,7 @@ from mup_moe.data.spool import Spool, pack
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
 from mup_moe.files import (
     UserError,
+    argument_text,
     atomic_write,
     claim_folder,
     file_digest,
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises UserError."""
-    tokenize(parse_corpus(arguments.corpus), arguments.out, arguments.threads)
+    tokenize(parse_corpus(argument_text(arguments.corpus)), arguments.out, arguments.threads)
     if said := remark_of(arguments.out):
         _say(f"corpus {arguments.out.name}: {said}")
 

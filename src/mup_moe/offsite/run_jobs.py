@@ -9,6 +9,7 @@ import math
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mup_moe.offsite.archive import CellArchives, pack_logs
 from mup_moe.offsite.job_list import Job, read_jobs
 from mup_moe.offsite.job_time import JobTimes
 from mup_moe.training.heartbeat import Heartbeat
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, to_lines
 
 # What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
@@ -149,15 +150,15 @@ class _Visit:
     def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
         log = self._log_of(job)
         make_folder(log.parent)
-        command = [sys.executable, "-m", "mup_moe", "train", *more]
-        for request in left:
-            command += ["--request", request.to_json()]
+        command = [sys.executable, "-m", "mup_moe", "train", *more, "--request", "-"]
         command += ["--tokens", str(self._results / "data" / job.corpus), "--out", str(self._results / "cells")]
         for option in _OPTIONS:
             if getattr(self._arguments, option) is not None:
                 command += [f"--{option.replace('_', '-')}", str(getattr(self._arguments, option))]
-        with log.open("a") as file:
-            return subprocess.Popen(command, stderr=file)  # noqa: S603 - our own command
+        with log.open("a") as file, tempfile.TemporaryFile("w+") as asked:
+            asked.write("\n".join(to_lines(left)))
+            asked.seek(0)
+            return subprocess.Popen(command, stdin=asked, stderr=file)  # noqa: S603 - our own command
 
     def _log_of(self, job: Job) -> Path:
         return self._results / "logs" / "train" / f"{job.name}.log"

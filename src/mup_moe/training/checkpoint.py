@@ -1,7 +1,6 @@
 """Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each."""
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -36,16 +35,13 @@ def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] 
 
     after_each: is called when one has been written, as many large ones may take long.
     """
-    paths = [folder / CHECKPOINT for folder in checkpoints]
-    with atomic_writes(paths, before_replace=_keep_previous) as files:
-        for file, checkpoint in zip(files, checkpoints.values(), strict=True):
+    with atomic_writes(before_replace=_keep_previous) as write:
+        for folder, checkpoint in checkpoints.items():
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
             metadata = checkpoint.as_metadata()
             metadata["digest"] = _digest(tensors, metadata)
-            file.write(safetensors.torch.save(tensors, metadata))
-            # Not all in the end: it is what takes long.
-            file.flush()
-            os.fsync(file.fileno())
+            with write(folder / CHECKPOINT) as file:
+                file.write(safetensors.torch.save(tensors, metadata))
             after_each()
 
 

@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
 
+from mup_moe.config.jobs import even_parts
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
@@ -18,14 +21,16 @@ from mup_moe.training.device import (
     explain_out_of_memory,
     keep_compiled_code_apart,
     keep_freed_pages,
+    type_of,
 )
-from mup_moe.training.job import Job
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.job import Job, stacks_of_shapes
+from mup_moe.training.open_files import most_locks
+from mup_moe.training.request import TrainingRequest, read_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    help_request = "a training request as JSON, whose `cell` may be a list; once for each set of settings"
+    help_request = "a training request as JSON, whose `cell` may be a list; - reads stdin, which has one a line"
     parser.add_argument("--request", required=True, action="append", dest="requests", help=help_request)
     parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
     parser.add_argument("--out", required=True, type=Path, help="the folder that has a folder for each cell")
@@ -45,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     keep_compiled_code_apart()
-    requests = [request for text in arguments.requests for request in TrainingRequest.read_all(text)]
+    asked = sys.stdin if arguments.requests == ["-"] else arguments.requests
+    requests = read_lines(asked)
     if arguments.compile_only:
         cells, tokens = _open(arguments, requests)
         with claim_device(arguments.device, beside=True) as device:
@@ -53,17 +59,36 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with _keeping_reasons([arguments.out / request.cell.id for request in requests]) as unfinished:
         cells, tokens = _open(arguments, requests)
-        with contextlib.ExitStack() as held:
-            # In one order for everybody: two processes must not wait for each other.
-            for folder in sorted(cell.folder for cell in cells):
-                held.enter_context(claim_folder(folder))
-            for cell in cells:
-                if cell.publish():
-                    unfinished.remove(cell.folder)
-            if unfinished:
-                device = held.enter_context(claim_device(arguments.device))
-                _job(arguments, cells, unfinished, tokens, device).run()
+        for part in _parts(arguments, cells, tokens):
+            with contextlib.ExitStack() as held:
+                # In one order for everybody: two processes must not wait for each other.
+                for folder in sorted(cell.folder for cell in part):
+                    held.enter_context(claim_folder(folder))
+                for cell in part:
+                    if cell.publish():
+                        unfinished.remove(cell.folder)
+                left = [cell for cell in part if cell.folder in unfinished]
+                if left:
+                    device = held.enter_context(claim_device(arguments.device))
+                    _job(arguments, cells, unfinished, tokens, device).run(left)
     return 0
+
+
+def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: Tokens) -> Sequence[Sequence[CellFiles]]:
+    """The cells in parts that a process may hold at once: one, but for a low limit of open files."""
+    most = most_locks(len(cells))
+    if len(cells) <= most:
+        return [cells]
+    print(f"{len(cells)} cells are more than the open files that are allowed: {most} at a time", file=sys.stderr)
+    shapes = stacks_of_shapes(cells, tokens, type_of(arguments.device), arguments.replicas)
+    parts: list[list[CellFiles]] = [[]]
+    # Whole stacks as far as they fit, so that cells are trained together as without the limit.
+    for stack in chain.from_iterable(shapes):
+        for piece in even_parts(stack, most):
+            if len(parts[-1]) + len(piece) > most:
+                parts.append([])
+            parts[-1] += piece
+    return parts
 
 
 def _open(arguments: argparse.Namespace, requests: Sequence[TrainingRequest]) -> tuple[list[CellFiles], Tokens]:

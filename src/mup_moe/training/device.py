@@ -24,15 +24,20 @@ _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
 _SHARE_OF_FREE = 0.5
 
 
+def type_of(wanted: str) -> str:
+    """What "cpu", "cuda" or "auto" (a GPU where there is one) comes to: cpu or cuda."""
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+
+
 @contextlib.contextmanager
 def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
-    """The device for "cpu", "cuda" or "auto" (a GPU where there is one).
+    """The device for what is wanted, as `type_of` takes it.
 
     Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work
     on the first GPU beside whatever has it, within the memory that is free now. Raises UserError where
     "cuda" is wanted and there is none.
     """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+    if type_of(wanted) == "cpu":
         yield torch.device("cpu")
         return
     if not torch.cuda.is_available():
@@ -118,12 +123,31 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def step_on(device: torch.device, wanted: str) -> str:
-    """What `step` comes to on a device: eager, compiled or graph. Raises UserError for a graph on a CPU."""
-    if wanted == "auto":
-        return "graph" if device.type == "cuda" else "eager"
+    """What `step` comes to on a device: eager, compiled or graph.
+
+    Raises UserError for a graph on a CPU, and where torch's compiler has nowhere to write, but for "auto".
+    """
     if wanted == "graph" and device.type != "cuda":
         raise UserError("a step can be replayed as a CUDA graph on a GPU only: set `execution.step` to auto")
-    return wanted
+    step = wanted if wanted != "auto" else "graph" if device.type == "cuda" else "eager"
+    if step == "eager" or (problem := _problem_of_compiler_cache()) is None:
+        return step
+    what = f"the compiler's cache cannot be written ({problem})"
+    if wanted != "auto":
+        raise UserError(f"{what}: set TORCHINDUCTOR_CACHE_DIR to a folder that can be, or `execution.step` to auto")
+    print(f"{what}: steps are issued operator by operator instead", file=sys.stderr, flush=True)
+    return "eager"
+
+
+def _problem_of_compiler_cache() -> str | None:
+    """Why torch's compiler cannot write its files, without which it does not even start; None where it can."""
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def explain_out_of_memory(error: BaseException) -> str | None:

@@ -5,14 +5,14 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from tqdm import tqdm
 
+from mup_moe.config.jobs import even_parts
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
 from mup_moe.model.transformer import model_size
@@ -27,8 +27,6 @@ from mup_moe.training.result import keep_all
 from mup_moe.training.signs_of_life import SignsOfLife
 from mup_moe.training.trainer import Outcome, Trainer
 
-T = TypeVar("T")
-
 
 class Stopwatch:
     """Seconds of training, across interruptions."""
@@ -42,11 +40,16 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
-def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The items in as few parts as hold `most` each, of sizes that differ by one at most: 7 by 6 are 4 and 3."""
-    count = math.ceil(len(items) / most) if items else 0
-    bounds = [round(part * len(items) / count) for part in range(count + 1)] if count else []
-    return [items[first:last] for first, last in pairwise(bounds)]
+def stacks_of_shapes(
+    cells: Sequence[CellFiles], tokens: Tokens, device_type: str, replicas: str
+) -> Iterator[list[Sequence[CellFiles]]]:
+    """The stacks of the cells of each shape, as large as the device likes, or as `replicas` says."""
+    cell_of = {cell.request.cell: cell for cell in cells}
+    for shape, requests in by_shape([cell.request for cell in cells], tokens.vocabulary).items():
+        size = model_size(shape, requests[0].model)
+        most = replicas_on(device_type, replicas, size.parameters) or len(requests)
+        # By all cells, done or not: a stack is to be of the same cells however often it is begun.
+        yield even_parts([cell_of[request.cell] for request in requests], most)
 
 
 # Cells that are trained at once, all at the step of their checkpoints.
@@ -82,19 +85,19 @@ class Job:
         self._pulse = Pulse(hang_seconds, self._tell_hang)
         self._signal: int | None = None
 
-    def run(self) -> None:
-        """Trains them all. Exits, with checkpoints written, when a signal asks for it.
+    def run(self, claimed: Collection[CellFiles]) -> None:
+        """Trains those cells that are claimed. Exits, with checkpoints written, when a signal asks for it.
 
         Raises UserError where models do not fit in memory, once the others are trained.
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        handlers = [signal.signal(number, self._remember) for number in numbers]
         too_large = ""
         with self._pulse.watched():
             for stacks in self._stacks_of_shapes():
                 try:
                     for stack in stacks:
-                        self._train_cells([cell for cell in stack if cell.folder in self._unfinished])
+                        self._train_cells([cell for cell in stack if cell in claimed])
                 except (MemoryError, RuntimeError) as error:
                     reason = explain_out_of_memory(error)
                     if reason is None:
@@ -103,6 +106,15 @@ class Job:
                     print(too_large, file=sys.stderr)
         if too_large:
             raise UserError(too_large)
+        if self._unfinished:
+            # Another part of the job's cells comes next: until it trains, a signal ends the process at once.
+            self._exit_if_asked()
+            for number, handler in zip(numbers, handlers, strict=True):
+                signal.signal(number, handler)
+
+    def _exit_if_asked(self) -> None:
+        if self._signal:
+            sys.exit(128 + self._signal)
 
     def compile(self) -> None:
         """Fills the compiler's cache on disk with the steps of these cells, and trains none."""
@@ -113,13 +125,7 @@ class Job:
                 self._trainer(stack, "compiled").run(1)
 
     def _stacks_of_shapes(self) -> Iterator[list[Sequence[CellFiles]]]:
-        """The stacks of the cells of each shape."""
-        cell_of = {cell.request.cell: cell for cell in self._cells}
-        for shape, requests in by_shape([cell.request for cell in self._cells], self._tokens.vocabulary).items():
-            size = model_size(shape, requests[0].model)
-            most = replicas_on(self._device.type, self._replicas, size.parameters) or len(requests)
-            # By all cells, done or not: a stack is to be of the same cells however often it is begun.
-            yield even_parts([cell_of[request.cell] for request in requests], most)
+        return stacks_of_shapes(self._cells, self._tokens, self._device.type, self._replicas)
 
     def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
         gc.collect()  # of the stack before, which the compiler's functions refer to
@@ -141,8 +147,7 @@ class Job:
     def _train_cells(self, cells: Sequence[CellFiles]) -> None:
         if not cells:
             return
-        if self._signal:
-            sys.exit(128 + self._signal)
+        self._exit_if_asked()
         at_step: dict[int, list[tuple[CellFiles, Checkpoint | None]]] = {}
         for cell, saved in self._saved(cells):
             at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))

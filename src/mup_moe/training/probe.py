@@ -17,11 +17,11 @@ from mup_moe import provenance
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, write_csv, write_json
+from mup_moe.files import write_csv, write_json
 from mup_moe.model.tap import Tap
 from mup_moe.training.code import code_digest
 from mup_moe.training.device import claim_device
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, read_lines
 from mup_moe.training.trainer import Trainer
 
 COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
@@ -80,10 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _read(source: str) -> list[TrainingRequest]:
     text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    requests = [TrainingRequest.from_json(line) for line in text.splitlines() if line.strip()]
-    if not requests:
-        raise UserError("there is no training request to measure: give one as JSON per line")
-    return requests
+    return read_lines(text.splitlines())
 
 
 def _row(cell: Cell, step: int, key: tuple[str, str], value: float) -> list[object]:

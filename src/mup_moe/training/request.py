@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Self
@@ -24,9 +24,17 @@ class TrainingRequest:
 
     def to_json(self) -> str:
         """One line of JSON, equal for equal requests; `from_json` reads it back."""
+        return self._json(self.cell.id)
+
+    @property
+    def settings(self) -> str:
+        """What `to_json` says of all but the cell."""
+        return self._json(None)
+
+    def _json(self, cell: str | None) -> str:
         return json.dumps(
             {
-                "cell": self.cell.id,
+                "cell": cell,
                 "model": _plain(self.model),
                 "training": _plain(self.training),
                 "parametrization": self.parametrization.as_row(),
@@ -72,6 +80,22 @@ class TrainingRequest:
     def fingerprint(self, tokens_digest: str, code: str) -> str:
         """A digest of everything that the cell's result depends on, the machine apart."""
         return hashlib.sha256("\n".join([self.digest, tokens_digest, code]).encode()).hexdigest()[:16]
+
+
+def to_lines(requests: Iterable[TrainingRequest]) -> list[str]:
+    """A line of JSON for each set of settings, with a list of ids for "cell"; `read_lines` reads them back."""
+    cells: dict[str, list[str]] = {}
+    for request in requests:
+        cells.setdefault(request.settings, []).append(request.cell.id)
+    return [json.dumps(json.loads(settings) | {"cell": ids}) for settings, ids in cells.items()]
+
+
+def read_lines(lines: Iterable[str]) -> list[TrainingRequest]:
+    """Reads `to_lines`, or lines of `to_json`. Raises UserError for anything else."""
+    requests = [request for line in lines if line.strip() for request in TrainingRequest.read_all(line)]
+    if not requests:
+        raise UserError("there is no training request: give one as JSON per line")
+    return requests
 
 
 def _not_ours(error: Exception) -> UserError:

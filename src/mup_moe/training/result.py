@@ -7,7 +7,6 @@ that the summary says.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +174,9 @@ def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str
 
 
 def _write_all(contents: Mapping[Result, tuple[bytes, bytes]]) -> None:
-    # The summary, which vouches for the history, comes after it.
-    paths = [path for result in contents for path in result.kept_files]
-    with atomic_writes(paths) as files:
-        for file, content in zip(files, chain.from_iterable(contents.values()), strict=True):
-            file.write(content)
+    with atomic_writes() as write:
+        for result, parts in contents.items():
+            # The summary, which vouches for the history, comes after it.
+            for path, content in zip(result.kept_files, parts, strict=True):
+                with write(path) as file:
+                    file.write(content)
