@@ -4,17 +4,18 @@ Reads the CSVs that are there, those of a GPU under gpu/, and writes benchmarks.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-matplotlib.use("agg")
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from mup_moe.analysis.plotting import Axes, FuncFormatter, LogLocator, NullFormatter, NullLocator  # noqa: E402
+from mup_moe.analysis.plotting import pyplot as plt  # noqa: E402
+
 OURS, PEER, ALIKE, LEAST = "#0072B2", "#D55E00", "#E69F00", "#999999"
 COMPILED = "#009E73"
 TIMES = "\N{MULTIPLICATION SIGN}"

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-import seaborn as sns
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
@@ -39,6 +29,18 @@ from mup_moe.analysis.panel import (
     Scale,
     Style,
     draw_panel,
+)
+from mup_moe.analysis.plotting import (
+    ConstrainedLayoutEngine,
+    Figure,
+    FixedLocator,
+    FuncFormatter,
+    Line2D,
+    MaxNLocator,
+    Patch,
+    SubFigure,
+    matplotlib,
+    sns,
 )
 from mup_moe.analysis.reference import published_curves, published_points
 from mup_moe.analysis.request import FigureRequest, parse_json
@@ -139,7 +141,7 @@ def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]
 @contextmanager
 def drawing_style() -> Iterator[None]:
     """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
-    with sns.axes_style("ticks"), matplotlib.rc_context(RC):
+    with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
         yield
 
 

@@ -13,10 +13,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.ticker import EngFormatter
 
 from mup_moe.analysis.cost import size_of, tokens_of_run, tokens_of_step
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
+from mup_moe.analysis.plotting import EngFormatter
 from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from mup_moe.analysis.figure import LEGEND, RC, WIDTH, save
+from mup_moe.analysis.figure import LEGEND, WIDTH, drawing_style, save
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.panel import DOTTED, FAINT, INK
+from mup_moe.analysis.plotting import (
+    ConstrainedLayoutEngine,
+    Figure,
+    FixedLocator,
+    FuncFormatter,
+    Line2D,
+    MaxNLocator,
+    NullLocator,
+    sns,
+)
 from mup_moe.analysis.slopes import Slope, read_slopes, read_values
 
 ROW_HEIGHT = 1.45  # inches
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the figure. Raises UserError for values or slopes that are missing or damaged."""
     values, slopes = read_values(arguments.values), read_slopes(arguments.slopes)
-    with sns.axes_style("ticks"), matplotlib.rc_context(RC):
+    with drawing_style():
         draw = draw_activations if arguments.measure == "activations" else draw_covariance
         save(draw(values, slopes), arguments.out, arguments.png)
 
