@@ -33,6 +33,11 @@ def _by_two(axes: Axes, values: pd.Series, label: str) -> None:
     axes.set_xlabel(label)
 
 
+def read(path: Path) -> pd.DataFrame:
+    """The table of a benchmark; an empty field is NaN, and a figure's name is as it was."""
+    return pd.read_csv(path, dtype={"figure": str}, keep_default_na=False, na_values=[""])  # noqa: TID251
+
+
 def best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The row of the largest value at each width."""
     return rows.loc[rows.groupby("width")[column].idxmax()].sort_values("width")
@@ -243,7 +248,7 @@ def main() -> None:
     figure = plt.figure(figsize=(17, 7.6 * len(folders)), layout="constrained")
     parts = figure.subfigures(len(folders), 1, squeeze=False, hspace=0.04)
     for part, folder in zip(parts.flatten(), folders, strict=True):
-        tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+        tables = {path.stem: read(path) for path in folder.glob("*.csv")}
         panels = [(name, draw) for name, draw in PANELS if name in tables]
         part.suptitle(machine(tables), fontsize=11, fontweight="bold")
         grid = part.subplots(2, 4).flatten()

@@ -86,12 +86,13 @@ class Machine:
 
         Raises UserError, also for rows of several machines.
         """
-        table = read_table(path, ("architecture", "default", "width", "gflops", "cpu", "threads"))
+        columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
+        table = read_table(path, columns)
         table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
-        names = table["cpu"].astype(str) + ", " + table["threads"].astype(str) + " thread"
+        names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
         names += np.where(table["threads"] == 1, "", "s")
         if "gpu" in table.columns:
-            names = table["gpu"].astype("object").where(table["gpu"].notna(), names)
+            names = table["gpu"].where(table["gpu"] != "", names)
         known = list(dict.fromkeys(names))
         if len(known) != 1:
             raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")
