@@ -21,6 +21,7 @@ with chdir(sysconfig.get_path("stdlib")):
         import seaborn as sns
         from matplotlib import pyplot
         from matplotlib.axes import Axes
+        from matplotlib.axis import Axis
         from matplotlib.figure import Figure, SubFigure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.lines import Line2D
@@ -33,10 +34,12 @@ with chdir(sysconfig.get_path("stdlib")):
             MaxNLocator,
             NullFormatter,
             NullLocator,
+            ScalarFormatter,
         )
 
 __all__ = [
     "Axes",
+    "Axis",
     "ConstrainedLayoutEngine",
     "EngFormatter",
     "Figure",
@@ -49,6 +52,7 @@ __all__ = [
     "NullLocator",
     "Patch",
     "Rectangle",
+    "ScalarFormatter",
     "SubFigure",
     "matplotlib",
     "pyplot",
