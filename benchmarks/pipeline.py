@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 from common import PROVENANCE, ROOT, machine_row, seconds_of
 
+from mup_moe.analysis.runs import read_table
 from mup_moe.files import read_json, write_csv
 
 COLUMNS = (
@@ -97,9 +98,10 @@ def job_seconds(folder: Path) -> float:
 def optima_of(results: Path) -> pd.DataFrame:
     """Of each curve, in one order, the learning rate of the lowest loss and the fitted one, as powers of 2."""
     curve = ["parametrization", "width"]
-    runs = pd.read_csv(results / "runs.csv")
+    runs = read_table(results / "runs.csv", {"width": int, "learning_rate": float, "train_loss": float})
     lowest = runs.loc[runs.groupby(curve)["train_loss"].idxmin()].set_index(curve)["learning_rate"]
-    fitted = pd.read_csv(results / "optima.csv").rename(columns={"value": "width"}).set_index(curve)["log2_lr"]
+    optima = read_table(results / "optima.csv", {"value": int, "log2_lr": float})
+    fitted = optima.rename(columns={"value": "width"}).set_index(curve)["log2_lr"]
     return pd.DataFrame({"lowest": lowest, "fitted": fitted}).sort_index()
 
 

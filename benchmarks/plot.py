@@ -4,17 +4,18 @@ Reads the CSVs that are there, those of a GPU under gpu/, and writes benchmarks.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-matplotlib.use("agg")
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from mup_moe.analysis.plotting import Axes, FuncFormatter, LogLocator, NullFormatter, NullLocator  # noqa: E402
+from mup_moe.analysis.plotting import pyplot as plt  # noqa: E402
+
 OURS, PEER, ALIKE, LEAST = "#0072B2", "#D55E00", "#E69F00", "#999999"
 COMPILED = "#009E73"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -30,6 +31,11 @@ def _by_two(axes: Axes, values: pd.Series, label: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.4)
     axes.set_xlabel(label)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The table of a benchmark; an empty field is NaN, and a figure's name is as it was."""
+    return pd.read_csv(path, dtype={"figure": str}, keep_default_na=False, na_values=[""])  # noqa: TID251
 
 
 def best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -242,7 +248,7 @@ def main() -> None:
     figure = plt.figure(figsize=(17, 7.6 * len(folders)), layout="constrained")
     parts = figure.subfigures(len(folders), 1, squeeze=False, hspace=0.04)
     for part, folder in zip(parts.flatten(), folders, strict=True):
-        tables = {path.stem: pd.read_csv(path) for path in folder.glob("*.csv")}
+        tables = {path.stem: read(path) for path in folder.glob("*.csv")}
         panels = [(name, draw) for name, draw in PANELS if name in tables]
         part.suptitle(machine(tables), fontsize=11, fontweight="bold")
         grid = part.subplots(2, 4).flatten()

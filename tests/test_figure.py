@@ -7,7 +7,6 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
 from PIL import Image
 
 from mup_moe.__main__ import main
@@ -15,6 +14,7 @@ from mup_moe.analysis import figure as drawing
 from mup_moe.analysis.figure import shared_scale
 from mup_moe.analysis.optima import read_optima
 from mup_moe.analysis.panel import summary
+from mup_moe.analysis.plotting import matplotlib
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 
@@ -249,7 +249,9 @@ def test_no_summary_runs_into_another(tmp_path, parametrizations):
     request = over("granularity", (1, 2, 4, 8, 16), 1, parametrizations)
     make_tables(tmp_path, request)
     figure = drawn(tmp_path, request)
-    summaries = [text.get_window_extent() for text in figure.findobj(Text) if "regret" in text.get_text()]
+    summaries = [
+        text.get_window_extent() for text in figure.findobj(matplotlib.text.Text) if "regret" in text.get_text()
+    ]
     assert len(summaries) == len(parametrizations)
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in summaries)
     for a, b in itertools.combinations(summaries, 2):

@@ -11,17 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-import seaborn as sns
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
@@ -40,9 +30,21 @@ from mup_moe.analysis.panel import (
     Style,
     draw_panel,
 )
+from mup_moe.analysis.plotting import (
+    ConstrainedLayoutEngine,
+    Figure,
+    FixedLocator,
+    Line2D,
+    MaxNLocator,
+    Patch,
+    SubFigure,
+    matplotlib,
+    sns,
+)
 from mup_moe.analysis.reference import published_curves, published_points
 from mup_moe.analysis.request import FigureRequest, parse_json
 from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.analysis.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
 from mup_moe.files import atomic_write
 
 COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
@@ -50,7 +52,9 @@ WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
 LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
+LR_MARGIN = 0.4  # octaves beyond the learning rates, of a grid that spans one or more
 INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
+ALIKE = 1e-7  # octaves: closer learning rates are drawn at one place
 LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
 LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
 RC: dict[Any, Any] = {
@@ -139,7 +143,7 @@ def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]
 @contextmanager
 def drawing_style() -> Iterator[None]:
     """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
-    with sns.axes_style("ticks"), matplotlib.rc_context(RC):
+    with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
         yield
 
 
@@ -201,7 +205,7 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
         room = (top - bottom) / 2
         near = near[(bottom - room <= near) & (near <= top + room)]
         bottom, top = min(bottom, near.min()), max(top, near.max())
-        margin = 0.05 * max(top - bottom, 0.02)
+        margin = 0.05 * max(top - bottom, 0.02, 1e-3 * abs(top))
         bottom, top = bottom - margin, top + margin
     marked = not np.all(means <= top)  # written so that NaN is marked
     lanes = max(len(of_panel) for of_panel in curves.values()) if marked else 0
@@ -209,7 +213,9 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
     strip = (top - bottom) * inches / (PANEL_HEIGHT - inches)
     seen = [curve.log2_lr[(bottom <= curve.mean) & (curve.mean <= top)] for curve in theirs]
     lr = np.concatenate([*(curve.log2_lr for curve in every), *seen])
-    return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - 0.4, lr.max() + 0.4))
+    span = float(np.ptp(lr))
+    beyond = LR_MARGIN * min(span, 1.0) if span > ALIKE else LR_MARGIN
+    return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - beyond, lr.max() + beyond))
 
 
 def _title(request: FigureRequest, panel: Any) -> str:
@@ -225,14 +231,14 @@ def _title(request: FigureRequest, panel: Any) -> str:
 def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest, panel_inches: float) -> None:
     axes = grid.flat[0]
     axes.set(xlim=scale.lr, ylim=(scale.bottom, scale.upper))
-    octaves = range(math.ceil(scale.lr[0]), math.floor(scale.lr[1]) + 1)
-    room = (panel_inches - 0.4) / 0.27  # labels such as 2^-10, side by side
-    step = next(2**power for power in range(20) if len(octaves) / 2**power <= room)
-    axes.xaxis.set_major_locator(FixedLocator([octave for octave in octaves if octave % step == 0]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda octave, _: f"$2^{{{octave:g}}}$"))
-    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(scale.bottom, scale.top)
+    ticks = MaxNLocator(nbins=6, steps=NICE).tick_values(scale.bottom, scale.top)
     measured = any(np.isfinite(curve.mean).any() for of_panel in curves.values() for curve in of_panel.values())
     axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if measured and scale.bottom <= y <= scale.top]))
+    axes.yaxis.set_major_formatter(number_formatter((scale.bottom, scale.top)))
+    inches = panel_inches - 0.4 - excess(*labels(axes.yaxis))
+    rates = rate_ticks([math.log2(rate) for rate in request.figure.axes.learning_rate], scale.lr, inches)
+    for axes in grid.flat:
+        label_axis(axes, rates, inches)
     for axes in grid[:, 0]:
         axes.set_ylabel(LOSS_LABELS[request.analysis.loss])
     for column in range(grid.shape[1]):

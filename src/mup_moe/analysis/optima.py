@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
     figure: str
     setup: str
-    panel: Any
+    panel: str
     parametrization: str
     axis: str
     value: int
@@ -72,7 +72,7 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
                 yield Row(
                     figure=name,
                     setup=request.figure.setup,
-                    panel=panel,
+                    panel=str(panel),
                     parametrization=request.parametrization(panel),
                     axis=request.figure.curve,
                     value=value,
@@ -98,9 +98,7 @@ def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[R
 
 def read_rows(path: Path) -> list[Row]:
     """Reads what `optima` wrote. Raises UserError."""
-    text = ("figure", "setup", "panel", "parametrization", "axis", "interval", "fit", "drift_interval")
-    table = read_table(path, Row._fields, text)
-    table = table.fillna(dict.fromkeys(text, ""))
+    table = read_table(path, get_type_hints(Row))
     return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False, name=None)]
 
 

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from mup_moe.analysis.curve import Curve, finite_runs
 from mup_moe.analysis.names import axis_value
 from mup_moe.analysis.optima import Row
+from mup_moe.analysis.plotting import Axes, Rectangle, sns
 
 INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"
 DOTTED = (0, (1, 2))

@@ -13,10 +13,10 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from matplotlib.ticker import EngFormatter
 
 from mup_moe.analysis.cost import size_of, tokens_of_run, tokens_of_step
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
+from mup_moe.analysis.plotting import EngFormatter
 from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
@@ -89,12 +89,13 @@ class Machine:
 
         Raises UserError, also for rows of several machines.
         """
-        table = read_table(path, ("architecture", "default", "width", "gflops", "cpu", "threads"))
+        columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
+        table = read_table(path, columns)
         table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
-        names = table["cpu"].astype(str) + ", " + table["threads"].astype(str) + " thread"
+        names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
         names += np.where(table["threads"] == 1, "", "s")
         if "gpu" in table.columns:
-            names = table["gpu"].astype("object").where(table["gpu"].notna(), names)
+            names = table["gpu"].where(table["gpu"] != "", names)
         known = list(dict.fromkeys(names))
         if len(known) != 1:
             raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")

@@ -2,28 +2,30 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from mup_moe.analysis.figure import LEGEND, RC, WIDTH, save
+from mup_moe.analysis.figure import LEGEND, WIDTH, drawing_style, save
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.panel import DOTTED, FAINT, INK
+from mup_moe.analysis.plotting import (
+    ConstrainedLayoutEngine,
+    Figure,
+    FuncFormatter,
+    Line2D,
+    MaxNLocator,
+    NullLocator,
+    sns,
+)
 from mup_moe.analysis.slopes import Slope, read_slopes, read_values
+from mup_moe.analysis.ticks import excess, label_axis, labels, number_formatter, thinned
 
 ROW_HEIGHT = 1.45  # inches
+Y_LABELS = 0.55  # inches, of the labels beside a panel
 # What Lemma B.1 and its neighbourhood predict under muP: steps taken -> slope.
 _ALIGNING = {range(1): -0.5, range(2, 1000): 0.0}
 PREDICTED = {
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes the figure. Raises UserError for values or slopes that are missing or damaged."""
     values, slopes = read_values(arguments.values), read_slopes(arguments.slopes)
-    with sns.axes_style("ticks"), matplotlib.rc_context(RC):
+    with drawing_style():
         draw = draw_activations if arguments.measure == "activations" else draw_covariance
         save(draw(values, slopes), arguments.out, arguments.png)
 
@@ -75,16 +77,14 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     for axes, quantity in zip(grid[0], quantities, strict=True):
         axes.set_title(TITLES.get(quantity, quantity), pad=12)
     for column in grid.T:
-        # What hardly moves should look so.
-        low, high = column[0].get_ylim()
-        column[0].set_ylim(min(low, (low + high) / 2 - 1.5), max(high, (low + high) / 2 + 1.5))
+        _widen(column[0], 3.0)
     for axes in grid.flat:
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_formatter(_powers())
-    _label_widths(grid, values)
     figure.supylabel("mean absolute entry", fontsize=8)
     handles = [Line2D([], [], color=shades[step], lw=1.6) for step in steps]
     _legend(figure, [Line2D([], [], ls=""), *handles], ["steps taken", *map(str, steps)])
+    _label_widths(grid, values, WIDTH / len(quantities) - Y_LABELS)
     return figure
 
 
@@ -112,6 +112,9 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
                 below, [s for s in slopes if (s.parametrization, s.quantity) == (rule, quantity)], style, rules
             )
         above.set_title(quantity.replace("-logit ", "-logit\n"), linespacing=1.1)
+        low, high = above.get_ylim()
+        if math.floor(high) - math.ceil(low) < 1:  # less than two powers in view
+            _widen(above, 3.0)
         above.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         above.yaxis.set_major_formatter(_powers())
         below.axhline(0, color=FAINT, lw=0.4, zorder=0)
@@ -120,11 +123,10 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
             if spans:
                 ends = [spans[0] - 0.4, spans[-1] + 0.4]
                 below.plot(ends, [slope] * 2, color=INK, lw=1.1, ls=DOTTED, zorder=1)
-        below.xaxis.set_major_locator(FixedLocator(range(len(steps))))
-        below.xaxis.set_major_formatter(FuncFormatter(lambda at, _: str(steps[int(at)])))
         below.set(xlabel="steps taken", xlim=(-0.5, len(steps) - 0.5))
+        _widen(below, 0.1)
         below.yaxis.set_major_locator(MaxNLocator(5))
-    _label_widths(grid[:1], values)
+        below.yaxis.set_major_formatter(number_formatter(below.get_ylim()))
     grid[0, 0].set_ylabel("size")
     grid[1, 0].set_ylabel("slope on width")
     names = [parametrization_title(rule) for rule in rules]
@@ -134,6 +136,10 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     _legend(
         figure, handles, [*names, f"step {first} (solid: step {last})", "predicted under \N{GREEK SMALL LETTER MU}P"]
     )
+    inches = WIDTH / len(quantities) - Y_LABELS - excess(*(label for below in grid[1] for label in labels(below.yaxis)))
+    _label_widths(grid[:1], values, inches)
+    for below in grid[1]:
+        _label(below, {at: str(step) for at, step in enumerate(steps)}, inches)
     return figure
 
 
@@ -172,18 +178,29 @@ def _slope_text(slopes: Sequence[Slope], rule: str, quantity: str, step: int) ->
     return "" if np.isnan(mean) else f"slope {mean:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _label_widths(grid: Any, values: pd.DataFrame) -> None:
-    widths = sorted(values["width"].unique())
+def _label_widths(grid: Any, values: pd.DataFrame, inches: float) -> None:
+    """Labels horizontal axes that are about so long."""
+    ticks = {math.log2(width): str(width) for width in sorted(values["width"].unique())}
+    margin = 0.05 * (max(ticks) - min(ticks)) or 0.5
     for axes in grid.flat:
-        axes.xaxis.set_major_locator(
-            FixedLocator([math.log2(width) for width in widths[:: math.ceil(len(widths) / 4)]])
-        )
+        # All widths, also where a quantity has no value that can be drawn.
+        axes.set_xlim(min(ticks) - margin, max(ticks) + margin)
+        _label(axes, ticks, inches, most=4)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: f"{2**at:.0f}"))
     for axes in grid[:-1].flat:
         axes.tick_params(labelbottom=False)
     for axes in grid[-1]:
         axes.set_xlabel("width")
+
+
+def _label(axes: Any, ticks: Mapping[float, str], inches: float, most: int | None = None) -> None:
+    label_axis(axes, thinned(ticks, axes.get_xlim(), inches - excess(*ticks.values()), most), inches)
+
+
+def _widen(axes: Any, least: float) -> None:
+    """Has the vertical axis span `least` or more: what hardly moves should look so, between labels."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, (low + high - least) / 2), max(high, (low + high + least) / 2))
 
 
 def _powers() -> FuncFormatter:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from mup_moe.analysis.runs import read_runs
 from mup_moe.config.load import overlay, preset_files, read_document, read_preset, validate
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json
@@ -45,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = validate(overlay(first, read_preset(folder, name), *over))
     sources = [arguments.config[0], *preset_files(folder, name), *arguments.config[1:]]
     folder = results / "recorded" / arguments.name
-    made_by = provenance_of(results, pd.read_csv(results / "runs.csv")["cell"].tolist())
+    made_by = provenance_of(results, read_runs(results / "runs.csv").index.tolist())
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for left in (made, before):

@@ -1,5 +1,7 @@
-"""Reading runs.csv, and the losses of a figure as one array."""
+"""Reading tables, runs.csv among them, and the losses of a figure as one array."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,16 @@ from mup_moe.config.cell import AXES
 from mup_moe.files import UserError
 
 
-def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A CSV that must have `columns`; those in `text` stay text. Raises UserError."""
+def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
+    """A CSV that must have `columns`, each with its type: str, int, float or bool. Raises UserError.
+
+    Other columns are text. Text is what the file says, since a name may be "null", "007" or "1e5"; an empty field is
+    "". A float of an empty field is NaN.
+    """
+    types = defaultdict(lambda: str, columns)
+    missing = {name: ["", "nan"] for name, type_ in columns.items() if type_ is float}
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(text, "str"))
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
@@ -29,8 +37,8 @@ def read_table(path: Path, columns: tuple[str, ...], text: tuple[str, ...] = ())
 
 def read_runs(path: Path) -> pd.DataFrame:
     """runs.csv, indexed by cell id. Raises UserError."""
-    columns = ("cell", "status", "train_loss", "valid_loss")
-    return read_table(path, columns, text=("cell", "status")).drop_duplicates("cell").set_index("cell")
+    columns = {"cell": str, "status": str, "train_loss": float, "valid_loss": float}
+    return read_table(path, columns).drop_duplicates("cell").set_index("cell")
 
 
 def figure_curves(runs: pd.DataFrame, request: FigureRequest) -> dict[Any, dict[int, Curve]]:

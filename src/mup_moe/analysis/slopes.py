@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,7 @@ from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
 from mup_moe.files import UserError, read_json, write_csv
 
-VALUES = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
-TEXT = ("parametrization", "quantity", "block")
+VALUES = {"parametrization": str, "width": int, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
 
 
 class Slope(NamedTuple):
@@ -64,7 +63,7 @@ def _check_alike(paths: Sequence[Path]) -> None:
 
 def read_values(paths: Sequence[Path]) -> pd.DataFrame:
     """The values of all widths in one table. Raises UserError."""
-    table = pd.concat([read_table(path, VALUES, TEXT).fillna({"block": ""}) for path in paths], ignore_index=True)
+    table = pd.concat([read_table(path, VALUES) for path in paths], ignore_index=True)
     if table.empty:
         raise UserError(f"{paths[0]} holds no value: delete it and run the same command again")
     return table
@@ -95,5 +94,5 @@ def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
 
 def read_slopes(path: Path) -> list[Slope]:
     """Reads what `slopes` wrote. Raises UserError."""
-    table = read_table(path, Slope._fields, TEXT).fillna({"block": ""})
+    table = read_table(path, get_type_hints(Slope))
     return [Slope(*record) for record in table[list(Slope._fields)].itertuples(index=False, name=None)]

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.ticker import EngFormatter
-
 from mup_moe.analysis.cost import size_of, tokens_of_run
 from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.plotting import EngFormatter
 from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import validate

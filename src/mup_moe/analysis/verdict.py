@@ -89,7 +89,7 @@ def read_evidence(settings: ClaimsSettings, results: Path) -> Evidence:
 
 
 def _most_tokens(runs: Path) -> int:
-    return int(max(read_table(runs, ("tokens",))["tokens"], default=0))
+    return int(max(read_table(runs, {"tokens": int})["tokens"], default=0))
 
 
 def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
@@ -101,7 +101,7 @@ def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence
 
 
 def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence: Evidence) -> Test:
-    rows = [row for row in evidence.optima[drift.figure] if str(row.panel) == drift.panel]
+    rows = [row for row in evidence.optima[drift.figure] if row.panel == drift.panel]
     test = Test(
         claim=name,
         result=drift.figure,

@@ -1,0 +1,128 @@
+"""Figures look the same whatever a user has set for matplotlib."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from mup_moe.__main__ import main
+from test_figure import make_request, make_tables, over
+
+# What changes a figure, or ends its drawing, if it is heeded.
+HEEDED = """
+backend: TkAgg
+text.usetex: True
+axes.formatter.use_locale: True
+font.family: serif
+font.size: 20
+savefig.bbox: tight
+savefig.transparent: True
+savefig.dpi: 50
+figure.facecolor: red
+axes.prop_cycle: cycler("color", ["red"])
+lines.antialiased: False
+path.sketch: 5, 50, 20
+pdf.compression: 0
+"""
+NOT_UTF8 = "font.family: é\n".encode("latin-1")
+MEASURED = "parametrization,width,seed,step,quantity,block,value\n"
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """What every command that draws reads, and the commands."""
+    folder = tmp_path_factory.mktemp("inputs")
+    requests = {"f": make_request(("sp", "mup"), (32, 64)), "g": over("experts", (2, 8), 8)}
+    for name, request in requests.items():
+        (folder / name).mkdir()
+        make_tables(folder / name, request, name=name)
+    values = [folder / f"w{width}.csv" for width in (8, 16, 32)]
+    for width, path in zip((8, 16, 32), values, strict=True):
+        rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
+        path.write_text(MEASURED + "".join(rows))
+        path.with_suffix(".json").write_text("{}")
+    assert main(["slopes", *map(str, values), "--confidence", "0.9", "--out", str(folder / "slopes.csv")]) == 0
+    runs, optima = ([folder / name / table for name in requests] for table in ("runs.csv", "optima.csv"))
+    probe = ["probe-figure", *values, "--slopes", folder / "slopes.csv", "--measure"]
+    commands = {
+        "figure": ["figure", "--runs", runs[0], "--optima", optima[0], "--figure", json.dumps(requests["f"])],
+        "both": ["composition", "--runs", *runs, "--optima", *optima, "--figures", json.dumps(requests)],
+        "activations": [*probe, "activations"],
+        "covariance": [*probe, "covariance"],
+    }
+    commands["figure"] += ["--name", "f"]
+    return {name: [str(part) for part in command] for name, command in commands.items()}
+
+
+def drawn(inputs, folder, **environment):
+    """Every figure, drawn by a process that works in a folder: name -> bytes."""
+    out = folder / "out"
+    out.mkdir(parents=True)
+    shutil.copy(ROOT / "benchmarks" / "sweep.csv", out)
+    commands = [
+        [*command, "--out", str(out / f"{name}.pdf"), "--png", str(out / f"{name}.png")]
+        for name, command in inputs.items()
+    ]
+    code = (
+        "import json, runpy, sys; from mup_moe.__main__ import main\n"
+        "for command in json.loads(sys.argv[1]): assert main(command) == 0\n"
+        "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    plot = [str(ROOT / "benchmarks" / "plot.py"), "--folder", str(out)]
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(("MPL", "MATPLOTLIB"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands), *plot],
+        cwd=folder,
+        env=ours | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def plain(inputs, tmp_path_factory):
+    """The figures without any settings."""
+    folder = tmp_path_factory.mktemp("plain")
+    figures = drawn(inputs, folder / "work", HOME=str(folder))
+    assert len(figures) == 2 * 4 + 2
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("backend", "named", "in_working_folder", "in_home"),
+    [
+        ("module://matplotlib_inline.backend_inline", "file", None, None),
+        ("nonsense", "folder", None, HEEDED.encode()),
+        ("TkAgg", "missing", HEEDED.encode(), None),
+        ("", None, NOT_UTF8, NOT_UTF8),
+        ("svg", None, None, NOT_UTF8),
+    ],
+)
+def test_figures_are_the_same_whatever_matplotlib_is_told(
+    inputs, plain, tmp_path, backend, named, in_working_folder, in_home
+):
+    work, home = tmp_path / "work", tmp_path / ".config" / "matplotlib"
+    work.mkdir()
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "matplotlibrc").write_text(HEEDED)
+    paths = {"file": tmp_path / "given" / "matplotlibrc", "folder": tmp_path / "given", "missing": tmp_path / "absent"}
+    if in_working_folder:
+        (work / "matplotlibrc").write_bytes(in_working_folder)
+    if in_home:
+        (home / "stylelib").mkdir(parents=True)
+        for name in ("matplotlibrc", "stylelib/default.mplstyle", "stylelib/mine.mplstyle"):
+            (home / name).write_bytes(in_home)
+    settings = {"MPLBACKEND": backend} | ({"MATPLOTLIBRC": str(paths[named])} if named else {})
+    assert drawn(inputs, work, HOME=str(tmp_path), **settings) == plain
+
+
+def test_figures_are_the_same_where_matplotlib_has_no_folder_to_write_to(inputs, plain, tmp_path):
+    (tmp_path / "file").touch()
+    assert drawn(inputs, tmp_path / "work", MPLCONFIGDIR=str(tmp_path / "file")) == plain

@@ -1,0 +1,134 @@
+"""Every axis is labelled, whatever the grid and the values: truly, within its limits, no label over another."""
+
+import itertools
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from mup_moe.analysis.figure import drawing_style
+from mup_moe.analysis.probe_figure import draw_activations, draw_covariance
+from mup_moe.analysis.slopes import VALUES, slopes
+from mup_moe.config.learning_rate import LearningRate
+from test_figure import drawn, make_request, make_tables
+
+few = settings(
+    deadline=None,
+    max_examples=20,
+    phases=[Phase.explicit, Phase.generate],  # shrinking draws for minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def plain(text):
+    """The number that a label shows."""
+    return float(text.replace("\N{MINUS SIGN}", "-"))
+
+
+def log2(text):
+    """Where an axis in log2 has the number that a label shows."""
+    power = re.fullmatch(r"\$2\^\{(-?\d+)\}\$", text)
+    return int(power[1]) if power else math.log2(plain(text))
+
+
+def check(figure, expected):
+    """Checks all labels of a figure.
+
+    expected: axes -> for x and for y the least number of labels, and what tells a label's place by its text.
+    """
+    figure.draw_without_rendering()
+    found = []
+    for axes in figure.axes:
+        for axis, side, (least, place_of) in zip(
+            (axes.xaxis, axes.yaxis), ("labelbottom", "labelleft"), expected(axes), strict=True
+        ):
+            if not axis.get_tick_params().get(side, True):
+                continue  # shared with the panel below, or on the left
+            low, high = axis.get_view_interval()
+            ticks = [(tick.get_loc(), tick.label1) for tick in axis.get_major_ticks() if tick.label1.get_text()]
+            ticks = [(place, label) for place, label in ticks if low <= place <= high]
+            assert len(ticks) >= least
+            assert axis.get_offset_text().get_text() == ""
+            for place, label in ticks:
+                assert place_of(label.get_text()) == pytest.approx(place, abs=(high - low) / 100)
+            found += [label for _, label in ticks]
+    boxes = [label.get_window_extent() for label in found]
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    for (a, label), (b, other) in itertools.combinations(zip(boxes, found, strict=True), 2):
+        assert not a.overlaps(b), (label, other)
+
+
+@st.composite
+def grids(draw):
+    """Learning rates as a config spells them: near each other or far apart, on powers of 2 or not."""
+    span = draw(st.sampled_from([1e-5, 1e-3, 0.05, 0.5, 0.9, 1.1, 1.9, 3.3, 8.0, 60.0]))
+    start = draw(st.floats(-90, 30))
+    parts = draw(st.lists(st.floats(0, 1), max_size=6))
+    rates = {f"{2 ** (start + span * part):.9g}" for part in (0, 1, *parts)}
+    return sorted(rates, key=float)[: draw(st.sampled_from([1, 2, 9]))]
+
+
+@few
+@given(
+    grids(),
+    st.sampled_from([1, 2, 3, 5]),
+    st.sampled_from([0.0, 1e-3, 3.0, 11.0, 1e4, 123456.0, 1e30]),
+    st.sampled_from([0.0, 1e-9, 0.1, 40.0]),
+)
+@example(["0.0014", "0.00145"], 3, 3.0, 0.1)
+@example(["0.0014"], 2, 3.0, 0.0)
+@example(["0.00140000", "0.00140001"], 3, 3.0, 0.1)
+@example(["1e-05", "1.00001e-05"], 3, 3.0, 0.1)
+@example(["1e-4", "3e-4", "1e-3"], 3, 3.0, 0.1)
+@example(["2^-40", "2^20"], 3, 1e30, 0.1)
+def test_a_figure_has_labels_whatever_the_learning_rates_and_losses(tmp_path, rates, panels, level, bend):
+    request = make_request(("sp", "simplep", "mup", "experts-only", "mine")[:panels], (32, 64))
+    request["axes"]["learning_rate"] = rates
+    places = [math.log2(LearningRate(rate)) for rate in rates]
+    middle = places[len(places) // 2]
+    make_tables(tmp_path, request, lambda cell, _: level + bend * (math.log2(cell.learning_rate) - middle) ** 2)
+    figure = drawn(tmp_path, request)
+    with drawing_style():
+        check(figure, lambda _: ((min(2, len(rates)), log2), (2, plain)))
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        assert all(low < place < high for place in places)
+
+
+def probe_values(widths, steps, quantities, power):
+    """Two rules, two seeds; a quantity is a power of the width."""
+    rows = [
+        (rule, width, seed, step, quantity, "", width**power * (1 + seed / 1e3))
+        for rule, width, seed, step, quantity in itertools.product(("sp", "mup"), widths, (0, 1), steps, quantities)
+    ]
+    return pd.DataFrame(rows, columns=list(VALUES))
+
+
+WIDTHS = st.lists(st.integers(1, 2**20), min_size=1, max_size=12, unique=True) | st.sampled_from(
+    [[64], [40, 48], [96, 100], [64, 66, 1024], [1048000, 1048576], [8, 16, 32, 64, 128, 256, 512, 1024]]
+)
+STEPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True).map(sorted)
+
+
+@few
+@given(WIDTHS, STEPS, st.sampled_from([0, 0.001, -0.5, 1, 20]), st.booleans(), st.booleans())
+@example([96, 100], [0, 1], 0, True, False)
+@example([96, 100], [0, 1], 0, False, True)
+@example([1855, 465, 147993], [*range(5), 1710, 2554, 52835, 183887, 359780, 715816], 0, False, False)
+@example([1048000, 1048576], [508, 100000], 0, False, False)
+@example([1048000, 1048576], [1000000, 2000000], 20, False, False)
+def test_a_probe_has_labels_whatever_the_widths_steps_and_values(widths, steps, power, activations, lost):
+    values = probe_values(widths, steps, ("inner product", "cosine", "router logits", "logits", "norm"), power)
+    if lost:  # of a quantity nothing is positive, of another the least width
+        values.loc[values["quantity"] == "cosine", "value"] = np.nan
+        values.loc[(values["quantity"] == "norm") & (values["width"] == min(widths)), "value"] = 0
+    found = list(slopes(values, 0.95))
+    x = min(2, len(widths)), log2
+    by_step = min(2, len(steps)), lambda text: steps.index(int(text))
+    with drawing_style():
+        figure = (draw_activations if activations else draw_covariance)(values, found)
+        check(figure, lambda axes: (by_step, (2, plain)) if axes.get_xlabel() == "steps taken" else (x, (2, log2)))
