@@ -39,8 +39,8 @@ MANY_BLOCKS = 8
 
 
 def cases(count: int) -> Any:
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=count, deadline=None, suppress_health_check=slow)
+    large = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(max_examples=count, suppress_health_check=large)
 
 
 def at(document: Any, path: tuple[Any, ...]) -> Any:

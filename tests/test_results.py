@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, write_result
@@ -20,7 +21,7 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.config.cell import Cell
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, claim_folder, hold_folder, settle_times
+from mup_moe.files import UserError, claim_folder, hold_folder, is_held, settle_times
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import note_try, read_tries
 from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, read_result
@@ -53,6 +54,26 @@ def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
     for hold in (hold_folder, lambda folder: claim_folder(folder).__enter__()):
         with pytest.raises(UserError, match="on a file system without file locks"):
             hold(tmp_path)
+
+
+def test_a_folder_that_somebody_only_looks_at_is_waited_for_however_long_that_takes(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr("mup_moe.files._HELD", [])
+    with (tmp_path / ".lock").open("wb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+
+        def sleep(seconds):
+            waits.append(seconds)
+            if len(waits) == 1000:
+                fcntl.flock(looked_at, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("time.sleep", sleep)
+        hold_folder(tmp_path)
+    assert len(waits) == 1000
+    assert is_held(tmp_path)
+    with pytest.raises(UserError, match="another run is working in"):
+        hold_folder(tmp_path)
+    assert len(waits) == 1000
 
 
 def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere(tmp_path):
@@ -119,7 +140,7 @@ def disturbed(content: bytes, place: float, bit: int | None) -> bytes:
 places = st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.integers(0, 7)))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(damage=st.dictionaries(st.sampled_from(FILES), st.one_of(st.none(), places), min_size=1))
 def test_a_flipped_bit_or_a_cut_gives_the_same_table_or_one_sentence(sweep, damage):
     changed = {name: how and disturbed(sweep.whole[name], *how) for name, how in damage.items()}
