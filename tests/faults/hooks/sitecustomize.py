@@ -21,8 +21,9 @@ OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmo
 
 
 def hang(_stack):
-    """The process sleeps on, and hears of nothing; no thread of it has long to wait for anything."""
-    threading.Event.wait = lambda event, _seconds=None: event.is_set()
+    """The process sleeps on, and hears of nothing; its threads take a millisecond for whatever they wait for."""
+    wait = threading.Event.wait
+    threading.Event.wait = lambda event, seconds=None: wait(event, seconds and 0.001)
     time.sleep(10**6)
 
 
