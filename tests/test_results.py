@@ -81,7 +81,7 @@ def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere
     home.mkdir()
     paths = [home / "a", home / "b", home / "old", elsewhere]
     now = time.time()
-    for path, age in zip(paths, (-200, -100, 300, -100), strict=True):
+    for path, age in zip(paths, (-200_000, -100_000, 300, -100_000), strict=True):
         path.touch()
         os.utime(path, (now - age, now - age))
     assert settle_times([*paths, home / "absent"], within=home) == [elsewhere]
