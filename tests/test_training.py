@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import AVX2, TABLE, VOCABULARY, make_request, wait_until
+from conftest import AVX2, TABLE, VOCABULARY, make_request
 from faults.inject import injector
 from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
@@ -361,12 +361,9 @@ def undisturbed(corpus, curve, replicas, tmp_path_factory):
 
 
 def test_a_job_without_checkpoints_writes_none_even_when_it_is_stopped(corpus, tmp_path):
-    endless = make_request(steps=10**9, width=16)
-    command = train_command([endless], corpus, tmp_path, "--checkpoint-seconds", "inf")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    wait_until(lambda: Heartbeat.read(tmp_path / endless.cell.id), process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    command = train_command([make_request()], corpus, tmp_path, "--checkpoint-seconds", "inf")
+    stopped = os.environ | injector(tmp_path)("SIGTERM", number=6)
+    process = subprocess.run(command, check=False, env=stopped, capture_output=True)
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.rglob("*checkpoint*"))
 
