@@ -53,7 +53,8 @@ def make_sweep(folder: Path) -> Path:
     edit(project, "figures.figure1.axes.width", [8])
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6"])
     edit(project, "setups.small.training.steps", 200)
-    edit(project, "execution.checkpoint_seconds", 0)
+    # After every step.
+    edit(project, "execution.checkpoint_seconds", 1e-6)
     return project
 
 
