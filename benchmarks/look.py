@@ -60,7 +60,9 @@ from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 
 STACKS = ("27x64", "27x256", "9x64", "1x64", "27x512", "27x128")
 PROFILED = ("27x64", "1x64", "27x256")
-# A part's seconds at most, and what it needs to be begun; generous, for they only bound a fault.
+# A part's seconds at most, in a look of SHORT_LOOK seconds or less, and what it needs to be begun; generous, for they
+# only bound a fault.
+SHORT_LOOK = 300
 LIMITS = {"facts": 30, "smoke": 120, "rates": 30, "attention": 30, "stack": 110, "kernels": 30}
 NEEDS = {"stack": 40}
 _SMOKE_STEPS, _SMOKE_NATS = 12, 0.1
@@ -121,7 +123,9 @@ class Look:
             self.tell(name, which=which, left_out=f"{left:.0f} s left")
             return True
         try:
-            with _at_most(min(LIMITS[name], left)):
+            # A longer look is on a slower machine.
+            limit = LIMITS[name] * max(1.0, self._options.seconds / SHORT_LOOK)
+            with _at_most(min(limit, left)):
                 work()
             return True
         except _OverError as error:
@@ -338,16 +342,18 @@ def _at_most(seconds: float) -> Iterator[None]:
     def over(*_: object) -> None:
         raise _OverError(f"it took more than {seconds:.0f} s")
 
+    # Parts lie within parts: what is left of the outer one's time counts on.
+    (outer, again), begun = signal.setitimer(signal.ITIMER_REAL, 0), time.monotonic()
     before = signal.signal(signal.SIGALRM, over)
-    # Again and again: what is raised while garbage is collected is lost. Parts lie within parts: what is
-    # left of the outer one's time counts on.
-    (outer, again), begun = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1.0), time.monotonic()
     try:
+        # Again and again: what is raised while garbage is collected is lost.
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1.0)
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
         left = max(outer - (time.monotonic() - begun), 0.001) if outer else 0
         signal.setitimer(signal.ITIMER_REAL, left, again)
-        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> int:

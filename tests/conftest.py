@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -26,10 +29,27 @@ CONFIG = read_config(ROOT / "config.yaml")
 TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
+# A slow or busy machine fails no test: what takes long is no error, and pytest's own timeout ends what hangs.
+hypothesis.settings.register_profile(
+    "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)
 keep_compiled_code_apart()
 # For the commands that tests start: the package need not be installed.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
+
+T = TypeVar("T")
+
+
+def wait_until(condition: Callable[[], T], process: "subprocess.Popen[Any]") -> T:
+    """What a condition gives once that is true, which a process is to bring about before it ends."""
+    while True:
+        ended = process.poll() is not None
+        if value := condition():
+            return value
+        assert not ended, f"ended too early, with {process.returncode}"
+        time.sleep(0.02)
 
 
 def make_request(**changes: Any) -> TrainingRequest:

@@ -39,8 +39,8 @@ MANY_BLOCKS = 8
 
 
 def cases(count: int) -> Any:
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=count, deadline=None, suppress_health_check=slow)
+    large = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return settings(max_examples=count, suppress_health_check=large)
 
 
 def at(document: Any, path: tuple[Any, ...]) -> Any:
@@ -338,6 +338,11 @@ def test_at_the_ends_of_ranges_a_cell_finishes_or_diverges(change, tokens):
         ("setups: {small: {model: {base_experts: 1, top_k: 2}}}", "`top_k` 2 is more than `base_experts` 1"),
         ("corpora: {python: {vocabulary: 4294967296}}", "`vocabulary` is 4294967296"),
         ("figures: {figure1: {axes: {width: [32, 1000000000]}}}", "width 1000000000 must lie between 1 and 2"),
+        (
+            "setups: {small: {model: {base_width: 1048576, base_experts: 65536}}}",
+            "`base_width` 1048576, `base_experts` 65536 and `ffn_ratio` 4 make a tensor",
+        ),
+        ("setups: {small: {model: {base_width: 7}}}", "`base_width` 7 is not divisible by `heads` 4"),
         ("figures: {figure1: {axes: {width: [32, 1000000], experts: [1000000]}}}", "make a tensor of more than"),
         ("figures: {figure1: {axes: {learning_rate: [1.7976931348623157e+308]}}}", "learning_rate 1.79"),
         (f"figures: {{figure1: {{axes: {{seed: {list(range(2000))}}}}}}}", "`figures.figure1.axes` make it"),

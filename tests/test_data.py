@@ -5,11 +5,11 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import metadata
@@ -20,9 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from faults.inject import injector
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import documents, python_source, text_files, tokenizer, work
 from mup_moe.data.documents import Place, Tally, open_source, read_batches
@@ -385,7 +386,6 @@ def gpt2() -> Any:
     return tokenizer.gpt2((str(SHARED / "gpt2" / "vocab.json"), str(SHARED / "gpt2" / "merges.txt")))
 
 
-@settings(deadline=None)
 @given(odd_texts)
 def test_bpe_round_trip(bpe: Any, text: str) -> None:
     ids = bpe.encode(text).ids
@@ -394,7 +394,6 @@ def test_bpe_round_trip(bpe: Any, text: str) -> None:
 
 
 @needs_gpt2
-@settings(deadline=None)
 @given(odd_texts)
 def test_gpt2_round_trip(gpt2: Any, text: str) -> None:
     ids = gpt2.encode(text).ids
@@ -717,12 +716,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "COMMIT_SECONDS", 0)
 
 
-EAGER = """
-from mup_moe.data import documents, work
-documents.BATCH_CHARACTERS, work.COMMIT_SECONDS = 2**13, 0
-from mup_moe.__main__ import main
-raise SystemExit(main())
-"""
+# The same in a process: see faults/hooks/sitecustomize.py.
+EAGER = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
 
 
 def outputs(folder: Path, names: list[str] | None = None) -> dict[str, bytes]:
@@ -832,36 +827,52 @@ def test_a_run_that_lost_the_hub_goes_on_where_it_was(
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(shards: Path, tmp_path: Path, kind: str) -> None:
     config, out = shard_corpus(shards, kind), tmp_path / "out"
     assert run_command(config, tmp_path / "whole", 2).returncode == 0
-    splits = json.loads((tmp_path / "whole" / "manifest.json").read_text())["splits"]
-    work_bytes = sum(split["bytes"] for split in splits.values()) * (2 if kind == "bpe" else 1)
-    generator = np.random.default_rng(0)
-    kills, said = 5, ""
-    for attempt in range(kills + 1):
-        before = committed(out)
-        process = subprocess.Popen(
-            [sys.executable, "-c", EAGER, "tokenize", "--corpus", json.dumps(asdict(config)), "--out", str(out)],
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if attempt < kills:
-            while process.poll() is None and committed(out) < work_bytes * (attempt + 0.5) / kills:
-                time.sleep(0.001)
-            time.sleep(generator.uniform(0, 0.03))
-            process.kill()
-        errors = process.communicate()[1]
-        assert process.returncode in (0, -signal.SIGKILL), errors
-        said += errors
-        if (out / "manifest.json").exists() and not (out / WORK).exists():
-            break  # killed too late, or not at all
-        assert committed(out) >= before
+    generator, inject = np.random.default_rng(0), injector(tmp_path)
+    kills = continued = 0
+    done = None
+    while done is None or done.returncode != 0:
+        # What has no owner any more was done, and on its way out.
+        begun = committed(out) if (out / WORK / "owner.json").exists() else 0
         # As Snakemake does before it runs a job again.
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
+        # Before one of its operations on files, and never after so many kills.
+        number, at = int(generator.integers(1, 200)), "file" if kills < 6 else "never"
+        fault = inject("SIGKILL", at=at, number=number, folder=str(out), set=EAGER)
+        done = run_command(config, out, 2, **fault)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        if begun and done.returncode == 0:
+            assert "continuing after" in done.stderr
+        continued += "continuing after" in done.stderr
+        kills += done.returncode != 0
+        assert committed(out) >= begun or (out / "manifest.json").exists()
     assert outputs(out) == outputs(tmp_path / "whole")
     assert sorted(path.name for path in out.iterdir()) == [LOCK, *OUTPUTS]
-    assert before > 0
-    assert "continuing after" in said
+    assert kills > 1
+    assert continued > 1
+
+
+def test_killed_while_its_work_is_removed_it_makes_the_same_bytes_again(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = shard_corpus(shards), tmp_path / "out"
+    tokenize(config, tmp_path / "whole", 1)
+
+    def remove_some(folder: Path) -> None:
+        (folder / "train.bin").unlink()
+        pytest.fail("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mup_moe.data.work.shutil.rmtree", remove_some)
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            tokenize(config, out, 1)
+    assert outputs(out) == outputs(tmp_path / "whole")
+    # As Snakemake does before it runs a job again.
+    for name in OUTPUTS:
+        (out / name).unlink()
+    tokenize(config, out, 1)
+    assert outputs(out) == outputs(tmp_path / "whole")
+    assert not (out / WORK).exists()
 
 
 def committed(out: Path) -> int:
@@ -937,7 +948,8 @@ def test_a_run_waits_for_another_and_takes_what_that_has_made(
     assert (out / "manifest.json").read_text() == '{"made by": "the other"}'
 
 
-def test_a_stage_opens_with_what_it_committed(tmp_path: Path) -> None:
+def test_a_stage_opens_with_what_it_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "COMMIT_SECONDS", math.inf)
     with work.Stage(tmp_path, "s", ("a", "b")) as stage:
         stage.append("a", b"12")
         stage.commit({"n": 1}, now=True)

@@ -167,7 +167,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(sorted(WHOLE)).flatmap(lambda e: st.tuples(st.just(e), damaged(WHOLE[e]) | st.binary(max_size=50)))
 )

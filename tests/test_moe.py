@@ -87,7 +87,7 @@ def test_layer_equals_a_loop_over_tokens_forward_and_backward(changes, replicas)
     factor=st.one_of(st.just(DROPLESS), st.floats(0.1, 3)),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_places_are_filled_in_order_and_never_twice(tokens, experts, top_k, factor, seed):
     top_k = min(top_k, experts)
     request = make_request(experts=experts, top_k=top_k, capacity_factor=factor, granularity=1)
@@ -203,7 +203,6 @@ def test_replicas_do_not_see_each_other():
     places=st.integers(1, 20),
     renormalize=st.booleans(),
 )
-@settings(deadline=None)
 def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, places, renormalize):
     top_k = min(top_k, experts)
     generator = torch.Generator().manual_seed(seed)

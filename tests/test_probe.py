@@ -154,7 +154,7 @@ def write_tokens(folder, tokens):
 # ---------------------------------------------------------------- slopes
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(-2, 2), st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.booleans(), st.integers(0, 2**31))
 def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, intercepts, shared, noise_seed):
     from scipy import stats

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, write_result
@@ -22,7 +23,7 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.config.cell import Cell
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, claim_folder, hold_folder, settle_times
+from mup_moe.files import UserError, claim_folder, hold_folder, is_held, settle_times
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint
 from mup_moe.training.checkpoint_header import CHECKPOINT
@@ -91,12 +92,32 @@ def test_too_many_open_files_end_in_a_sentence_that_names_the_limit(tmp_path):
         claim_many()
 
 
+def test_a_folder_that_somebody_only_looks_at_is_waited_for_however_long_that_takes(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr("mup_moe.files._HELD", [])
+    with (tmp_path / ".lock").open("wb") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+
+        def sleep(seconds):
+            waits.append(seconds)
+            if len(waits) == 1000:
+                fcntl.flock(looked_at, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("time.sleep", sleep)
+        hold_folder(tmp_path)
+    assert len(waits) == 1000
+    assert is_held(tmp_path)
+    with pytest.raises(UserError, match="another run is working in"):
+        hold_folder(tmp_path)
+    assert len(waits) == 1000
+
+
 def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere(tmp_path):
     home, elsewhere = tmp_path / "home", tmp_path / "text"
     home.mkdir()
     paths = [home / "a", home / "b", home / "old", elsewhere]
     now = time.time()
-    for path, age in zip(paths, (-200, -100, 300, -100), strict=True):
+    for path, age in zip(paths, (-200_000, -100_000, 300, -100_000), strict=True):
         path.touch()
         os.utime(path, (now - age, now - age))
     assert settle_times([*paths, home / "absent"], within=home) == [elsewhere]
@@ -155,7 +176,7 @@ def disturbed(content: bytes, place: float, bit: int | None) -> bytes:
 places = st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.integers(0, 7)))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(damage=st.dictionaries(st.sampled_from(FILES), st.one_of(st.none(), places), min_size=1))
 def test_a_flipped_bit_or_a_cut_gives_the_same_table_or_one_sentence(sweep, damage):
     changed = {name: how and disturbed(sweep.whole[name], *how) for name, how in damage.items()}

@@ -48,7 +48,6 @@ def make_trainer(tokens, *requests, step_mode="eager"):
 
 
 @given(seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]), rows=st.integers(1, 9))
-@settings(deadline=None)
 @pytest.mark.parametrize("dense", [False, True])
 def test_cross_entropy_and_its_gradient_are_torchs(dense, seed, scale, rows):
     generator = torch.Generator().manual_seed(seed)
@@ -290,7 +289,7 @@ def test_a_run_goes_on_to_the_bit_on_the_path_of_a_gpu(tokens, monkeypatch):
     clip=st.sampled_from([None, 0.5]),
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.95)]),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, betas):
     generator = torch.Generator().manual_seed(seed)
     rates, decays = torch.rand(2, 2, 3, generator=generator)

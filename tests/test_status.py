@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, write_result
+from conftest import ROOT, wait_until, write_result
+from faults.inject import injector, is_stopped
 from mup_moe.__main__ import main
 from mup_moe.analysis.cost import size_of
 from mup_moe.config.cell import Cell
@@ -37,6 +39,8 @@ from mup_moe.training.result import Result
 
 VOCABULARY, STEPS, TOKENS_OF_STEP = 300, 400, 4 * 16
 ELSEWHERE = "node7"
+# By the command's clock, which does not move: a sign of life is as old as a test says.
+NOW = time.time()
 RATES = ("2^-7", "2^-6")
 
 
@@ -97,7 +101,7 @@ class Sweep:
 
     def beat(self, cell: Cell, age: float = 5.0, **changes: Any) -> None:
         """Gives the cell a heartbeat of a process on another host, 7 seconds ago by default."""
-        beat = Heartbeat(100, STEPS, 1, 10.0, time.time() - age, ELSEWHERE, 4711, None)
+        beat = Heartbeat(100, STEPS, 1, 10.0, NOW - age, ELSEWHERE, 4711, None)
         replace(beat, **changes).write(self.folder(cell))
 
     def save(self, cell: Cell, step: int, fingerprint: str | None = None) -> None:
@@ -118,8 +122,10 @@ def sweep(tmp_path):
 
 
 @pytest.fixture
-def ask(capsys):
+def ask(capsys, monkeypatch):
     """Calls the command; returns what it prints."""
+
+    monkeypatch.setattr("mup_moe.status.command.time", SimpleNamespace(time=lambda: NOW))
 
     def call(sweep: Sweep, *options: str) -> str:
         capsys.readouterr()
@@ -498,7 +504,7 @@ likely = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sign=signs | likely, reason=json_values)
 def test_no_sign_of_life_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, sign, reason):
     for cell in sweep.cells[:2]:
@@ -591,34 +597,35 @@ def test_when_all_is_done_nothing_is_left(sweep, told, ask):
 # ---------------------------------------------------------------- with a process that trains
 
 
-def until(condition, process: subprocess.Popen[bytes]) -> None:
-    while not condition():
-        assert process.poll() is None
-        time.sleep(0.02)
-
-
 def test_a_process_is_seen_running_killed_stopped_and_done(tmp_path, told):
     sweep = Sweep(tmp_path, small_config(width=[32]))
     sweep.tokenize()
     cells = [told(sweep)["cells"][cell.id] for cell in sweep.cells]
     command = [sys.executable, "-m", "mup_moe", "train", "--tokens", str(sweep.results / "data" / "tiny")]
-    command += ["--out", str(sweep.results / "cells"), "--device", "cpu", "--checkpoint-seconds", "0.1"]
+    command += ["--out", str(sweep.results / "cells"), "--device", "cpu", "--checkpoint-seconds", "0"]
     for cell in sweep.cells:
         command += ["--request", sweep.request(cell).to_json()]
 
     def states() -> list[tuple[str, bool]]:
         return [(cell["state"], cell["step"] > 0) for cell in told(sweep)["cells"].values()]
 
-    saved = sweep.folder(sweep.cells[-1]) / "checkpoint.safetensors"
+    inject = injector(tmp_path)
+
+    def start() -> subprocess.Popen[bytes]:
+        stopped = os.environ | inject("SIGSTOP", number=20)
+        process = subprocess.Popen(command, env=stopped, stderr=subprocess.DEVNULL)
+        wait_until(lambda: is_stopped(process.pid), process)
+        return process
+
     assert states() == [("waiting", False)] * len(cells)
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        until(saved.exists, process)
+    with start() as process:
         assert {state for state, _ in states()} == {"running"}
         process.kill()
     assert states() == [("silent", True)] * 2
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        until(lambda: {state for state, _ in states()} == {"running"}, process)
+    with start() as process:
+        assert {state for state, _ in states()} == {"running"}
         process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
     assert states() == [("interrupted", True)] * 2
     subprocess.run(command, check=True, capture_output=True)
     assert states() == [("done", True)] * 2

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import AVX2, TABLE, VOCABULARY, make_request
+from faults.inject import injector
 from mup_moe.__main__ import main
 from mup_moe.config.jobs import even_parts
 from mup_moe.config.learning_rate import LearningRate
@@ -160,7 +160,6 @@ def test_divergence_ends_a_cell_early_and_is_a_result(tokens):
     not_finite=st.none() | st.integers(0, 11),
     patience=st.integers(1, 6),
 )
-@settings(deadline=None)
 def test_divergence_is_that_many_bad_steps_on_end_or_one_that_is_not_finite(above, not_finite, patience):
     tokens = np.zeros(100, np.uint16)
     trainer = make_trainer(tokens, make_request(divergence_span=patience / 12))
@@ -189,7 +188,7 @@ def test_the_same_cell_twice_is_bit_identical(tokens):
 
 
 @given(stops=st.lists(st.integers(0, 12), max_size=4).map(sorted), dense=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, dense):
     request = make_request(architecture="dense", experts=1) if dense else make_request()
     path = tmp_path_factory.mktemp("resume") / "checkpoint.safetensors"
@@ -215,7 +214,7 @@ def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, 
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut):
     path = tmp_path_factory.mktemp("damage") / "checkpoint.safetensors"
     tensors = {"a": torch.arange(50.0), "b": torch.ones(2, 3)}
@@ -363,14 +362,9 @@ def undisturbed(corpus, curve, replicas, tmp_path_factory):
 
 
 def test_a_job_without_checkpoints_writes_none_even_when_it_is_stopped(corpus, tmp_path):
-    endless = make_request(steps=100_000, width=16)
-    command = train_command([endless], corpus, tmp_path, "--checkpoint-seconds", "inf")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    while Heartbeat.read(tmp_path / endless.cell.id) is None:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
+    command = train_command([make_request()], corpus, tmp_path, "--checkpoint-seconds", "inf")
+    stopped = os.environ | injector(tmp_path)("SIGTERM", number=6)
+    process = subprocess.run(command, check=False, env=stopped, capture_output=True)
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.rglob("*checkpoint*"))
 
@@ -442,15 +436,9 @@ def test_auto_is_eager_where_the_compiler_cannot_write_its_cache(tmp_path, monke
 def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     corpus, curve, replicas, undisturbed, tmp_path, number
 ):
-    command = train_command(curve, corpus, tmp_path, "--replicas", replicas, "--checkpoint-seconds", "0.05")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("*/checkpoint.safetensors")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, number)
-    process.communicate()
+    command = train_command(curve, corpus, tmp_path, "--replicas", replicas, "--checkpoint-seconds", "0")
+    killed = os.environ | injector(tmp_path)(number.name, number=10)
+    process = subprocess.run(command, check=False, env=killed, capture_output=True)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert len(results_in(tmp_path)) < len(curve)
     again = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -523,7 +511,7 @@ def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
     final_norm=st.booleans(),
     vocabulary=st.integers(257, 60_000),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_memory_counts_the_parameters_that_a_model_has(width, experts, granularity, dense, final_norm, vocabulary):
     one = {"architecture": "dense", "experts": 1} if dense else {"experts": experts, "granularity": granularity}
     request = make_request(width=width, final_norm=final_norm, **one)
@@ -592,20 +580,16 @@ def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_p
 
 def test_cells_that_were_interrupted_apart_go_on_in_stacks_of_their_own(corpus, curve, undisturbed, tmp_path):
     pair = curve[:2]
-    for request, seconds in zip(pair, ("0.05", "0.2"), strict=True):
-        command = train_command([request], corpus, tmp_path, "--checkpoint-seconds", seconds)
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        path = tmp_path / request.cell.id / "checkpoint.safetensors"
-        while not path.exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        assert path.exists()
-    steps = {checkpoint.load(tmp_path / request.cell.id / "checkpoint.safetensors").step for request in pair}
+    inject = injector(tmp_path)
+    for request, step in zip(pair, (10, 50), strict=True):
+        command = train_command([request], corpus, tmp_path, "--checkpoint-seconds", "0")
+        killed = os.environ | inject("SIGKILL", number=step + 1)
+        subprocess.run(command, check=False, env=killed, capture_output=True)
+        assert checkpoint.load(tmp_path / request.cell.id / "checkpoint.safetensors").step == step
     done = subprocess.run(
         train_command(pair, corpus, tmp_path, "--replicas", "2"), check=True, capture_output=True, text=True
     )
-    assert done.stderr.count("continuing from step") == len(steps)
+    assert [f"continuing from step {step} " in done.stderr for step in (10, 50)] == [True, True]
     for request in pair:
         ours, theirs = (
             np.genfromtxt(folder / request.cell.id / "history.csv", delimiter=",", skip_header=1)

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import ROOT, SMOKE, TARGET, edit, make_project, smoke
+from conftest import ROOT, SMOKE, TARGET, edit, make_project, smoke, wait_until
+from faults.inject import in_jobs, injector
 
 pytestmark = pytest.mark.workflow
 
@@ -23,10 +23,12 @@ CELLS = 2 * 2 * 3
 CURVES = 2 * 2  # each a job
 
 
-def start(project: Path, output: Any) -> subprocess.Popen[str]:
-    """Snakemake as a process group of its own, to be killed."""
-    command = [sys.executable, "-m", "snakemake", *SMOKE, TARGET]
-    return subprocess.Popen(command, cwd=project, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+def start(project: Path, fault: dict[str, str], output: Any = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    """Snakemake as a process group of its own, to be killed; one of its jobs has the fault."""
+    command, jobs = [sys.executable, "-m", "snakemake", *SMOKE, TARGET], os.environ | in_jobs(project, fault)
+    return subprocess.Popen(
+        command, cwd=project, env=jobs, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
@@ -330,14 +332,13 @@ def test_results_are_recorded_with_what_made_them(project):
 
 def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):
     project = make_project(tmp_path / "project")
-    process = start(project, subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while len(list(project.glob("results/cells/*/summary.json"))) < CELLS // 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    # One of the jobs comes to no end.
+    process = start(project, injector(tmp_path)("SIGSTOP", number=10))
+    try:
+        wait_until(lambda: len(list(project.glob("results/cells/*/summary.json"))) >= CELLS // 2, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     # Seconds of training are part of the kept result: they change if a finished cell is trained again.
     finished_cells = {path: path.read_bytes() for path in project.glob("results/cells/*/summary.json")}
     assert len(finished_cells) < CELLS
@@ -349,16 +350,13 @@ def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_pa
     assert optima == expected_optima
 
 
-def test_two_runs_in_one_folder_are_refused(project):
-    edit(project, "setups.small.training.steps", 3000)
+def test_two_runs_in_one_folder_are_refused(project, tmp_path):
+    edit(project, "setups.small.training.steps", 21)
     told = project / "first.log"
     with told.open("w") as output:
-        first = start(project, output)
+        first = start(project, injector(tmp_path)("SIGSTOP"), output)
     try:
-        deadline = time.monotonic() + 60
-        while "Select jobs to execute" not in told.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: "Select jobs to execute" in told.read_text(), first)
         second = smoke(project, TARGET)
     finally:
         os.killpg(first.pid, signal.SIGKILL)

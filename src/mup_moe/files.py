@@ -259,12 +259,36 @@ def hold_folder(folder: Path) -> None:
     """
     lock = _lock_of(folder)
     try:
-        # Whoever only looks whether it is taken holds it for a moment.
-        lock.acquire(timeout=1)
+        while not lock.is_locked:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                if is_held(folder):
+                    raise UserError(
+                        f"another run is working in {folder}: wait for it to end, or stop it first"
+                    ) from None
+                # Somebody only looks whether it is taken.
+                time.sleep(0.02)
         # A lock that is there already takes no writing.
         tempfile.TemporaryFile(dir=folder).close()
-    except Timeout:
-        raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first") from None
     except OSError as error:
         raise UserError(_cannot_be_written(folder, error)) from error
     _HELD.append(lock)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds a folder by `hold_folder` or `claim_folder`."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        # Shared, which needs no right to write there, and given back within microseconds.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(handle)
+    return False

@@ -15,9 +15,6 @@ import safetensors
 from faults.ledger import finished_files
 from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS
 
-# None waits for so long unless it hangs.
-PATIENCE = 300
-
 
 def start(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
     """A command as a process."""
@@ -27,7 +24,7 @@ def start(command: Sequence[str], environment: dict[str, str] | None = None, **h
 
 def end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     """What became of it."""
-    output, errors = process.communicate(timeout=PATIENCE)
+    output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 

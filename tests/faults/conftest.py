@@ -5,20 +5,18 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from conftest import ROOT, make_request
 from faults.commands import finish, run, tokenize_command
 from faults.curve import Curve
+from faults.inject import Inject, injector
 from faults.ledger import Ledger
 from mup_moe.config.learning_rate import LearningRate
 
 LEDGER = pytest.StashKey[Ledger]()
-HOOKS = Path(__file__).parent / "hooks"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -63,24 +61,10 @@ def chance(ledger: Ledger, request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{ledger.seed} {request.node.name}")
 
 
-Inject = Callable[..., dict[str, str]]
-
-
 @pytest.fixture
 def inject(tmp_path: Path) -> Inject:
     """Makes the environment by which a fault comes: see hooks/sitecustomize.py."""
     return injector(tmp_path)
-
-
-def injector(folder: Path) -> Inject:
-    made: list[Path] = []
-
-    def environment(does: str, **told: Any) -> dict[str, str]:
-        made.append(folder / f"struck{len(made)}")
-        defaults = {"at": "step", "number": 1, "after": 0.0, "set": {}, "once": str(made[-1])}
-        return {"FAULT": json.dumps(defaults | {"does": does} | told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
-
-    return environment
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ from faults.commands import (
     run,
     tokenize_command,
 )
-from faults.conftest import Inject
 from faults.curve import Curve
+from faults.inject import Inject
 from faults.ledger import ONE_SENTENCE, Ledger
 from mup_moe.training.checkpoint_header import CHECKPOINT
 

@@ -4,12 +4,12 @@ import random
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from conftest import wait_until
 from faults.commands import (
     assert_same_files,
     continued_steps,
@@ -21,8 +21,8 @@ from faults.commands import (
     start,
     tokenize_command,
 )
-from faults.conftest import Inject
 from faults.curve import Curve
+from faults.inject import Inject
 from faults.ledger import GOES_ON, SAME_BYTES, Ledger
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST
@@ -124,13 +124,11 @@ def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
 def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint(
     ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve
 ) -> None:
-    command = curve.train("--checkpoint-seconds", "0.02")
+    command = curve.train("--checkpoint-seconds", "0")
     with ledger.trial("two processes", "the same cells, the first one killed", GOES_ON) as trial:
         # Stopped rather than fast, so that the second is there in time.
         first = start(command, inject("SIGSTOP", number=chance.randint(20, 55)))
-        while not curve.next_step():
-            assert first.poll() is None
-            time.sleep(0.01)
+        wait_until(curve.next_step, first)
         second = start(command)
         assert second.stderr is not None
         assert "another process is working in" in second.stderr.readline()

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from conftest import SMOKE, edit, make_project
-from faults.commands import PATIENCE, end, start
-from faults.conftest import HOOKS, Inject
+from conftest import SMOKE, edit, make_project, wait_until
+from faults.commands import end, start
+from faults.inject import Inject, in_jobs
 from faults.ledger import GOES_ON, ONE_SENTENCE, SAME_BYTES, Ledger
 from test_workflow import planned
 
@@ -46,13 +46,6 @@ def make(project: Path, *options: str, environment: dict[str, str] | None = None
     return done.stdout
 
 
-def in_jobs(folder: Path, fault: dict[str, str]) -> dict[str, str]:
-    """The environment by which a fault comes to the jobs of a Snakemake, which have a PYTHONPATH of their own."""
-    script = folder / "bash_env"
-    script.write_text(f'python() {{ PYTHONPATH="{HOOKS}:$PYTHONPATH" command python "$@"; }}\n')
-    return {"BASH_ENV": str(script), "FAULT": fault["FAULT"]}
-
-
 def make_sweep(folder: Path) -> Path:
     """A curve of two cells that take long enough to be struck."""
     project = make_project(folder)
@@ -60,7 +53,8 @@ def make_sweep(folder: Path) -> Path:
     edit(project, "figures.figure1.axes.width", [8])
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6"])
     edit(project, "setups.small.training.steps", 200)
-    edit(project, "execution.checkpoint_seconds", 0.1)
+    # After every step.
+    edit(project, "execution.checkpoint_seconds", 1e-6)
     return project
 
 
@@ -98,7 +92,7 @@ def test_a_workflow_that_is_killed_again_and_again_goes_on(
             number = chance.choice([signal.SIGKILL, signal.SIGTERM])
             # Alone, it leaves jobs behind that work on.
             chance.choice([os.kill, os.killpg])(process.pid, number)
-            process.wait(PATIENCE)
+            process.wait()
             trial.struck(project / "results")
         make(project)
         assert_as_quiet(project, quiet)
@@ -111,9 +105,7 @@ def test_a_second_snakemake_leaves_the_first_one_alone(
     expected = "the second is refused in one sentence; the first ends with the same bytes"
     with ledger.trial("two Snakemakes", "in one folder", expected) as trial:
         first = launch(sweep, environment=in_jobs(tmp_path, inject("SIGSTOP", number=100)))
-        while not list(sweep.glob("results/cells/*/checkpoint.safetensors")):
-            assert first.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: list(sweep.glob("results/cells/*/checkpoint.safetensors")), first)
         second = end(launch(sweep))
         assert second.returncode == 1
         assert "another run is working in results: wait for it to end, or stop it first" in second.stdout

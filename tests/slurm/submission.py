@@ -14,7 +14,7 @@ from conftest import ROOT, TARGET
 SITE = {
     "slurm-status-command": "squeue",
     "slurm-init-seconds-before-status-checks": 3,
-    "latency-wait": 10,
+    "latency-wait": 60,
     "max-threads": 2,
 }
 

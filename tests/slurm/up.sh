@@ -48,14 +48,14 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerParameters=sched_interval=2,bf_interval=2
 GresTypes=gpu
 ReturnToService=2
-SlurmdTimeout=60
+SlurmdTimeout=600
 MinJobAge=300
-KillWait=${KILL_WAIT:-5}
+KillWait=${KILL_WAIT:-60}
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=${PREEMPT:-REQUEUE}
 NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((17900 + nodes))] CPUs=$cores RealMemory=64000 Gres=gpu:test:2
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=${GRACE:-5}
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=${GRACE:-60}
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF
 # Any two devices will do, but a node without devices behind its gres is drained.
@@ -69,7 +69,7 @@ for number in $(seq "$nodes"); do
   mkdir -p "$folder/spool/node$number"
   slurmd -N "node$number"
 done
-for _ in $(seq 120); do
+for _ in $(seq 2400); do
   [ "$(sinfo -h -p gpu -t idle -o %D)" = "$nodes" ] && break
   sleep 0.25
 done

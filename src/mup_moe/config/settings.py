@@ -140,25 +140,28 @@ class ModelSettings(_Section):
 
     def check(self, cell: Cell) -> None:
         """Raises ValueError, with a sentence, for a cell that this model cannot be built for."""
-        for width in {cell.width, self.base_width}:
+        widths = {"width": cell.width, "base_width": self.base_width}
+        for key, width in widths.items():
             divisor = self.heads or self.head_size or 1
             name = "heads" if self.heads else "head_size"
-            _require(width % divisor == 0, f"`width` {width} is not divisible by `{name}` {divisor}")
+            _require(width % divisor == 0, f"`{key}` {width} is not divisible by `{name}` {divisor}")
         size = self.ffn_ratio * cell.width
         _require(
             size % cell.granularity == 0,
-            f"`granularity` {cell.granularity} does not divide the expert size {size} at width {cell.width}",
+            f"`granularity` {cell.granularity} does not divide the expert size {size} at width {cell.width} and"
+            f" `ffn_ratio` {self.ffn_ratio}",
         )
         if cell.architecture == "moe":
             _require(self.top_k <= cell.experts, f"`top_k` {self.top_k} is more than `experts` {cell.experts}")
             _require(
                 self.top_k <= self.base_experts, f"`top_k` {self.top_k} is more than `base_experts` {self.base_experts}"
             )
-        experts = max(cell.experts, self.base_experts, self.top_k)  # a dense layer is as large as top_k
-        width = max(cell.width, self.base_width)
+        # A dense layer is as large as top_k.
+        counts = {"experts": cell.experts, "base_experts": self.base_experts, "top_k": self.top_k}
+        (wide, width), (many, experts) = (max(of.items(), key=lambda item: item[1]) for of in (widths, counts))
         _require(
             experts * self.ffn_ratio * width**2 <= _MOST_ENTRIES,
-            f"`width` {width}, `experts` {experts} and `ffn_ratio` {self.ffn_ratio} make a tensor of more than"
+            f"`{wide}` {width}, `{many}` {experts} and `ffn_ratio` {self.ffn_ratio} make a tensor of more than"
             f" {_MOST_ENTRIES} entries",
         )
 

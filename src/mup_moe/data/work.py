@@ -32,7 +32,8 @@ def begin(folder: Path, new_owner: str) -> None:
     """
     if owner(folder) == new_owner:
         return
-    if folder.exists():
+    # What has no owner was on its way out.
+    if owner(folder) is not None:
         print(f"{folder} is of other settings, text or code: starting from the beginning", file=sys.stderr)
     remove(folder)
     write_text(folder / _OWNER, new_owner)

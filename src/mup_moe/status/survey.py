@@ -1,6 +1,5 @@
 """Where each cell of a sweep stands, by the files in its folder. Needs no torch."""
 
-import fcntl
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +15,7 @@ from mup_moe.config.settings import Config
 from mup_moe.data.remarks import remark_of
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
-from mup_moe.files import UserError
+from mup_moe.files import UserError, is_held
 from mup_moe.parametrization import parse_table
 from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.training.code import code_digest
@@ -165,21 +164,3 @@ def _last_words(log: Path) -> str | None:
     except OSError:
         return None
     return last[0].removeprefix(_SPEAKER) if last and last[0].startswith(_SPEAKER) else None
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a living process holds a folder by `files.hold_folder` or `files.claim_folder`."""
-    try:
-        handle = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        # Shared, which needs no right to write there, and given back within microseconds.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # a file system without locks
-    finally:
-        os.close(handle)
-    return False

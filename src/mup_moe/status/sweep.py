@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config, ProbeSettings
-from mup_moe.status.survey import CellStatus, State, corpus_state, is_held, survey
+from mup_moe.files import is_held
+from mup_moe.status.survey import CellStatus, State, corpus_state, survey
 from mup_moe.status.time_left import TimeLeft, time_left
 
 

@@ -23,7 +23,7 @@ from mup_moe.files import UserError, read_json, remove_leftovers, write_text
 
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
-_LAST_WORDS_SECONDS = 10.0
+_LAST_WORDS_SECONDS = 60.0
 _FILE, FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
 # How old a sign of life may be: so much, and some steps where steps take long.
 _PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5

@@ -21,8 +21,24 @@ OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmo
 
 
 def hang(_stack):
-    """The process sleeps on, and hears of nothing."""
+    """The process sleeps on, and hears of nothing; its threads take a millisecond for whatever they wait for."""
+    wait = threading.Event.wait
+    threading.Event.wait = lambda event, seconds=None: wait(event, seconds and 0.001)
     time.sleep(10**6)
+
+
+def later(clock):
+    """A clock that is a day ahead of another."""
+    return lambda: clock() + 86_400
+
+
+def suspend(_stack):
+    """The process is stopped until it is told to continue, a day later by its clocks."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+    for name in ("time", "monotonic", "perf_counter"):
+        setattr(time, name, later(getattr(time, name)))
+    # Whoever looks at a clock every second sees it before the next step.
+    time.sleep(3)
 
 
 def lose_gpu(_stack):
