@@ -76,7 +76,7 @@ def grids(draw):
 @given(
     grids(),
     st.sampled_from([1, 2, 3, 5]),
-    st.sampled_from([0.0, 1e-3, 3.0, 11.0, 1e4, 123456.0, 1e30]),
+    st.sampled_from([0.0, 1e-3, 3.0, 11.0, 1e4, 123456.0, 1e30, math.nan]),
     st.sampled_from([0.0, 1e-9, 0.1, 40.0]),
 )
 @example(["0.0014", "0.00145"], 3, 3.0, 0.1)
@@ -85,6 +85,7 @@ def grids(draw):
 @example(["1e-05", "1.00001e-05"], 3, 3.0, 0.1)
 @example(["1e-4", "3e-4", "1e-3"], 3, 3.0, 0.1)
 @example(["2^-40", "2^20"], 3, 1e30, 0.1)
+@example(["0.0014", "0.00145"], 3, math.nan, 0.1)
 def test_a_figure_has_labels_whatever_the_learning_rates_and_losses(tmp_path, rates, panels, level, bend):
     request = make_request(("sp", "simplep", "mup", "experts-only", "mine")[:panels], (32, 64))
     request["axes"]["learning_rate"] = rates
@@ -93,7 +94,7 @@ def test_a_figure_has_labels_whatever_the_learning_rates_and_losses(tmp_path, ra
     make_tables(tmp_path, request, lambda cell, _: level + bend * (math.log2(cell.learning_rate) - middle) ** 2)
     figure = drawn(tmp_path, request)
     with drawing_style():
-        check(figure, lambda _: ((min(2, len(rates)), log2), (2, plain)))
+        check(figure, lambda _: ((min(2, len(rates)), log2), (0 if math.isnan(level) else 2, plain)))
     for axes in figure.axes:
         low, high = axes.get_xlim()
         assert all(low < place < high for place in places)

@@ -22,7 +22,7 @@ def labels(axis: Axis) -> list[str]:
 
 def excess(*texts: str) -> float:
     """What the longest label takes from a panel's width, in inches, beyond one of USUAL characters."""
-    return max(0.0, *(_width(text) - CHARACTER * USUAL for text in texts))
+    return max([0.0, *(_width(text) - CHARACTER * USUAL for text in texts)])
 
 
 def _width(label: str) -> float:
