@@ -91,7 +91,7 @@ except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 
 # For the first line of every log.
-os.environ["MUP_MOE_CONFIG"] = LAYERS
+os.environ |= {"MUP_MOE_CONFIG": LAYERS}
 if workflow.is_main_process:
     logger.info(f"Config: {LAYERS}")
 
@@ -265,7 +265,7 @@ TRAINING_RESOURCES = GPU | dict(
     hang_seconds=str(CONFIG.execution.hang_seconds),
 )
 TRAIN = (
-    "{PYTHON} -m mup_moe train {params.requests}"
+    "python -m mup_moe train {params.requests}"
     " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
     " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
     " --checkpoint-seconds {resources.checkpoint_seconds} --hang-seconds {resources.hang_seconds}"
