@@ -2,6 +2,7 @@
 # --sdm conda, of environment.yml; and nothing of the folder that the user works in.
 import getpass
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ if Path(workflow.basedir) / "workflow/rules" != Path(str(workflow.current_basedi
     raise WorkflowError(
         "mup-moe is no module for other workflows, as its rules call its own src: clone the repository,"
         " and run snakemake there, or with --snakefile PATH/Snakefile"
+    )
+
+# Snakemake looks up what braces hold, PYTHONPATH is cut at colons, and on the way here <> would be a pattern.
+if re.search("[{}:]", workflow.basedir) or re.search(
+    "<.+>", os.path.relpath(workflow.basedir)
+):
+    raise WorkflowError(
+        f"the checkout is in {workflow.basedir}, and {{}}, <> and : cannot be used there: rename that folder"
     )
 
 # The checkout's own source serves every job, installed or not.
