@@ -1,13 +1,18 @@
 """What every command says of itself, and where packages are missing."""
 
+import io
 import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
 from mup_moe.__main__ import COMMANDS, main
+
+FULL = Path("/dev/full")
 
 
 def test_the_help_says_what_each_command_does(capsys):

@@ -126,6 +126,18 @@ def test_use_as_a_module_ends_in_one_sentence(tmp_path, usage):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.parametrize(("name", "elsewhere"), [("{x} {{y}}", False), ("a:b", False), ("<x>", True)])
+def test_a_checkout_in_a_folder_that_cannot_be_used_is_refused(tmp_path, name, elsewhere):
+    checkout = make_project(tmp_path / name)
+    (tmp_path / "work").mkdir()
+    shutil.copy2(checkout / "smoke.txt", tmp_path / "work")
+    directory = tmp_path / "work" if elsewhere else checkout
+    done = snakemake(checkout, "-n", TARGET, "--configfile", "smoke.yaml", "--directory", directory)
+    assert done.returncode != 0
+    assert f"the checkout is in {checkout}, and {{}}, <> and : cannot be used there: rename that folder" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 CONDA = r"""#!/usr/bin/env {python}
 # Of conda what Snakemake asks for. An environment is made of the file that is handed over, and of nothing else.
 import json, re, sys, venv

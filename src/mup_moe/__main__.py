@@ -7,6 +7,7 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 
 import argparse
 import importlib
+import io
 import os
 
 # Name -> what it does, and its module, which has `add_arguments(parser)` and `run(arguments)`. Only the
@@ -38,15 +39,24 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit status. A mistake that users can mend becomes one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
+    _open_streams()
     try:
         try:
             return _run(argv)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read has seen enough, as head has; Python would tell it once more as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has seen enough, as head has.
+        _drop_output()
         return 1
+    except OSError as error:
+        from mup_moe.files import explain_disk_error
+
+        # Of a named file, its writer says what to do; what is printed has no name.
+        if error.filename or not explain_disk_error(error):
+            raise
+        _drop_output()
+        return _fail(f"the output cannot be written ({error.strerror}): free space, and run the same command again")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package == "mup_moe" or package in sys.stdlib_module_names:
@@ -55,6 +65,23 @@ def main(argv: list[str] | None = None) -> int:
             f"the package `{package}` is missing from {sys.executable}: activate the environment"
             " (. .venv/bin/activate), or make it by `make install`"
         )
+
+
+def _open_streams() -> None:
+    """Opens the streams that the caller closed (`>&-`); else the next file would take their number."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is
+
+
+def _drop_output() -> None:
+    """Sends what is not printed yet nowhere, which Python would try again as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: list[str]) -> int:

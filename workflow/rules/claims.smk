@@ -41,7 +41,7 @@ rule claims:
         confidence=CONFIG.analysis.confidence,
         preset=CONFIG.preset,
     shell:
-        "{PYTHON} -m mup_moe claims --claims - --results results"
+        "python -m mup_moe claims --claims - --results results"
         " --confidence {params.confidence} --preset {params.preset:q}"
         " --out results/claims --tests {output.tests} 2> {log} <<< {params.claims:q}"
 

@@ -91,7 +91,7 @@ except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 
 # For the first line of every log.
-os.environ["MUP_MOE_CONFIG"] = LAYERS
+os.environ |= {"MUP_MOE_CONFIG": LAYERS}
 if workflow.is_main_process:
     logger.info(f"Config: {LAYERS}")
 
@@ -246,7 +246,7 @@ TRAINING_RESOURCES = GPU | dict(
 )
 # What can be long comes by standard input: an argument holds 128 KiB, and Snakemake has long text in a file.
 TRAIN = (
-    "{PYTHON} -m mup_moe train --request -"
+    "python -m mup_moe train --request -"
     " --tokens $(dirname {input.manifest:q}) --out results/cells --device {resources.device}"
     " --replicas {resources.replicas} --step {resources.step} --threads {threads}"
     " --checkpoint-seconds {resources.checkpoint_seconds} --hang-seconds {resources.hang_seconds}"

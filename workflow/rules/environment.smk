@@ -2,6 +2,7 @@
 # --sdm conda, of environment.yml; and nothing of the folder that the user works in.
 import getpass
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ if Path(workflow.basedir) / "workflow/rules" != Path(str(workflow.current_basedi
     raise WorkflowError(
         "mup-moe is no module for other workflows, as its rules call its own src: clone the repository,"
         " and run snakemake there, or with --snakefile PATH/Snakefile"
+    )
+
+# Snakemake looks up what braces hold, PYTHONPATH is cut at colons, and on the way here <> would be a pattern.
+if re.search("[{}:]", workflow.basedir) or re.search(
+    "<.+>", os.path.relpath(workflow.basedir)
+):
+    raise WorkflowError(
+        f"the checkout is in {workflow.basedir}, and {{}}, <> and : cannot be used there: rename that folder"
     )
 
 # The checkout's own source serves every job, installed or not.
@@ -38,10 +47,8 @@ sys.path[:] = [
     *(path for path in sys.path if path in INHERITED or path not in OWN_FOLDERS),
 ]
 # For every process that is started from here: jobs on other nodes are Snakemakes of their own.
-os.environ |= {
-    "PYTHONPATH": os.pathsep.join([str(SOURCE), *INHERITED]),
-    "PYTHONSAFEPATH": "1",
-}
+PYTHONPATH = os.pathsep.join([str(SOURCE), *INHERITED])
+os.environ |= {"PYTHONPATH": PYTHONPATH, "PYTHONSAFEPATH": "1"}
 
 try:
     getpass.getuser()
@@ -49,12 +56,15 @@ except (
     KeyError,
     OSError,
 ):  # a container's number without a name, at which Snakemake stops
-    os.environ["LOGNAME"] = str(os.getuid())
+    os.environ |= {"LOGNAME": str(os.getuid())}
 
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-PYTHON = "python" if CONDA else shlex.quote(sys.executable)
+# `python` in a rule: a function, as the linter takes no variable of ours there.
+PYTHON = "" if CONDA else f'python() {{ {shlex.quote(sys.executable)} "$@"; }}; '
 # Snakemake takes PYTHONPATH from a conda job. Caches are ours, not everybody's.
-shell.prefix(
-    f"export PYTHONPATH={shlex.quote(str(SOURCE) if CONDA else os.environ['PYTHONPATH'])}"
+PREFIX = (
+    f"export PYTHONPATH={shlex.quote(str(SOURCE) if CONDA else PYTHONPATH)}"
     ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
 )
+# Snakemake formats it.
+shell.prefix((PREFIX + PYTHON).replace("{", "{{").replace("}", "}}"))

@@ -35,7 +35,7 @@ rule figure:
         kind=lambda wildcards: kind_of(wildcards.figure),
         request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
     shell:
-        "{PYTHON} -m mup_moe figure --runs {input.runs} --optima {input.optima}"
+        "python -m mup_moe figure --runs {input.runs} --optima {input.optima}"
         " --name {wildcards.figure} --figure - --out {output.pdf} --png {output.png} 2> {log} <<< {params.request:q}"
 
 
@@ -81,7 +81,7 @@ rule composition:
             {figure: drawing_request(figure) for figure in parts_of(wildcards)}
         ),
     shell:
-        "{PYTHON} -m mup_moe composition --runs {input.runs} --optima {input.optima}"
+        "python -m mup_moe composition --runs {input.runs} --optima {input.optima}"
         " --figures - --out {output.pdf} --png {output.png} 2> {log} <<< {params.requests:q}"
 
 
@@ -103,5 +103,5 @@ rule reference:
         code=ANALYSIS_CODE,
         request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
     shell:
-        "{PYTHON} -m mup_moe reference --runs {input.runs} --figure -"
+        "python -m mup_moe reference --runs {input.runs} --figure -"
         " --out {output} 2> {log} <<< {params.request:q}"

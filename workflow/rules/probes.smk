@@ -30,7 +30,7 @@ rule probe:
             request_of(cell.id).to_json() for cell in probe_cells(wildcards)
         ),
     shell:
-        "printf '%s' {params.requests:q} | {PYTHON} -m mup_moe probe"
+        "printf '%s' {params.requests:q} | python -m mup_moe probe"
         " --measure {params.measure} --steps {params.steps}"
         " --tokens $(dirname {input.manifest}) --out {output.csv}"
         " --device {resources.device} --threads {threads} 2> {log}"
@@ -62,7 +62,7 @@ rule slopes:
         code=ANALYSIS_CODE,
         confidence=CONFIG.analysis.confidence,
     shell:
-        "{PYTHON} -m mup_moe slopes {input.values} --confidence {params.confidence}"
+        "python -m mup_moe slopes {input.values} --confidence {params.confidence}"
         " --out {output} 2> {log}"
 
 
@@ -90,6 +90,6 @@ rule probe_figure:
         code=ANALYSIS_CODE,
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
     shell:
-        "{PYTHON} -m mup_moe probe-figure {input.values} --slopes {input.slopes}"
+        "python -m mup_moe probe-figure {input.values} --slopes {input.slopes}"
         " --measure {params.measure}"
         " --out {output.pdf} --png {output.png} 2> {log}"

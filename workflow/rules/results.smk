@@ -24,7 +24,7 @@ rule aggregate:
         tokens=lambda wildcards: corpus_of(cells_of(wildcards.figure)[0]),
         foreign=CONFIG.analysis.foreign_cells,
     shell:
-        "printf '%s' {params.cells:q} | {PYTHON} -m mup_moe aggregate --cells - --results results/cells"
+        "printf '%s' {params.cells:q} | python -m mup_moe aggregate --cells - --results results/cells"
         " --tokens {params.tokens:q} --foreign-cells {params.foreign} --out {output} 2> {log}"
 
 
@@ -45,7 +45,7 @@ rule optima:
             {wildcards.figure: figure_request(CONFIG, wildcards.figure)}
         ),
     shell:
-        "{PYTHON} -m mup_moe optima --runs {input} --figures -"
+        "python -m mup_moe optima --runs {input} --figures -"
         " --out {output} 2> {log} <<< {params.requests:q}"
 
 
@@ -63,4 +63,4 @@ rule collect:
     params:
         code=ANALYSIS_CODE,
     shell:
-        "{PYTHON} -m mup_moe collect {input} --out {output} 2> {log}"
+        "python -m mup_moe collect {input} --out {output} 2> {log}"

@@ -26,7 +26,7 @@ rule table1:
         code=ANALYSIS_CODE,
         table=json.dumps({name: row.as_row() for name, row in PARAMETRIZATIONS.items()}),
     shell:
-        "{PYTHON} -m mup_moe table1 --parametrizations -"
+        "python -m mup_moe table1 --parametrizations -"
         " --out results/table1 2> {log} <<< {params.table:q}"
 
 
@@ -59,7 +59,7 @@ rule table2:
         code=[ANALYSIS_CODE, CODE],
         config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
     shell:
-        "{PYTHON} -m mup_moe table2 --config - --data results/data"
+        "python -m mup_moe table2 --config - --data results/data"
         " --out results/table2 2> {log} <<< {params.config:q}"
 
 
@@ -87,5 +87,5 @@ rule plan:
         config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
         layers=lambda wildcards: LAYERS,
     shell:
-        "{PYTHON} -m mup_moe plan --config - --layers {params.layers:q}"
+        "python -m mup_moe plan --config - --layers {params.layers:q}"
         " --benchmark {input.benchmark:q} --out results/plan 2> {log} <<< {params.config:q}"

@@ -27,5 +27,5 @@ rule tokenize:
         corpus=lambda wildcards: json.dumps(asdict(CONFIG.corpora[wildcards.corpus])),
         code=DATA_CODE,
     shell:
-        "{PYTHON} -m mup_moe tokenize --corpus -"
+        "python -m mup_moe tokenize --corpus -"
         " --out results/data/{wildcards.corpus} --threads {threads} 2> {log} <<< {params.corpus:q}"
