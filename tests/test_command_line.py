@@ -1,8 +1,6 @@
 """What every command says of itself, and where packages are missing."""
 
-import io
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
