@@ -17,6 +17,7 @@ from mup_moe.analysis.panel import summary
 from mup_moe.analysis.plotting import matplotlib
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.files import UserError
 
 ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200, "foreign_cells": "stop"}
 
@@ -294,3 +295,12 @@ def test_a_composition_is_the_same_twice(tmp_path):
     assert compose(tmp_path, requests, "again") == 0
     for suffix in ("pdf", "png"):
         assert (tmp_path / f"both.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()
+
+
+def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path):
+    request = make_request()
+    make_tables(tmp_path, request)
+    parsed = FigureRequest.of(request)
+    last = parsed.figure.cells()[-1].id
+    with pytest.raises(UserError, match=f"lack cell {re.escape(last)}, .*: delete its runs.csv"):
+        figure_curves(read_runs(tmp_path / "runs.csv").iloc[:-1], parsed)

@@ -192,6 +192,18 @@ def test_any_cell_is_a_target_in_a_figure_or_not(project):
     assert (project / f"results/cells/{cell}/history.csv").exists()
 
 
+def test_a_cell_whose_folder_is_deleted_is_trained_again_as_a_target_and_its_figure_follows(project):
+    cell = next((project / "results/cells").iterdir())
+    shutil.rmtree(cell)
+    summary = f"results/cells/{cell.name}/summary.json"
+    assert planned(project, summary) == {"train": 1}
+    done = smoke(project, summary)
+    assert done.returncode == 0, done.stdout
+    assert (cell / "tries.jsonl").exists()
+    assert {"aggregate", "figure"} <= planned(project).keys()
+    assert "train" not in planned(project)
+
+
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [

@@ -51,7 +51,9 @@ def figure_curves(runs: pd.DataFrame, request: FigureRequest) -> dict[Any, dict[
     ids = [cell.id for cell in figure.cells()]
     absent = next((name for name in ids if name not in runs.index), None)
     if absent is not None and request.analysis.foreign_cells == "stop":
-        raise UserError(f"the runs lack cell {absent}, which the figure draws: aggregate all of its cells")
+        raise UserError(
+            f"the runs lack cell {absent}, which the figure draws: delete its runs.csv and run the same command again"
+        )
     chosen = runs.reindex(ids)
     losses = chosen[request.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)
