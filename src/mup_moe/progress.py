@@ -18,6 +18,8 @@ from mup_moe.training.result import SUMMARY
 
 # Between two lines, and between two looks at the files, which are to cost no more than so much of the time.
 _LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
+# A run that is over by then needs no forecast, which costs seconds of a processor.
+_SHORT_SECONDS = 8.0
 # Of a line, and of the figures' names in it.
 _COLUMNS, _NAMES = 99, 32
 
@@ -73,6 +75,7 @@ def report_progress(
         reporter = _Reporter(watch, tokenizing)
 
         def run() -> None:
+            time.sleep(_SHORT_SECONDS)
             cells = [cell for job in jobs for cell in job]
             reporter.run(ask_forecast(document, cells, results, benchmark))
 
