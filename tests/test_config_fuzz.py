@@ -340,7 +340,7 @@ def test_at_the_ends_of_ranges_a_cell_finishes_or_diverges(change, tokens):
         ("figures: {figure1: {axes: {width: [32, 1000000000]}}}", "width 1000000000 must lie between 1 and 2"),
         (
             "setups: {small: {model: {base_width: 1048576, base_experts: 65536}}}",
-            "`base_width` 1048576, `base_experts` 65536 and `ffn_ratio` 4 make a tensor",
+            "`base_width` 1048576, `base_experts` 65536 and `ffn_ratio` 3 make a tensor",
         ),
         ("setups: {small: {model: {base_width: 7}}}", "`base_width` 7 is not divisible by `heads` 4"),
         ("figures: {figure1: {axes: {width: [32, 1000000], experts: [1000000]}}}", "make a tensor of more than"),
