@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from conftest import make_project, snakemake
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict
+from mup_moe.analysis.machine import Machine
 from mup_moe.analysis.optima import Row, read_optima, read_rows
-from mup_moe.analysis.plan import Machine
 from mup_moe.analysis.published import read_published
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs

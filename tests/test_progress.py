@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from mup_moe.analysis.cost import size_of
-from mup_moe.analysis.plan import START_SECONDS, Machine
+from mup_moe.analysis.machine import START_SECONDS, Machine
 from mup_moe.config.load import read_config
 from mup_moe.progress import line
 from mup_moe.status.forecast import CellForecast, Forecast, ask_forecast

@@ -46,25 +46,26 @@ sys.path[:] = [
     str(SOURCE),
     *(path for path in sys.path if path in INHERITED or path not in OWN_FOLDERS),
 ]
-# For every process that is started from here: jobs on other nodes are Snakemakes of their own.
 PYTHONPATH = os.pathsep.join([str(SOURCE), *INHERITED])
-os.environ |= {"PYTHONPATH": PYTHONPATH, "PYTHONSAFEPATH": "1"}
+# For every process that is started from here: jobs on other nodes are Snakemakes of their own.
+os.environ |= {
+    "PYTHONPATH": PYTHONPATH,
+    "PYTHONSAFEPATH": "1",
+    # Caches are ours, not everybody's.
+    "MPLCONFIGDIR": os.path.abspath(".snakemake/matplotlib"),
+    "TORCHINDUCTOR_CACHE_DIR": os.path.abspath(".snakemake/torch"),
+}
 
+# A container's number without a name, at which Snakemake would stop.
 try:
     getpass.getuser()
-except (
-    KeyError,
-    OSError,
-):  # a container's number without a name, at which Snakemake stops
+except (KeyError, OSError):
     os.environ |= {"LOGNAME": str(os.getuid())}
 
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 # `python` in a rule: a function, as the linter takes no variable of ours there.
 PYTHON = "" if CONDA else f'python() {{ {shlex.quote(sys.executable)} "$@"; }}; '
-# Snakemake takes PYTHONPATH from a conda job. Caches are ours, not everybody's.
-PREFIX = (
-    f"export PYTHONPATH={shlex.quote(str(SOURCE) if CONDA else PYTHONPATH)}"
-    ' MPLCONFIGDIR="$PWD/.snakemake/matplotlib" TORCHINDUCTOR_CACHE_DIR="$PWD/.snakemake/torch"; '
-)
+# Snakemake takes PYTHONPATH from a conda job.
+PREFIX = f"export PYTHONPATH={shlex.quote(str(SOURCE) if CONDA else PYTHONPATH)}; "
 # Snakemake formats it.
 shell.prefix((PREFIX + PYTHON).replace("{", "{{").replace("}", "}}"))

@@ -8,17 +8,15 @@ import argparse
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from mup_moe.analysis.cost import size_of, tokens_of_run, tokens_of_step
+from mup_moe.analysis.machine import START_SECONDS, Machine
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 from mup_moe.analysis.plotting import EngFormatter
 from mup_moe.analysis.request import parse_json
-from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
@@ -26,11 +24,8 @@ from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, Prob
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.data.vocabulary import vocabulary_of
-from mup_moe.files import UserError, write_csv, write_text
+from mup_moe.files import write_csv, write_text
 
-FloatArray = npt.NDArray[np.float64]
-
-START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
 COPIES = 2  # a cell's result and the copy that it keeps
@@ -70,44 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_text(Path(f"{arguments.out}.md"), markdown)
     write_text(Path(f"{arguments.out}.html"), html_page("The bill", markdown))
     print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
-
-
-@dataclass(frozen=True, eq=False)
-class Machine:
-    """What one CPU thread or one GPU achieves in training.
-
-    width: (W,), ascending; gflops: (W,), the rate measured at it.
-    """
-
-    name: str
-    width: FloatArray
-    gflops: FloatArray
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Reads what benchmarks/step.py wrote of the MoE, trained as the pipeline does.
-
-        Raises UserError, also for rows of several machines.
-        """
-        columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
-        table = read_table(path, columns)
-        table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
-        names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
-        names += np.where(table["threads"] == 1, "", "s")
-        if "gpu" in table.columns:
-            names = table["gpu"].where(table["gpu"] != "", names)
-        known = list(dict.fromkeys(names))
-        if len(known) != 1:
-            raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")
-        rates = table.groupby("width")["gflops"].median()
-        if not (rates > 0).all():
-            raise UserError(f"{path} has a rate that is not positive: measure it anew by `make benchmark`")
-        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float))
-
-    def seconds(self, flops: float, width: int) -> float:
-        """How long that much training takes; a width not measured has its neighbours' rate."""
-        rate = np.interp(np.log2(width), np.log2(self.width), self.gflops)
-        return float(flops / (1e9 * rate))
 
 
 @dataclass(frozen=True, kw_only=True)

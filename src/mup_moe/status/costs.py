@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from mup_moe.analysis.cost import size_of, tokens_of_step
-from mup_moe.analysis.plan import Machine
+from mup_moe.analysis.machine import Machine
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import Tokens

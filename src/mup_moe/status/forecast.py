@@ -65,7 +65,7 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
 
 def _answer(request: dict[str, Any]) -> Forecast:
     # Here, as the process that asks is to have none of it.
-    from mup_moe.analysis.plan import START_SECONDS
+    from mup_moe.analysis.machine import START_SECONDS
     from mup_moe.config.cell import Cell
     from mup_moe.config.load import validate
     from mup_moe.files import UserError

@@ -1,0 +1,53 @@
+"""How fast a machine trains, by the benchmark of the training step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from mup_moe.analysis.runs import read_table
+from mup_moe.files import UserError
+
+FloatArray = npt.NDArray[np.float64]
+
+START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """What one CPU thread or one GPU achieves in training.
+
+    width: (W,), ascending; gflops: (W,), the rate measured at it.
+    """
+
+    name: str
+    width: FloatArray
+    gflops: FloatArray
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what benchmarks/step.py wrote of the MoE, trained as the pipeline does.
+
+        Raises UserError, also for rows of several machines.
+        """
+        columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
+        table = read_table(path, columns)
+        table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
+        names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
+        names += np.where(table["threads"] == 1, "", "s")
+        if "gpu" in table.columns:
+            names = table["gpu"].where(table["gpu"] != "", names)
+        known = list(dict.fromkeys(names))
+        if len(known) != 1:
+            raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")
+        rates = table.groupby("width")["gflops"].median()
+        if not (rates > 0).all():
+            raise UserError(f"{path} has a rate that is not positive: measure it anew by `make benchmark`")
+        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float))
+
+    def seconds(self, flops: float, width: int) -> float:
+        """How long that much training takes; a width not measured has its neighbours' rate."""
+        rate = np.interp(np.log2(width), np.log2(self.width), self.gflops)
+        return float(flops / (1e9 * rate))
