@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, SMOKE, TARGET, edit, make_project, smoke, wait_until
-from faults.inject import in_jobs, injector
+from faults.inject import injector
 
 pytestmark = pytest.mark.workflow
 
@@ -25,9 +25,9 @@ CURVES = 2 * 2  # each a job
 
 def start(project: Path, fault: dict[str, str], output: Any = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """Snakemake as a process group of its own, to be killed; one of its jobs has the fault."""
-    command, jobs = [sys.executable, "-m", "snakemake", *SMOKE, TARGET], os.environ | in_jobs(project, fault)
+    command, world = [sys.executable, "-m", "snakemake", *SMOKE, TARGET], os.environ | fault
     return subprocess.Popen(
-        command, cwd=project, env=jobs, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        command, cwd=project, env=world, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 

@@ -12,7 +12,7 @@ Inject = Callable[..., dict[str, str]]
 
 
 def injector(folder: Path) -> Inject:
-    """Makes the environment of a fault, with the folder for what it leaves behind."""
+    """Makes the environment of a fault, with the folder for what it leaves behind; jobs of a Snakemake inherit it."""
     made: list[Path] = []
 
     def environment(does: str, **told: Any) -> dict[str, str]:
@@ -21,13 +21,6 @@ def injector(folder: Path) -> Inject:
         return {"FAULT": json.dumps(defaults | {"does": does} | told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
 
     return environment
-
-
-def in_jobs(folder: Path, fault: dict[str, str]) -> dict[str, str]:
-    """The environment by which a fault comes to the jobs of a Snakemake, which have a PYTHONPATH of their own."""
-    script = folder / "bash_env"
-    script.write_text(f'python() {{ PYTHONPATH="{HOOKS}:$PYTHONPATH" command python "$@"; }}\n')
-    return {"BASH_ENV": str(script), "FAULT": fault["FAULT"]}
 
 
 def is_stopped(pid: int) -> bool:

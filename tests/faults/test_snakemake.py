@@ -14,7 +14,7 @@ import pytest
 
 from conftest import SMOKE, edit, make_project, wait_until
 from faults.commands import end, start
-from faults.inject import Inject, in_jobs
+from faults.inject import Inject
 from faults.ledger import GOES_ON, ONE_SENTENCE, SAME_BYTES, Ledger
 from test_workflow import planned
 
@@ -31,7 +31,7 @@ def launch(project: Path, *options: str, environment: dict[str, str] | None = No
     return start(
         [*(bound or []), *COMMAND, *options],
         # As a user has it.
-        {**(environment or {}), "PYTHONPATH": ""},
+        {"PYTHONPATH": "", **(environment or {})},
         cwd=project,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -100,11 +100,11 @@ def test_a_workflow_that_is_killed_again_and_again_goes_on(
 
 
 def test_a_second_snakemake_leaves_the_first_one_alone(
-    ledger: Ledger, inject: Inject, sweep: Path, quiet: Path, tmp_path: Path
+    ledger: Ledger, inject: Inject, sweep: Path, quiet: Path
 ) -> None:
     expected = "the second is refused in one sentence; the first ends with the same bytes"
     with ledger.trial("two Snakemakes", "in one folder", expected) as trial:
-        first = launch(sweep, environment=in_jobs(tmp_path, inject("SIGSTOP", number=100)))
+        first = launch(sweep, environment=inject("SIGSTOP", number=100))
         wait_until(lambda: list(sweep.glob("results/cells/*/checkpoint.safetensors")), first)
         second = end(launch(sweep))
         assert second.returncode == 1
@@ -120,11 +120,11 @@ def test_a_second_snakemake_leaves_the_first_one_alone(
 
 
 def test_a_gpu_that_disappears_is_tried_again(
-    ledger: Ledger, chance: random.Random, inject: Inject, sweep: Path, quiet: Path, tmp_path: Path
+    ledger: Ledger, chance: random.Random, inject: Inject, sweep: Path, quiet: Path
 ) -> None:
     with ledger.trial("the GPU disappears (simulated)", "in a job of Snakemake with --retries 1", GOES_ON) as trial:
         fault = inject("lose_gpu", number=chance.randint(100, 190))
-        said = make(sweep, "--retries", "1", environment=in_jobs(tmp_path, fault))
+        said = make(sweep, "--retries", "1", environment=fault)
         trial.struck(sweep / "results")
         assert "mup-moe: the GPU failed: run the same command again" in said
         (log,) = sweep.glob("results/logs/train/*.log")
