@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
-
-import pydantic
+from typing import Any, Self, get_type_hints
 
 from mup_moe.files import UserError, read_json, remove_leftovers, write_text
 
@@ -63,9 +61,12 @@ class Heartbeat:
     def read(cls, folder: Path) -> Self | None:
         """The last sign of life in a cell's folder; None where there is none that can be reckoned with."""
         try:
-            text = (folder / _FILE).read_bytes()
-            beat = pydantic.TypeAdapter(cls).validate_json(text, strict=True)
-        except (OSError, pydantic.ValidationError):
+            told = json.loads((folder / _FILE).read_bytes())
+            beat = cls(**told)
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        # By hand: a machine that only trains has no pydantic.
+        if not all(_is_of(told[name], kind) for name, kind in get_type_hints(cls).items() if name in told):
             return None
         rate = beat.steps_per_second
         sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
@@ -80,6 +81,13 @@ class Heartbeat:
             return False
         rate = self.steps_per_second
         return age <= (_PATIENCE_AT_START_SECONDS if rate is None else _PATIENCE_SECONDS + _PATIENCE_STEPS / rate)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether JSON's value is of an annotated type; an integer is a float, and a truth is neither."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
 
 
 def _has_process(pid: int) -> bool:
