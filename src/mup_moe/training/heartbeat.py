@@ -84,9 +84,9 @@ class Heartbeat:
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether JSON's value is of an annotated type; an integer is a float, and a truth is neither."""
-    if isinstance(value, bool):
-        return kind is bool
+    """Whether JSON's value is of an annotated type: an integer is a float, but no truth, and nothing beyond 64 bits."""
+    if isinstance(value, bool) or (isinstance(value, int) and value.bit_length() > 63):
+        return False
     return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
 
 
