@@ -52,6 +52,8 @@ def check_command_line():
         return  # another program's own
     check_given_once(get_argument_parser(), sys.argv[1:])
     given, rest = split_off(sys.argv[1:])
+    if not given:
+        return  # then a profile's values are taken
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stderr(nowhere),
@@ -65,16 +67,14 @@ def config_document():
     if HANDED_ON is None:
         if workflow.is_main_process:
             check_command_line()
-        files, entries = (
-            workflow.config_settings.configfiles,
-            workflow.config_settings.config_args,
-        )
-        defaults, given = read_document(DEFAULTS), read_given(files, entries or ())
+        files = workflow.config_settings.configfiles
+        entries = workflow.config_settings.config_args or ()
+        defaults, given = read_document(DEFAULTS), read_given(files, entries)
         # A preset lies over config.yaml and under what the command line gives.
         named = overlay(defaults, given).get("preset")
         preset = read_preset(DEFAULTS.parent / "presets", named)
         return overlay(defaults, preset, given, {"preset": named}), describe(
-            named, files, entries or ()
+            named, files, entries
         )
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(

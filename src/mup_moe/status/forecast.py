@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_SOURCE = Path(__file__).parents[2]
 _ABANDONED = 3  # exit status
 
 
@@ -42,7 +41,6 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
     document: the whole config. benchmark: of the training step. The process ends with this one.
     """
     request = {"document": document, "cells": list(cells), "results": str(results), "benchmark": str(benchmark)}
-    path = os.pathsep.join(filter(None, [str(_SOURCE), os.environ.get("PYTHONPATH")]))
     try:
         with subprocess.Popen(
             # -P: nothing of the working folder is imported.
@@ -50,7 +48,6 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": path},
             text=True,
         ) as process:
             assert process.stdin is not None
