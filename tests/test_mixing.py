@@ -25,6 +25,13 @@ def rewrite(folder: Path, **changes: object) -> None:
     result.publish()
 
 
+def log_lines(project: Path) -> list[str]:
+    """The lines of the log below the one that says with which config it was made."""
+    config, *lines = (project / LOG).read_text().splitlines()
+    assert config.startswith("config: ")
+    return lines
+
+
 def cells_of(project: Path, pattern: str) -> list[Path]:
     return sorted((project / "results/cells").glob(pattern))
 
@@ -45,7 +52,7 @@ def test_cells_of_another_config_are_named_or_left_out_of_everything_as_the_user
     done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
     assert {path: path.read_bytes() for path in trained} == trained
-    told = {line.removeprefix("left out ").partition(":")[0] for line in (project / LOG).read_text().splitlines()}
+    told = {line.removeprefix("left out ").partition(":")[0] for line in log_lines(project)}
     assert told == foreign
     runs = pd.read_csv(project / TABLE)
     assert set(runs["parametrization"]) == {"sp"}
@@ -90,7 +97,7 @@ def test_cells_of_another_device_and_torch_are_taken_and_the_log_says_which(proj
     runs.unlink()
     done = smoke(project, TABLE, "--rerun-triggers", "mtime")
     assert done.returncode == 0, done.stdout
-    (told,) = (project / LOG).read_text().splitlines()
+    (told,) = log_lines(project)
     assert f"1 on cuda with torch 2.11.0+cu126 ({first.name})" in told
     assert f"{len(before) - 1} on cpu with torch " in told
     mine = before["cell"] == first.name
