@@ -307,6 +307,23 @@ def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkey
     assert later not in (rate, 0)
 
 
+HANGS = """
+import sys, threading
+from pathlib import Path
+from mup_moe.training.heartbeat import Pulse
+
+with Pulse(0.1, Path(sys.argv[1]).write_text).watched():
+    threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2> >(exit)", "2> /dev/full"])
+def test_a_process_that_hangs_is_ended_and_leaves_the_reason_where_nobody_reads_its_stderr(tmp_path, stderr):
+    command = ["bash", "-c", f'exec "$@" {stderr}', "-", sys.executable, "-c", HANGS, str(tmp_path / "reason")]
+    assert subprocess.run(command).returncode == 1
+    assert "the job hangs and is ended" in (tmp_path / "reason").read_text()
+
+
 def test_a_pickle_is_no_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     torch.save({"a": torch.ones(2)}, path)

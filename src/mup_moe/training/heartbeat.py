@@ -206,12 +206,15 @@ class Pulse:
             f"no step for {self._seconds:.0f} s: the job hangs and is ended. Run it again to go on from its"
             " checkpoint; raise `execution.hang_seconds` if its steps may take so long"
         )
-        # On a line of its own, where a bar was.
-        print(f"\nmup-moe: {reason}", file=sys.stderr)
-        faulthandler.dump_traceback()
-        # It may be the disk that everything hangs at.
-        last_words = threading.Thread(target=self._before_end, args=[reason], daemon=True)
-        last_words.start()
-        last_words.join(_LAST_WORDS_SECONDS)
-        # Whoever hangs does not hear of exceptions.
-        os._exit(1)
+        try:
+            # It may be the disk that everything hangs at.
+            last_words = threading.Thread(target=self._before_end, args=[reason], daemon=True)
+            last_words.start()
+            # On a line of its own, where a bar was; nobody may be left to read it.
+            with suppress(OSError, ValueError, RuntimeError):
+                print(f"\nmup-moe: {reason}", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback()
+            last_words.join(_LAST_WORDS_SECONDS)
+        finally:
+            # A thread that hangs does not see exceptions.
+            os._exit(1)
