@@ -122,7 +122,7 @@ def test_use_as_a_module_ends_in_one_sentence(tmp_path, usage):
     (tmp_path / "Snakefile").write_text(usage.format(checkout=ROOT))
     done = snakemake(tmp_path, "-n", "--workflow-profile", "none")
     assert done.returncode != 0
-    assert "mup-moe is no module for other workflows" in done.stdout
+    assert "mup-moe is not a module for other workflows" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -576,7 +576,7 @@ def test_where_no_cell_of_a_width_is_done_those_that_run_tell_the_rate(sweep, to
 def test_before_anything_is_measured_the_benchmark_of_the_plan_tells_or_nobody(sweep, told, ask):
     left = told(sweep)["time_left"]
     assert (left["device_seconds"], left["seconds"]) == (None, None)
-    assert "time left: unknown: no cell of this sweep tells yet" in ask(sweep)
+    assert "time left: unknown: no cell of this sweep has been timed yet" in ask(sweep)
     (sweep.path.parent / "benchmarks").mkdir()
     table = "architecture,default,width,gflops,cpu,threads\nmoe,yes,32,2,A CPU,1\nmoe,yes,64,1,A CPU,1\n"
     (sweep.path.parent / "benchmarks" / "step.csv").write_text(table)

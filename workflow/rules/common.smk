@@ -79,7 +79,7 @@ def config_document():
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(
             "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
-            " and start it again, which trains anew what is not finished"
+            " and start it again, which trains again what is not finished"
         )
     return HANDED_ON["document"], HANDED_ON["layers"]
 

@@ -12,7 +12,7 @@ from snakemake.settings.types import DeploymentMethod
 
 if Path(workflow.basedir) / "workflow/rules" != Path(str(workflow.current_basedir)):
     raise WorkflowError(
-        "mup-moe is no module for other workflows, as its rules call its own src: clone the repository,"
+        "mup-moe is not a module for other workflows, as its rules call its own src: clone the repository,"
         " and run snakemake there, or with --snakefile PATH/Snakefile"
     )
 

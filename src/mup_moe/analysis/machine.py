@@ -44,7 +44,7 @@ class Machine:
             raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")
         rates = table.groupby("width")["gflops"].median()
         if not (rates > 0).all():
-            raise UserError(f"{path} has a rate that is not positive: measure it anew by `make benchmark`")
+            raise UserError(f"{path} has a rate that is not positive: measure it again with `make benchmark`")
         return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float))
 
     def seconds(self, flops: float, width: int) -> float:

@@ -95,9 +95,9 @@ def _pace(cells: Sequence[CellStatus], costs: "Costs", results: Path) -> tuple[_
     if paces:
         return lambda width: paces[_nearest(width, paces)], "by the rate of this sweep so far"
     if isinstance(costs.machine, UserError):
-        raise UserError(f"no cell of this sweep tells yet, and {costs.machine}")
+        raise UserError(f"no cell of this sweep has been timed yet, and {costs.machine}")
     name = costs.machine.name
-    return lambda _: 1.0, f"by a benchmark of {name}, as none of this sweep is measured yet"
+    return lambda _: 1.0, f"by a benchmark of {name}, as no cell of this sweep has been timed yet"
 
 
 def _nearest(width: int, known: Iterable[int]) -> int:
