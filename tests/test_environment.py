@@ -126,6 +126,23 @@ def test_use_as_a_module_ends_in_one_sentence(tmp_path, usage):
     assert "Traceback" not in done.stdout
 
 
+def test_a_module_of_the_checkout_s_own_folder_ends_in_that_sentence(tmp_path):
+    project = make_project(tmp_path / "project")
+    (project / "Mine.smk").write_text('module mup:\n    snakefile: "Snakefile"\nuse rule * from mup as mup_*\n')
+    done = snakemake(project, "-n", "--snakefile", "Mine.smk")
+    assert done.returncode != 0
+    assert "mup-moe is not a module for other workflows" in done.stdout
+
+
+def test_the_snakefile_may_be_named_by_any_path(tmp_path):
+    project = make_project(tmp_path / "project")
+    (project / "workflow/deep").mkdir()
+    for folder, path in [(tmp_path, "project/Snakefile"), (project / "workflow", "deep/../../Snakefile")]:
+        done = snakemake(folder, "results/table1.csv", "--cores", "2", "--snakefile", path, "--directory", tmp_path)
+        assert done.returncode == 0, done.stdout
+        (tmp_path / "results/table1.csv").unlink()
+
+
 @pytest.mark.parametrize(("name", "elsewhere"), [("{x} {{y}}", False), ("a:b", False), ("<x>", True)])
 def test_a_checkout_in_a_folder_that_cannot_be_used_is_refused(tmp_path, name, elsewhere):
     checkout = make_project(tmp_path / name)

@@ -1,5 +1,6 @@
 """What is laid over config.yaml by --config and --configfile: the same values, and nothing dropped in silence."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from snakemake.cli import get_argument_parser
 
 from conftest import ROOT, make_project, snakemake
 from mup_moe.config.document import ConfigError, read_document, read_value
-from mup_moe.config.given import check_given_once, describe, read_given
+from mup_moe.config.given import Layers, check_options, read_given
 from mup_moe.config.load import overlay, validate
+from mup_moe.config.options import add_sweep_arguments, read_layers
 
 DEFAULTS = read_document(ROOT / "config.yaml")
 VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text("abz01.-")
@@ -96,40 +98,111 @@ def test_a_key_that_json_has_twice_is_refused(tmp_path):
         read_document(tmp_path / "mine.json")
 
 
+@pytest.mark.parametrize("text", ["010", "+0_7", "08", "1:30", "-1:30:00", "1:30.5", "!!int 010"])
+def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(tmp_path, text):
+    (tmp_path / "mine.yaml").write_text(f"seed: [{text}]\n")
+    if text == "08":  # text to YAML, and to us: no setting that is a number takes it
+        assert read_value(text, "seed") == "08"
+        return
+    with pytest.raises(ConfigError, match=r"line 1, column .* is not a plain number: put it in quotes if it is text"):
+        read_document(tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match=r"`seed` cannot be read as YAML: .* is not a plain number"):
+        read_value(text, "seed")
+
+
+def test_a_mapping_that_snakemake_has_turned_into_python_is_read():
+    # As it hands on `config: {setups: ...}` of a profile.
+    document = {"small": {"model": {"heads": None, "head_size": 8, "final_norm": True, "activation": "none"}}}
+    assert read_given([], [f"setups={document}"]) == {"setups": document}
+
+
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
         (["--config", "preset=gpu", "--config", "execution={device: cpu}"], "--config"),
         (["-C", "preset=gpu", "results/paper", "--config=preset=gpu"], "--config"),
         (["-Cpreset=gpu", "-C", "a=b"], "--config"),
+        (["-nC", "preset=gpu", "-C", "a=b"], "--config"),
         (["--configfile", "a.yaml", "-n", "--configfiles", "b.yaml"], "--configfile"),
         (["--configfile", "a.yaml", "--config", "a=b", "--configfile", "b.yaml"], "--configfile"),
         (["--set-resources", "train:mem_mb=1", "--set-resources", "train:gpu=1"], "--set-resources"),
-        (["--until", "figure", "--until", "claims"], "--until"),
+        (["--default-resou", "gpu=1", "--default-resources", "mem_mb=1"], "--default-resources"),
+        (["--until", "figure", "--unti", "claims"], "--until"),
     ],
 )
 def test_an_option_of_which_snakemake_takes_the_last_is_refused(arguments, option):
-    with pytest.raises(ConfigError, match=f"^`{option}` is given 2 times.*give it once, with all of its values"):
-        check_given_once(get_argument_parser(), arguments)
+    with pytest.raises(ConfigError, match=f"^`{option}` is given more than once.*give it once, with all of its values"):
+        check_options(get_argument_parser(), arguments, {})
+
+
+CONFIG, RESOURCES = {"config": ["preset=gpu"]}, {"default-resources": ["gpu=1", "runtime=240"]}
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "profiles", "sentence"),
     [
-        ["--config", "preset=gpu", "execution={device: cpu}", "--configfile", "a.yaml", "b.yaml", "-n"],
-        ["results/paper", "--cores", "2", "--config", "preset=gpu", "--", "--config", "--config"],
-        [],
+        (["-C", "a=b"], [CONFIG], "`--config` is given on the command line and by the profile 0.*drop preset=gpu"),
+        (["-nC", "preset=paper"], [CONFIG], "`--config` is given on the command line and by the profile 0"),
+        ([], [CONFIG, CONFIG], "`--config` is given by the profile 1 and by the profile 0"),
+        (["--configfile", "a"], [{"configfiles": "b"}], "`--configfile` is given .* drop b: give all of its values"),
+        (
+            ["--default-resources", "slurm_account=mylab", "gpu=2"],
+            [RESOURCES],
+            "`--default-resources` is given on the command line and by the profile 0, .* drop runtime=240: ",
+        ),
+        (["--res", "mem_mb=1"], [{"resources": ["gpu=4"]}], "`--resources` .* drop gpu=4"),
+        (["--set-threads", "train=1"], [{"set-threads": ["probe=2"]}], "`--set-threads` .* drop probe=2"),
     ],
 )
-def test_options_that_snakemake_takes_whole_are_not_refused(arguments):
-    check_given_once(get_argument_parser(), arguments)
+def test_an_option_of_which_snakemake_drops_a_profile_s_values_is_refused(arguments, profiles, sentence):
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        check_options(get_argument_parser(), arguments, {Path(str(i)): one for i, one in enumerate(profiles)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "profiles"),
+    [
+        (["--config", "preset=gpu", "execution={device: cpu}", "--configfile", "a.yaml", "b.yaml", "-n"], []),
+        (["results/paper", "--cores", "2", "--config", "preset=gpu", "--", "--config", "--config"], []),
+        ([], []),
+        (["--config", "preset=gpu"], [{"configfile": "a.yaml", "retries": "2", "quiet": ["reason"]}]),
+        (["--resources", "gpu=2", "mem_mb=1", "--quiet", "all"], [{"resources": ["gpu=4"], "quiet": ["reason"]}]),
+        ([], [CONFIG, RESOURCES]),
+    ],
+)
+def test_options_that_snakemake_takes_whole_are_not_refused(arguments, profiles):
+    check_options(get_argument_parser(), arguments, {Path(str(i)): one for i, one in enumerate(profiles)})
 
 
 def test_the_layers_are_described_from_the_lowest_to_the_highest():
-    entries = ["preset=gpu", "execution={device: cpu}"]
-    assert describe("gpu", [Path("a.yaml")], entries) == (
-        "config.yaml, preset gpu, a.yaml, --config execution={device: cpu}"
-    )
+    layers = Layers(Path("config.yaml"), "gpu", [Path("a.yaml")], ["preset=gpu", "execution={device: cpu}"], {})
+    assert str(layers) == "config.yaml, preset gpu, a.yaml, --config execution={device: cpu}"
+
+
+# ---------------------------------------------------------------- by our own commands
+
+
+def layers_of(*arguments: str) -> Layers:
+    parser = argparse.ArgumentParser()
+    add_sweep_arguments(parser)
+    return read_layers(parser.parse_args(arguments))
+
+
+def test_a_command_takes_what_snakemake_was_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    mine = tmp_path / "a=b.yaml"
+    mine.write_text("execution: {threads: 2, replicas: 1}\n")
+    layers = layers_of("--config", "config.yaml", str(mine), "--config", "preset=gpu", "execution={threads: 3}")
+    assert str(layers) == f"config.yaml, preset gpu, {mine}, --config execution={{threads: 3}}"
+    assert (layers.config.execution.threads, layers.config.execution.replicas) == (3, 1)
+    assert layers_of("--config", "execution={threads: 3}").config.execution.threads == 3
+    assert layers_of("--preset", "gpu").document == layers_of("--config", "preset=gpu").document
+
+
+def test_an_option_of_a_command_that_is_given_twice_has_both_values():
+    parser = argparse.ArgumentParser()
+    add_sweep_arguments(parser)
+    assert parser.parse_args(["--figures", "a", "b", "--figures", "c"]).figures == ["a", "b", "c"]
 
 
 # ---------------------------------------------------------------- through Snakemake
@@ -140,6 +213,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = make_project(tmp_path_factory.mktemp("given") / "project")
     (project / "mine").mkdir()
     (project / "mine/config.yaml").write_text("config: [preset=gpu]\n")
+    (project / "other").mkdir()
+    (project / "other/config.yaml").write_text("config: {execution: {threads: 2}}\n")
     return project
 
 
@@ -151,11 +226,16 @@ def run(project: Path, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--config", "preset=gpu", "--config", "execution={device: cpu}"], "`--config` is given 2 times"),
-        (["--configfile", "smoke.yaml", "--configfile", "smoke.yaml"], "`--configfile` is given 2 times"),
+        (["--config", "preset=gpu", "--config", "execution={device: cpu}"], "`--config` is given more than once"),
+        (["--configfile", "smoke.yaml", "--configfile", "smoke.yaml"], "`--configfile` is given more than once"),
         (
             ["--profile", "mine", "--config", "execution={device: cpu}"],
-            "`--config` is given on the command line and by a profile",
+            "`--config` is given on the command line and by the profile",
+        ),
+        (["--profile", "mine", "--profile", "other"], "`--config` is given by the profile"),
+        (
+            ["--workflow-profile", "profiles/slurm", "--default-resources", "slurm_account=mylab"],
+            "of which Snakemake would drop gpu=1, runtime=",
         ),
     ],
 )

@@ -153,6 +153,8 @@ HEADER = "parametrization,width,learning_rate,train_loss\n"
         ("parametrization,width,learning_rate,loss\nsp,64,1e-3,5\n", "lacks the column `train_loss`"),
         (HEADER + "sp,64,fast,5\n", "line 2"),
         (HEADER + "sp,64,1e-3\n", "line 2"),
+        (HEADER + "sp,64.5,1e-3,5\n", "64.5 is not a width"),
+        (HEADER + "sp,inf,1e-3,5\n", "inf is not a width"),
         (HEADER + "sp,64,1e-3,nan\n", "finite"),
         (HEADER + "sp,64,1e-3,5\nsp,64,0.001,6\n", "twice"),
         (b"\xff\xfe\x00", "cannot be read"),
@@ -175,6 +177,14 @@ def test_a_file_that_does_not_serve_is_named(tmp_path, capsys, text, sentence):
     inputs = ["--runs", tmp_path / "runs.csv", "--figure", json.dumps(request)]
     assert main(["figure", *map(str, [*inputs, *figure])]) == 1
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", ["64", "64.0", "6.4e1"])
+def test_a_width_is_an_integer_in_any_notation(tmp_path, width):
+    path = tmp_path / "theirs.csv"
+    path.write_text(f"{HEADER}sp,{width},1e-3,5\n")
+    (point,) = read_published(path, "train_loss")
+    assert point.width == 64
 
 
 @pytest.mark.parametrize(

@@ -309,9 +309,9 @@ def test_what_is_finished_is_collected_beside_what_fails_and_what_is_outdated(pr
     assert len(pd.read_csv(project / "results/runs.csv")) > len(pd.read_csv(project / "results/figure1/runs.csv"))
 
 
-def record(project):
+def record(project, *over):
     return subprocess.run(
-        [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml"],
+        [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml", *over],
         cwd=project,
         env=os.environ | {"PYTHONPATH": "src"},
         check=False,
@@ -333,8 +333,22 @@ def test_results_are_recorded_with_what_made_them(project):
     assert provenance["seeds"] == [0]
     assert provenance["versions"][0]["torch"]
     assert provenance["machine"][0]["cpu"]
+    assert provenance["config"] == ["config.yaml", "smoke.yaml"]
+    # What lies over it is kept, under names of its own, where it leaves the cells as they are.
+    (project / "mine").mkdir()
+    (project / "mine/smoke.yaml").write_text("execution: {replicas: 1}\n")
+    assert record(project, "mine/smoke.yaml", "execution={threads: 2}").returncode == 0
+    names = json.loads((folder / "provenance.json").read_text())["config"]
+    assert names == ["config.yaml", "smoke.yaml", "2-smoke.yaml", "command-line.yaml"]
+    assert [yaml.safe_load((folder / name).read_text())["execution"] for name in names[2:]] == [
+        {"replicas": 1},
+        {"threads": 2},
+    ]
     # A record that cannot be made leaves the one before.
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = record(project, "setups={small: {training: {steps: 7}}}")
+    assert done.returncode == 1
+    assert re.search(r"\d+ of \d+ cells were trained by another config, such as ", done.stderr)
     (project / "results/claims/tests.csv").unlink()
     done = record(project)
     assert done.returncode == 1

@@ -61,4 +61,4 @@ rule paper:
     conda:
         "../../environment.yml"
     shell:
-        "printf '%s\n' {input} > {output} 2> {log}"
+        "printf 'config: %s\n' \"$MUP_MOE_CONFIG\" > {log}; printf '%s\n' {input} > {output} 2>> {log}"

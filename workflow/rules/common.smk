@@ -11,21 +11,16 @@ from pathlib import Path
 
 from snakemake.cli import get_argument_parser, parse_args
 from snakemake.exceptions import WorkflowError
+from snakemake.profiles import ProfileConfigFileParser
 from snakemake.settings.types import SharedFSUsage
 
 from mup_moe.analysis.collect import collect_finished
 from mup_moe.analysis.request import figure_request
 from mup_moe.config.cell import Cell
-from mup_moe.config.document import ConfigError, in_one_line, read_document
-from mup_moe.config.given import (
-    check_given_once,
-    check_profile,
-    describe,
-    read_given,
-    split_off,
-)
+from mup_moe.config.document import ConfigError, in_one_line
+from mup_moe.config.given import Layers, check_options
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.load import validate
 from mup_moe.data.remarks import remark_of
 from mup_moe.data.text_files import find
 from mup_moe.data.vocabulary import vocabulary_of
@@ -50,43 +45,37 @@ def check_command_line():
     """Refuses options that Snakemake drops in silence. Raises ConfigError."""
     if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
         return  # another program's own
-    check_given_once(get_argument_parser(), sys.argv[1:])
-    given, rest = split_off(sys.argv[1:])
-    if not given:
-        return  # then a profile's values are taken
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stderr(nowhere),
         chdir(workflow.workdir_init),
     ):
-        check_profile(given, vars(parse_args(rest)[1]))
+        profiles = {}
+        for path in parse_args(sys.argv[1:])[0]._default_config_files:
+            with open(path) as stream:
+                profiles[path] = ProfileConfigFileParser().parse(stream)
+        check_options(get_argument_parser(), sys.argv[1:], profiles)
 
 
 def config_document():
-    """The config with everything laid over it, and its layers in one line. Raises ConfigError."""
+    """The config with everything laid over it, typed, and its layers in one line. Raises ConfigError."""
     if HANDED_ON is None:
         if workflow.is_main_process:
             check_command_line()
-        files = workflow.config_settings.configfiles
-        entries = workflow.config_settings.config_args or ()
-        defaults, given = read_document(DEFAULTS), read_given(files, entries)
-        # A preset lies over config.yaml and under what the command line gives.
-        named = overlay(defaults, given).get("preset")
-        preset = read_preset(DEFAULTS.parent / "presets", named)
-        return overlay(defaults, preset, given, {"preset": named}), describe(
-            named, files, entries
-        )
+        settings = workflow.config_settings
+        layers = Layers.lay(DEFAULTS, settings.configfiles, settings.config_args or ())
+        return layers.document, layers.config, str(layers)
     if HANDED_ON["code"] != CODE:
         raise WorkflowError(
             "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
             " and start it again, which trains again what is not finished"
         )
-    return HANDED_ON["document"], HANDED_ON["layers"]
+    document = HANDED_ON["document"]
+    return document, validate(document), HANDED_ON["layers"]
 
 
 try:
-    DOCUMENT, LAYERS = config_document()
-    CONFIG = validate(DOCUMENT)
+    DOCUMENT, CONFIG, LAYERS = config_document()
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 

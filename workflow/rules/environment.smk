@@ -10,25 +10,25 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-if Path(workflow.basedir) / "workflow/rules" != Path(str(workflow.current_basedir)):
+# A path to the Snakefile may have .. in it, which Snakemake keeps in some places and resolves in others.
+CHECKOUT = Path(os.path.abspath(workflow.current_basedir)).parents[1]
+if Path(os.path.abspath(workflow.main_snakefile)) != CHECKOUT / "Snakefile":
     raise WorkflowError(
         "mup-moe is not a module for other workflows, as its rules call its own src: clone the repository,"
         " and run snakemake there, or with --snakefile PATH/Snakefile"
     )
 
 # Snakemake looks up what braces hold, PYTHONPATH is cut at colons, and on the way here <> would be a pattern.
-if re.search("[{}:]", workflow.basedir) or re.search(
-    "<.+>", os.path.relpath(workflow.basedir)
-):
+if re.search("[{}:]", str(CHECKOUT)) or re.search("<.+>", os.path.relpath(CHECKOUT)):
     raise WorkflowError(
-        f"the checkout is in {workflow.basedir}, and {{}}, <> and : cannot be used there: rename that folder"
+        f"the checkout is in {CHECKOUT}, and {{}}, <> and : cannot be used there: rename that folder"
     )
 
 # The checkout's own source serves every job, installed or not.
-SOURCE = Path(workflow.basedir) / "src"
+SOURCE = CHECKOUT / "src"
 # Where Python and Snakemake import from by themselves, but no package is to come from.
-OWN_FOLDERS = {workflow.basedir, str(workflow.current_basedir), workflow.workdir_init}
-OWN_FOLDERS |= {os.getcwd()}
+OWN_FOLDERS = {str(CHECKOUT), workflow.basedir, str(workflow.current_basedir)}
+OWN_FOLDERS |= {workflow.workdir_init, os.getcwd()}
 
 
 def inherited_path():

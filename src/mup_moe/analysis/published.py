@@ -62,11 +62,19 @@ def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> 
         raise UserError(f"{path} has none of the figure's parametrizations and widths: name another file, or null")
 
 
+def _integer(text: str) -> int:
+    # A column of integers that lacks one is written as floats.
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError(f"{text} is not a width")
+    return int(number)
+
+
 def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
     try:
         value = float(row[loss] or "")
         point = Point(
-            row["parametrization"] or "", int(row["width"] or ""), LearningRate(row["learning_rate"] or ""), value
+            row["parametrization"] or "", _integer(row["width"] or ""), LearningRate(row["learning_rate"] or ""), value
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}; give a number in every field") from None

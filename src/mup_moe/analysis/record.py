@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mup_moe.analysis.runs import read_runs
-from mup_moe.config.load import overlay, preset_files, read_document, read_preset, validate
+from mup_moe.config.given import Layers, read_given
+from mup_moe.config.load import preset_files
+from mup_moe.config.options import add_config_arguments, read_layers
 from mup_moe.config.settings import RESULT_NAME, Config
-from mup_moe.files import UserError, make_folder, read_json, write_json
+from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
+from mup_moe.training.request import requests_of
 from mup_moe.training.result import read_result
 
 LISTING = "paper"  # lists all results that were made
@@ -24,14 +29,11 @@ SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `record`."""
     parser.add_argument("name", help="what to call the record, such as the preset")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the finished results")
-    parser.add_argument(
-        "--config", type=Path, nargs="+", default=[Path("config.yaml")], help="config.yaml and what was laid over it"
-    )
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Copies the results to RESULTS/recorded/NAME and writes provenance.json beside them."""
+    """Copies the results to RESULTS/recorded/NAME and writes provenance.json beside them. Raises UserError."""
     results: Path = arguments.results
     if not RESULT_NAME.fullmatch(arguments.name):
         raise UserError(
@@ -39,31 +41,56 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not (results / LISTING).exists():
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
-    first, *over = (read_document(path) for path in arguments.config)
-    name, folder = overlay(first, *over).get("preset"), arguments.config[0].parent / "presets"
-    config = validate(overlay(first, read_preset(folder, name), *over))
-    sources = [arguments.config[0], *preset_files(folder, name), *arguments.config[1:]]
+    layers = read_layers(arguments)
+    cells = read_runs(results / "runs.csv").index.tolist()
+    _check_config(layers.config, cells, results)
+    made_by = provenance_of(results, cells)
     folder = results / "recorded" / arguments.name
-    made_by = provenance_of(results, read_runs(results / "runs.csv").index.tolist())
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for left in (made, before):
         shutil.rmtree(left, ignore_errors=True)
     make_folder(made)
     try:
-        for source in _files(results, config):
+        for source in _files(results, layers.config):
             target = made / source.relative_to(results)
             make_folder(target.parent)
             shutil.copy2(source, target)
-        for source in sources:
-            shutil.copy2(source, made / source.name)
-        write_json(made / "provenance.json", made_by | {"config": [source.name for source in sources]})
+        write_json(made / "provenance.json", made_by | {"config": _keep_config(layers, made)})
         if folder.exists():
             folder.replace(before)
         made.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} is as it was, for a copy failed ({error}): mend that, and record again") from error
     shutil.rmtree(before, ignore_errors=True)
+
+
+def _check_config(config: Config, cells: list[str], results: Path) -> None:
+    """Raises UserError where a cell was trained by another config."""
+    digests = {
+        request.cell.id: request.digest
+        for figure in config.figures.values()
+        for request in requests_of(config, figure.cells())
+    }
+    other = [name for name in cells if read_result(results / "cells" / name)["request"] != digests.get(name)]
+    if other:
+        raise UserError(
+            f"{len(other)} of {len(cells)} cells were trained by another config, such as {other[0]}: give the one that"
+            " they were trained by, with all of its --preset and --config"
+        )
+
+
+def _keep_config(layers: Layers, folder: Path) -> list[str]:
+    """Puts what a config was laid together from into a folder: the names of the files there, the lowest first."""
+    names: list[str] = []
+    for path in [layers.base, *preset_files(layers.base.parent / "presets", layers.preset), *layers.files]:
+        # A user's file may be called as one of ours.
+        names.append(path.name if path.name not in names else f"{len(names)}-{path.name}")
+        shutil.copy2(path, folder / names[-1])
+    if layers.entries:
+        names.append("command-line.yaml")
+        write_text(folder / names[-1], yaml.safe_dump(read_given([], layers.entries)))
+    return names
 
 
 def _files(results: Path, config: Config) -> Iterator[Path]:

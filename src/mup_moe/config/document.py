@@ -23,6 +23,8 @@ _REPR.maxlevel = 2
 _LARGEST_EXACT = 2**53  # of a float's integers
 # YAML 1.1 takes 1.0e-8 for a number, and 1e-8 for text.
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)[eE][-+]?[0-9]+")
+# Octal, and minutes and seconds.
+_SURPRISING = re.compile("[-+]?0[0-9_]+|.*:.*")
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
@@ -58,7 +60,7 @@ def read_document(path: Path) -> dict[str, Any]:
 def read_value(text: str, key: str) -> Any:
     """The value that a line of YAML says, as `key` of a file would have it. Raises ConfigError."""
     try:
-        value = _Loader(text).get_single_data()
+        value = _EntryLoader(text).get_single_data()
     except Exception as error:  # as above
         raise ConfigError(cut(f"`{key}` cannot be read as YAML: {_problem(error)}")) from None
     check_values({key: value})
@@ -105,9 +107,14 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A float of YAML's, or a number of our `_EXPONENT`."""
+        """A number of YAML's, or of our `_EXPONENT`, but for those that YAML 1.1 reads otherwise than people do."""
+        if _SURPRISING.fullmatch(node.value):
+            problem = f"{node.value} is not a plain number: put it in quotes if it is text"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
         text = node.value.replace("_", "")
-        return _number(text) if _EXPONENT.fullmatch(text) else self.construct_yaml_float(node)
+        if _EXPONENT.fullmatch(text):
+            return _number(text)
+        return self.construct_yaml_int(node) if node.tag == _INTEGER else self.construct_yaml_float(node)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -115,9 +122,15 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(None, None, "<< merges too many keys", node.start_mark)
 
 
-_FLOAT = "tag:yaml.org,2002:float"
+class _EntryLoader(_Loader):
+    """Of what Snakemake hands on: it spells null as None where a profile has `config` as a mapping."""
+
+
+_INTEGER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _Loader.add_implicit_resolver(_FLOAT, re.compile(f"{_EXPONENT.pattern}$"), list("-+.0123456789"))
+_Loader.add_constructor(_INTEGER, _Loader.construct_number)
 _Loader.add_constructor(_FLOAT, _Loader.construct_number)
+_EntryLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])
 
 
 def check_values(document: object) -> None:

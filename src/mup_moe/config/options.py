@@ -6,43 +6,51 @@ from dataclasses import fields
 from pathlib import Path
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import overlay, read_document, read_preset, validate
+from mup_moe.config.given import Layers
+from mup_moe.config.load import read_document
 from mup_moe.config.settings import Config
 from mup_moe.files import UserError
 
 
-def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = None) -> None:
-    """--config, --preset, --figures and --results. figures: the help of an option that must be given; None: may be."""
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """--config, --preset and --results."""
     parser.add_argument(
         "--config",
-        type=Path,
         nargs="+",
-        default=[Path("config.yaml")],
-        metavar="FILE",
-        help="config.yaml first, then the files laid over it; default: config.yaml",
+        action="extend",
+        metavar="FILE|KEY=VALUE",
+        help="what you gave Snakemake by --configfile and --config; config.yaml first, unless it is the one here",
     )
     parser.add_argument("--preset", metavar="NAME", help="the preset that you gave Snakemake by --config preset=NAME")
-    help_figures = figures or "figures or compositions; default: all of them"
-    parser.add_argument("--figures", nargs="+", required=figures is not None, metavar="NAME", help=help_figures)
     help_results = "the folder that Snakemake writes; default: results"
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=help_results)
 
 
-def read_sweep_config(arguments: argparse.Namespace) -> Config:
-    """The config that the options name, as Snakemake would lay it together. Raises UserError."""
-    for path in arguments.config:
+def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = None) -> None:
+    """As `add_config_arguments`, and --figures. figures: its help where it must be given; None where it may be."""
+    add_config_arguments(parser)
+    help_figures = figures or "figures or compositions; default: all of them"
+    parser.add_argument(
+        "--figures", nargs="+", action="extend", required=figures is not None, metavar="NAME", help=help_figures
+    )
+
+
+def read_layers(arguments: argparse.Namespace) -> Layers:
+    """The config that the options name, laid together as Snakemake does. Raises UserError."""
+    given: list[str] = arguments.config or []
+    entries = [text for text in given if "=" in text and not Path(text).exists()]
+    base, *over = [Path(text) for text in given if text not in entries] or [Path("config.yaml")]
+    for path in (base, *over):
         if not path.exists():
             raise UserError(f"there is no {path} here: run this in the checkout, or name it by --config")
-    first, *over = (read_document(path) for path in arguments.config)
-    absent = [field.name for field in fields(Config) if field.name not in first]
+    whole = read_document(base)
+    absent = [field.name for field in fields(Config) if field.name not in whole]
     if absent:
         raise UserError(
-            f"{arguments.config[0]} is no whole config, for it has no `{absent[0]}`: name the whole one first,"
+            f"{base} is not a whole config, for it has no `{absent[0]}`: name the whole one first,"
             " as in --config config.yaml mine.yaml"
         )
-    named = arguments.preset or overlay(first, *over).get("preset")
-    preset = read_preset(arguments.config[0].parent / "presets", named)
-    return validate(overlay(first, preset, *over, {"preset": named}))
+    return Layers.lay(base, over, entries, arguments.preset)
 
 
 def cells_of_figures(config: Config, names: Sequence[str] | None) -> dict[str, list[Cell]]:

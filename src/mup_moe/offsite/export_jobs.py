@@ -12,13 +12,12 @@ from pathlib import Path
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
-from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_sweep_config
+from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_layers
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
 from mup_moe.offsite.job_list import Job, write_jobs
-from mup_moe.parametrization import parse_table
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import requests_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the list and says what to take along. Raises UserError."""
-    config = read_sweep_config(arguments)
+    config = read_layers(arguments).config
     listed = list(open_jobs(config, arguments.figures, arguments.results))
     corpora = dict.fromkeys(job.corpus for job in listed)
     write_jobs(arguments.out, listed)
@@ -45,7 +44,6 @@ def _bytes_of(path: Path) -> int:
 
 def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job]:
     """The jobs of figures or compositions, in their order, without the cells that `results` has."""
-    table = parse_table(config.parametrizations)
     cells_of: dict[str, list[Cell]] = {}
     for figure, shown in cells_of_figures(config, figures).items():
         # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
@@ -53,7 +51,7 @@ def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job
         cells_of[figure] = [cell for cell in shown if cell not in before]
     for name, cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).items():
         setup = config.setups[cells[0].setup]
-        requests = [TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization]) for cell in cells]
+        requests = requests_of(config, cells)
         figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
         job = Job(name, figure, setup.corpus, _tokens_digest(results / "data" / setup.corpus), tuple(requests))
         left = tuple(request for request in requests if not job.is_done(request, results))

@@ -7,7 +7,7 @@ import argparse
 import json
 import time
 
-from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_sweep_config
+from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_layers
 from mup_moe.status.sweep import SweepStatus
 from mup_moe.status.text import lines
 
@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints how the sweep stands. Raises UserError for a mistake in the config or the options, for nothing else."""
-    config = read_sweep_config(arguments)
-    figures = cells_of_figures(config, arguments.figures)
+    layers = read_layers(arguments)
+    figures = cells_of_figures(layers.config, arguments.figures)
     # No figure shows a probe: they are told with the whole.
-    probes = config.probes if arguments.figures is None else {}
-    benchmarks = arguments.config[0].parent / "benchmarks"
-    status = SweepStatus.of(config, figures, probes, arguments.results, benchmarks, time.time())
+    probes = layers.config.probes if arguments.figures is None else {}
+    benchmarks = layers.base.parent / "benchmarks"
+    status = SweepStatus.of(layers.config, figures, probes, arguments.results, benchmarks, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))

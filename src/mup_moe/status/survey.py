@@ -16,11 +16,10 @@ from mup_moe.data.remarks import remark_of
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError, is_held
-from mup_moe.parametrization import parse_table
 from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import Failure, Heartbeat
-from mup_moe.training.request import TrainingRequest
+from mup_moe.training.request import TrainingRequest, requests_of
 from mup_moe.training.result import DamagedResultError, Result, read_result
 
 # How a command begins the sentence by which it ends.
@@ -73,16 +72,14 @@ class CellStatus:
 
 def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -> Iterator[CellStatus]:
     """Where cells stand, each once, shown by a figure or not. now: seconds since the epoch."""
-    table = parse_table(config.parametrizations)
     digests = {corpus: _tokens_digest(results / "data" / corpus) for corpus in config.corpora}
     # Of all figures, as the workflow has them: which cells share a job depends on who shows them.
     every = {name: figure.cells() for name, figure in config.figures.items()}
     shared = jobs(every, config.execution.lockstep, config.execution.cells_per_job)
     job_of = {cell: job for job, together in shared.items() for cell in together}
-    for cell in dict.fromkeys(cells):
-        setup = config.setups[cell.setup]
-        request = TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization])
-        yield _cell_status(request, job_of.get(cell, cell.id), digests[setup.corpus], results / "cells" / cell.id, now)
+    for request in requests_of(config, dict.fromkeys(cells)):
+        cell, tokens = request.cell, digests[config.setups[request.cell.setup].corpus]
+        yield _cell_status(request, job_of.get(cell, cell.id), tokens, results / "cells" / cell.id, now)
 
 
 def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:

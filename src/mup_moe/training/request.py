@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import ModelSettings, TrainingSettings
+from mup_moe.config.settings import Config, ModelSettings, TrainingSettings
 from mup_moe.files import UserError
-from mup_moe.parametrization import Parametrization
+from mup_moe.parametrization import Parametrization, parse_table
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,15 @@ class TrainingRequest:
     def fingerprint(self, tokens_digest: str, code: str) -> str:
         """A digest of everything that the cell's result depends on, the machine apart."""
         return hashlib.sha256("\n".join([self.digest, tokens_digest, code]).encode()).hexdigest()[:16]
+
+
+def requests_of(config: Config, cells: Iterable[Cell]) -> list[TrainingRequest]:
+    """The requests of cells of a config, in their order."""
+    table, setups = parse_table(config.parametrizations), config.setups
+    return [
+        TrainingRequest(cell, setups[cell.setup].model, setups[cell.setup].training, table[cell.parametrization])
+        for cell in cells
+    ]
 
 
 def to_lines(requests: Iterable[TrainingRequest]) -> list[str]:
