@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TARGET, make_project, snakemake
+from conftest import ROOT, TARGET, make_project, smoke, snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -97,14 +97,41 @@ def test_nothing_of_the_working_folder_or_the_checkout_is_imported(run):
     assert not (run.checkout / "imported").exists()
 
 
+@pytest.mark.parametrize("path", ["{src}", "{src}:", ":{src}:.", "{src}:{folder}"])
 @pytest.mark.parametrize("command", ["status", "tokenize", "train", "figure", "plan"])
-def test_a_command_imports_nothing_of_the_folder_that_it_is_called_in(tmp_path, command):
-    write_modules(tmp_path, without=["importlib", "mup_moe"])  # which `python -m` looks for before we run
+def test_a_command_imports_nothing_of_the_folder_that_it_is_called_in(tmp_path, command, path):
+    # Python itself imports some before we run.
+    write_modules(tmp_path, without=["importlib", "mup_moe", "sitecustomize", "usercustomize"])
     done = subprocess.run(
-        [sys.executable, "-m", "mup_moe", command, "--help"], cwd=tmp_path, check=False, capture_output=True, text=True
+        [sys.executable, "-m", "mup_moe", command, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path.format(src=ROOT / "src", folder=tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "imported").exists()
+
+
+def test_a_job_imports_nothing_of_a_working_folder_that_is_in_pythonpath(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    # Snakemake itself may import the others.
+    write_modules(project, without=set(MODULES) - {"torch", "tokenizers", "filelock", "pydantic"})
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    done = smoke(project, "results/data/smoke/manifest.json")
+    assert done.returncode == 0, done.stdout
+    assert not (project / "imported").exists()
+
+
+def test_a_user_s_own_cache_of_compiled_code_is_kept(tmp_path, monkeypatch):
+    project = make_project(tmp_path / "project")
+    for given, used in [("/fast/cache", "/fast/cache"), ("", f"{project}/.snakemake/torch")]:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
+        (project / "Snakefile").write_text(
+            f"{(ROOT / 'Snakefile').read_text()}\nprint('cache:', os.environ['TORCHINDUCTOR_CACHE_DIR'])\n"
+        )
+        assert f"cache: {used}\n" in snakemake(project, "-n", "results/table1.csv").stdout
 
 
 # ---------------------------------------------------------------- other usages

@@ -1,14 +1,15 @@
 """The commands that the workflow's rules, and its users, call: python -m mup_moe COMMAND --help."""
 
+import os
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # the working folder: a file of the user's may have the name of a module
+if __name__ == "__main__":
+    # Of -m, or of an empty entry of PYTHONPATH: a file of the user's may have the name of a module.
+    sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 import argparse
 import importlib
 import io
-import os
 
 # Name -> what it does, and its module, which has `add_arguments(parser)` and `run(arguments)`. Only the
 # module asked for is imported, so that training starts without pandas and plotting without torch.

@@ -27,25 +27,19 @@ if re.search("[{}:]", str(CHECKOUT)) or re.search("<.+>", os.path.relpath(CHECKO
 # The checkout's own source serves every job, installed or not.
 SOURCE = CHECKOUT / "src"
 # Where Python and Snakemake import from by themselves, but no package is to come from.
-OWN_FOLDERS = {str(CHECKOUT), workflow.basedir, str(workflow.current_basedir)}
-OWN_FOLDERS |= {workflow.workdir_init, os.getcwd()}
+OWN_FOLDERS = [CHECKOUT, CHECKOUT / "workflow/rules", workflow.workdir_init, ""]
+OWN_FOLDERS = set(map(os.path.realpath, OWN_FOLDERS))
 
 
-def inherited_path():
-    """What PYTHONPATH adds, as seen from where Snakemake was started, without the folder itself."""
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return [
-        os.path.join(workflow.workdir_init, entry)
-        for entry in entries
-        if os.path.normpath(entry or ".") != "."
-    ]
+def foreign(paths):
+    """The paths, as seen from where Snakemake was started, but for our own folders."""
+    paths = (os.path.join(workflow.workdir_init, path) for path in paths)
+    return [path for path in paths if os.path.realpath(path) not in OWN_FOLDERS]
 
 
-INHERITED = [path for path in inherited_path() if path != str(SOURCE)]
-sys.path[:] = [
-    str(SOURCE),
-    *(path for path in sys.path if path in INHERITED or path not in OWN_FOLDERS),
-]
+INHERITED = foreign(os.environ.get("PYTHONPATH", "").split(os.pathsep))
+INHERITED = [path for path in INHERITED if path != str(SOURCE)]
+sys.path[:] = [str(SOURCE), *foreign(sys.path)]
 PYTHONPATH = os.pathsep.join([str(SOURCE), *INHERITED])
 # For every process that is started from here: jobs on other nodes are Snakemakes of their own.
 os.environ |= {
@@ -53,7 +47,8 @@ os.environ |= {
     "PYTHONSAFEPATH": "1",
     # Caches are ours, not everybody's.
     "MPLCONFIGDIR": os.path.abspath(".snakemake/matplotlib"),
-    "TORCHINDUCTOR_CACHE_DIR": os.path.abspath(".snakemake/torch"),
+    "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    or os.path.abspath(".snakemake/torch"),
 }
 
 # A container's number without a name, at which Snakemake would stop.
