@@ -4,23 +4,26 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
 from conftest import CONFIG, ROOT
 from mup_moe.__main__ import main
-from mup_moe.analysis.claims import parse_claims
+from mup_moe.analysis import verdict as verdicts
+from mup_moe.analysis.claims import MINUS, markdown, parse_claims
+from mup_moe.analysis.markup import html_page
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import overlay, read_config, read_document, validate
-from mup_moe.config.settings import Config
+from mup_moe.config.settings import ClaimSettings, Config, DriftTest
 from mup_moe.files import write_csv
 
 numbers = st.floats(-3, 3)
@@ -69,6 +72,65 @@ def test_verdicts_of_plain_cases(expect, low, high, verdict):
 
 def test_claims_survive_json():
     assert parse_claims(json.loads(json.dumps(asdict(CONFIG.claims)))) == CONFIG.claims
+
+
+class Shown(HTMLParser):
+    """What a page shows: cells, third headings and paragraphs, row by row; and its tags."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.rows, self.tags, self.text = [], set(), ""
+        self.feed(page.partition("</style>")[2])
+
+    def handle_starttag(self, tag, _):
+        self.tags.add(tag)
+        if tag in ("tr", "h3", "p"):
+            self.rows.append([])
+        if tag in ("td", "th", "h3", "p"):
+            self.text = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th", "h3", "p"):
+            self.rows[-1].append(self.text)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+NBSP = "\N{NO-BREAK SPACE}"
+# What config.yaml can hold, and more often what means something to Markdown or HTML.
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+PIECES = [*"ab1 \n|*_`<>[]()#&;~$\\-+=.:!\"'{}", "\n\n", "<b>", "&lt;", "---", "1. "]
+texts |= st.lists(st.sampled_from(PIECES)).map("".join)
+TAGS = ["html", "head", "h1", "h2", "h3", "p", "ul", "li", "em", "strong", "code", "br"]
+TAGS += ["table", "thead", "tbody", "tr", "th", "td"]
+
+
+@given(st.dictionaries(texts.filter(str.strip), st.tuples(texts, texts), max_size=3), texts, texts)
+@example({"a|b": ("It.\n", "- more")}, "", "")
+@example({"C1": ("1. *a*\n\n| <b> \\|", "`more`")}, "a_b_", "a`b")
+def test_a_page_shows_names_and_texts_as_they_are(table, what, preset):
+    claims = {
+        name: ClaimSettings(says=says, decided_by=more, drifts=(DriftTest(figure="f", panel="p", expect="keeps"),))
+        for name, (says, more) in table.items()
+    }
+    test = verdicts.Test("", what, "slope", what, "keeps", 0, 1, 0, -1, 2, 3, 0, 0, "inconclusive", what)
+    report = markdown(replace(CONFIG.claims, table=claims), {name: [test] for name in claims}, preset, 0.9)
+    shown = Shown(html_page("t", report))
+    plain = lambda text: " ".join(text.replace("muP", "μP").split())  # noqa: E731
+    estimate = ["0.00", f"[{MINUS}1.00, +2.00]"]
+    of_test = [plain(what), plain(what), f"interval within {MINUS}1.00 to +1.00", *estimate, "inconclusive"]
+    expected = []
+    for name, (says, _) in table.items():
+        rests_on = [NBSP.join(estimate).replace(" ", NBSP), plain(what)]
+        expected.append([f"{plain(name)} {plain(says)}".rstrip(), "inconclusive", *rests_on])
+    expected.append([shown.rows[2 + len(table)][0]])  # how a verdict comes about
+    for name, (says, more) in table.items():
+        expected += [[f"{plain(name)}: inconclusive"], *([[plain(says)]] if plain(says) else [])]
+        expected += [["result", "test", "criterion", "estimate", "interval", "verdict"], of_test]
+        expected.append([f"What would decide it: {plain(more)}."])
+    assert [[cell.strip() for cell in row] for row in shown.rows[2:]] == expected
+    assert not shown.tags.difference(TAGS)
 
 
 # ---------------------------------------------------------------- the command

@@ -1,7 +1,7 @@
 """Snakemake's own report, from results that are stand-ins: what it holds, not what they say."""
 
 import base64
-import csv
+import html
 import json
 import os
 import re
@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from conftest import CONFIG, ROOT, snakemake
+from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 
 pytestmark = pytest.mark.workflow
 
@@ -28,6 +29,8 @@ HEADINGS = (
     "5 Coordinate check",
     "6 Lemma B.1",
 )
+# Markup of Markdown, reStructuredText, HTML and Jinja.
+HOSTILE = "|a| *b `c :d:`e`\n\n.. raw:: f_ {{ g }} {% h <i>j</table> \\k"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -54,9 +57,8 @@ def stand_ins(folder: Path) -> None:
     for index, name in enumerate(names):
         Image.new("RGB", (40, 30), (index, 2, 3)).save(results / f"{name}.png")
         (results / f"{name}.pdf").write_bytes(b"%PDF-1.4 " + name.encode())
-        (results / f"{name}.html").write_text(f"<!doctype html><meta charset='utf-8'><p>the page of {name}")
-        with (results / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["claim", "says", "criterion"], ["C1", f"the rows of {name}, in short", "a*b"]])
+        (results / f"{name}.html").write_text(html_page(name, markdown_table(["claim"], [[markdown_text(HOSTILE)]])))
+        (results / f"{name}.csv").write_text("claim\n")
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_captions_say_what_to_look_for(report):
 def test_the_front_page_asks_the_question_and_shows_the_claims(report):
     front = held(report, "workflow_desc")
     assert "Does the best learning rate" in front
-    assert "the rows of claims, in short" in front
+    assert html.unescape(front).count(" ".join(HOSTILE.split())) == 1
     assert "system-message" not in front
 
 

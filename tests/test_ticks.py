@@ -10,11 +10,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from mup_moe.analysis.figure import drawing_style
+from mup_moe.analysis.figure import draw, drawing_style, new_figure, read_content
+from mup_moe.analysis.plotting import Text
 from mup_moe.analysis.probe_figure import draw_activations, draw_covariance
 from mup_moe.analysis.slopes import VALUES, slopes
 from mup_moe.config.learning_rate import LearningRate
-from test_figure import drawn, make_request, make_tables
+from test_figure import drawn, make_request, make_tables, over
+from test_names import names
 
 few = settings(
     deadline=None,
@@ -35,12 +37,31 @@ def log2(text):
     return int(power[1]) if power else math.log2(plain(text))
 
 
+def check_names(figure):
+    """Checks titles and legends: on the page, apart from each other, and no legend over a panel."""
+    legends = [legend for part in (figure, *figure.subfigs) for legend in part.legends]
+    legends += [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    titles = [axes.yaxis.label for axes in figure.axes if axes.get_ylabel()]
+    for axes in figure.axes:
+        said = {axes.get_title(), axes.get_title(loc="left")} - {""}
+        titles += [text for text in axes.get_children() if isinstance(text, Text) and text.get_text() in said]
+    # But for half a pixel, by which a title's descenders reach into the line below.
+    boxes = [part.get_window_extent().padded(-0.5) for part in [*legends, *titles]]
+    assert all((figure.bbox.min <= box.min).all() and (box.max <= figure.bbox.max).all() for box in boxes)
+    for a, b in itertools.combinations(boxes, 2):
+        assert not a.overlaps(b)
+    texts = [text.get_window_extent() for axes in figure.axes for text in axes.texts if text.get_text()]
+    panels = [axes.get_window_extent() for axes in figure.axes]
+    assert not any(box.overlaps(other) for box in boxes for other in texts + panels)
+
+
 def check(figure, expected):
-    """Checks all labels of a figure.
+    """Checks all labels, titles and legends of a figure.
 
     expected: axes -> for x and for y the least number of labels, and what tells a label's place by its text.
     """
     figure.draw_without_rendering()
+    check_names(figure)
     found = []
     for axes in figure.axes:
         for axis, side, (least, place_of) in zip(
@@ -100,15 +121,16 @@ def test_a_figure_has_labels_whatever_the_learning_rates_and_losses(tmp_path, ra
         assert all(low < place < high for place in places)
 
 
-def probe_values(widths, steps, quantities, power):
-    """Two rules, two seeds; a quantity is a power of the width."""
+def probe_values(widths, steps, quantities, power, rules=("sp", "mup")):
+    """Two seeds; a quantity is a power of the width."""
     rows = [
         (rule, width, seed, step, quantity, "", width**power * (1 + seed / 1e3))
-        for rule, width, seed, step, quantity in itertools.product(("sp", "mup"), widths, (0, 1), steps, quantities)
+        for rule, width, seed, step, quantity in itertools.product(rules, widths, (0, 1), steps, quantities)
     ]
     return pd.DataFrame(rows, columns=list(VALUES))
 
 
+QUANTITIES = ("inner product", "cosine", "router logits", "logits", "norm")
 WIDTHS = st.lists(st.integers(1, 2**20), min_size=1, max_size=12, unique=True) | st.sampled_from(
     [[64], [40, 48], [96, 100], [64, 66, 1024], [1048000, 1048576], [8, 16, 32, 64, 128, 256, 512, 1024]]
 )
@@ -119,11 +141,13 @@ STEPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True).ma
 @given(WIDTHS, STEPS, st.sampled_from([0, 0.001, -0.5, 1, 20]), st.booleans(), st.booleans())
 @example([96, 100], [0, 1], 0, True, False)
 @example([96, 100], [0, 1], 0, False, True)
+@example([64, 128], list(range(0, 1001, 100)), 0, True, False)
+@example([64, 128], list(range(0, 25001, 2500)), 0, True, False)
 @example([1855, 465, 147993], [*range(5), 1710, 2554, 52835, 183887, 359780, 715816], 0, False, False)
 @example([1048000, 1048576], [508, 100000], 0, False, False)
 @example([1048000, 1048576], [1000000, 2000000], 20, False, False)
 def test_a_probe_has_labels_whatever_the_widths_steps_and_values(widths, steps, power, activations, lost):
-    values = probe_values(widths, steps, ("inner product", "cosine", "router logits", "logits", "norm"), power)
+    values = probe_values(widths, steps, QUANTITIES, power)
     if lost:  # of a quantity nothing is positive, of another the least width
         values.loc[values["quantity"] == "cosine", "value"] = np.nan
         values.loc[(values["quantity"] == "norm") & (values["width"] == min(widths)), "value"] = 0
@@ -133,3 +157,63 @@ def test_a_probe_has_labels_whatever_the_widths_steps_and_values(widths, steps, 
     with drawing_style():
         figure = (draw_activations if activations else draw_covariance)(values, found)
         check(figure, lambda axes: (by_step, (2, plain)) if axes.get_xlabel() == "steps taken" else (x, (2, log2)))
+
+
+@few
+@given(st.lists(names, min_size=1, max_size=6, unique=True))
+@example(["mup-router-lr-sqrt-fan-in", "mup-router-init-one", "mup-router-as-hidden"])
+@example(["mup", "simplep", "experts-only", "sp", "router-half", "router-lr-sqrt"])
+def test_names_of_rules_lie_apart_in_probes_and_figures(tmp_path, rules):
+    values = probe_values((64, 128), (0, 1), QUANTITIES, -0.5, rules)
+    found = list(slopes(values, 0.95))
+    request = make_request(rules, (32, 64))
+    make_tables(tmp_path, request)
+    with drawing_style():
+        for figure in (draw_activations(values, found), draw_covariance(values, found), drawn(tmp_path, request)):
+            figure.draw_without_rendering()
+            check_names(figure)
+
+
+@pytest.mark.parametrize(("panel", "values"), [("experts", (8, 16, 32)), ("granularity", (1, 2, 4))])
+@pytest.mark.parametrize("rule", ["experts-only", "mup", "a-rule-that-changes-the-router-s-learning-rate"])
+def test_titles_of_panels_over_another_axis_lie_apart(tmp_path, panel, values, rule):
+    request = make_request((rule,), (32, 64)) | {"panel": panel}
+    request["axes"][panel] = list(values)
+    make_tables(tmp_path, request)
+    figure = drawn(tmp_path, request)
+    with drawing_style():
+        check_names(figure)
+    titles = [" ".join(axes.get_title(loc="left").split()) for axes in figure.axes]
+    assert len(set(titles)) == len(values)
+
+
+@pytest.mark.parametrize("rules", [("sp",), ("sp", "mup"), ("sp", "mup", "simplep")])
+@pytest.mark.parametrize("seeds", [1, 3, 10])
+def test_the_legend_of_all_marks_is_on_the_page(tmp_path, rules, seeds):
+    def loss(cell, _):
+        place = math.log2(cell.learning_rate)
+        if place > -5:
+            return math.nan
+        return 3 - 0.1 * place if cell.parametrization == "mup" else 3 + 0.1 * (place + 7) ** 2 + 9 * (place < -8)
+
+    published = tmp_path / "published.csv"
+    published.write_text("parametrization,width,learning_rate,train_loss\nsp,32,2^-6,3.1\nsp,32,2^-7,9.9\n")
+    request = make_request(rules, (32, 64), seeds) | {"reference": str(published)}
+    make_tables(tmp_path, request, loss)
+    figure = drawn(tmp_path, request)
+    with drawing_style():
+        check_names(figure)
+    assert len(figure.legends[-1].get_texts()) >= 5
+
+
+def test_titles_and_legends_of_a_composition_lie_apart(tmp_path):
+    requests = [over("experts", [2**power for power in range(14)], 8), make_request(("mup",)) | {"panel": "experts"}]
+    requests[1]["axes"] |= {"experts": [8, 16, 32], "parametrization": ["experts-only"]}
+    with drawing_style():
+        figure = new_figure(7, 6)
+        for part, request, letter in zip(figure.subfigures(2, 1), requests, ("(a)", "(b)"), strict=True):
+            make_tables(tmp_path, request)
+            content = read_content("f", tmp_path / "runs.csv", tmp_path / "optima.csv", request)
+            draw(part, content, 7, letter)
+        figure.draw_without_rendering()
+        check_names(figure)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mup_moe.analysis.markup import html_page
+from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
@@ -90,18 +90,18 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
         "",
         f"Of {len(counts)} claims, {counts.count('replicated')} replicate, "
         f"{counts.count('not replicated')} do not, and {counts.count('inconclusive')} are inconclusive "
-        f"in the sweep `{preset}`.",
+        f"in the sweep **{_text(preset)}**.",
         "",
-        "| claim | verdict | estimate [interval] | rests on |",
-        "|---|---|---|---|",
     ]
+    overview = []
     for name, claim in settings.table.items():
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in tests[name])
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
-        rests = ", ".join(_results(tests[name]))
-        lines.append(f"| **{name}** {_symbols(claim.says)} | **{verdict_of(tests[name])}** | {estimates} | {rests} |")
+        rests = _text(", ".join(_results(tests[name])))
+        row = [f"**{_text(name)}** {_text(claim.says)}", f"**{verdict_of(tests[name])}**", estimates, rests]
+        overview.append(row)
     lines += [
-        "",
+        markdown_table(("claim", "verdict", "estimate [interval]", "rests on"), overview),
         "## How a verdict comes about",
         "",
         f"The criteria stand in `claims` of the config. An interval is Student's at {confidence:.0%}, of the "
@@ -123,19 +123,20 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], pres
         "## Claim by claim",
     ]
     for name, claim in settings.table.items():
-        lines += ["", f"### {name}: {verdict_of(tests[name])}", "", _symbols(claim.says), ""]
-        lines += [
-            "| result | test | criterion | estimate | interval | verdict |",
-            "|---|---|---|---|---|---|",
-            *(
-                f"| {test.result} | {test.what}{f' {test.expect}' if test.kind == 'drift' else ''} | {criterion(test)} "
-                f"| {_number(test.estimate)} | {_interval(test)} | {test.verdict} |"
-                for test in tests[name]
-            ),
-        ]
-        undecided = [f"- {t.result}, {t.what}: {t.reason}." for t in tests[name] if t.verdict == "inconclusive"]
+        lines += ["", f"### {_text(name)}: {verdict_of(tests[name])}", "", _text(claim.says), ""]
+        rows = (
+            [
+                *(_text(test.result), _text(f"{test.what} {test.expect if test.kind == 'drift' else ''}")),
+                *(criterion(test), _number(test.estimate), _interval(test), test.verdict),
+            ]
+            for test in tests[name]
+        )
+        headings = ("result", "test", "criterion", "estimate", "interval", "verdict")
+        lines.append(markdown_table(headings, rows).rstrip())
+        undecided = [t for t in tests[name] if t.verdict == "inconclusive"]
         if undecided:
-            lines += ["", *undecided, "", f"What would decide it: {_symbols(_decided_by(claim, tests[name]))}."]
+            lines += ["", *(f"- {_text(f'{t.result}, {t.what}: {t.reason}.')}" for t in undecided), ""]
+            lines.append(f"What would decide it: {_text(_decided_by(claim, tests[name]))}.")
     return "\n".join(lines) + "\n"
 
 
@@ -152,8 +153,8 @@ def _decided_by(claim: ClaimSettings, tests: Sequence[Test]) -> str:
     return "the missing cells, trained like the rest" if any(test.missing for test in tests) else claim.decided_by
 
 
-def _symbols(text: str) -> str:
-    return text.replace("muP", "\N{GREEK SMALL LETTER MU}P")
+def _text(text: str) -> str:
+    return markdown_text(text.replace("muP", "\N{GREEK SMALL LETTER MU}P"))
 
 
 def _number(value: float) -> str:

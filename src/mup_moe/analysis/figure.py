@@ -5,7 +5,8 @@ Published losses that the figure's reference names lie over the curves of their 
 
 import argparse
 import math
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from mup_moe.analysis.plotting import (
     MaxNLocator,
     Patch,
     SubFigure,
+    Text,
     matplotlib,
     sns,
 )
@@ -51,6 +53,8 @@ COLUMNS = 3  # panels in a row, at most: the summaries of four run into each oth
 WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
+Y_LABEL, MARGIN = 0.6, 0.1  # inches, of the label and numbers left of the panels, and beside what is fitted
+LINE = 0.15  # inches, of a line of text
 LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
 LR_MARGIN = 0.4  # octaves beyond the learning rates, of a grid that spans one or more
 INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
@@ -175,14 +179,14 @@ def draw(figure: Figure | SubFigure, content: Content, width: float, letter: str
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (panel, of_panel) in zip(grid.flat, curves.items(), strict=False):
         draw_panel(axes, of_panel, content.rows[panel], content.published[panel], scale, style)
-        axes.set_title(_title(request, panel), loc="left", fontweight="bold", pad=SUMMARY_HEIGHT + 2)
         axes.set(xlabel="", ylabel="")
     _label_axes(grid, curves, scale, request, width / columns)
+    _draw_titles(figure, grid, [_title(request, panel) for panel in curves], width)
     for axes in grid.flat[len(curves) :]:
         axes.remove()
     sns.despine(fig=figure)
-    _draw_curve_legend(figure, request, style, width, letter)
-    _draw_mark_legend(figure, content, scale, style, width)
+    _draw_curve_legend(figure, request, style, letter)
+    _draw_mark_legend(figure, content, scale, style)
 
 
 def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
@@ -218,6 +222,51 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
     return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - beyond, lr.max() + beyond))
 
 
+def draw_legend(
+    figure: Figure | SubFigure, handles: Sequence[Any], names: Sequence[str], title: Mapping[str, Any], **options: Any
+) -> None:
+    """A legend outside the panels, in as few rows as fit into the figure's width.
+
+    title: how the first name differs from the others.
+    """
+    for rows in range(1, len(names) + 1):
+        columns = math.ceil(len(names) / rows)
+        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
+        legend.get_texts()[0].set(**title)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
+            break
+        legend.remove()
+    _add_lines(figure, math.ceil(len(names) / columns) - 1)
+
+
+def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], width: float) -> None:
+    """The panels' titles, in as few lines as fit above a panel."""
+    rows, columns = grid.shape
+    panel = (width - Y_LABEL - excess(*labels(grid.flat[0].yaxis))) / columns - MARGIN
+    for axes, text in zip(grid.flat, titles, strict=False):
+        title = axes.set_title(text, loc="left", fontweight="bold", pad=SUMMARY_HEIGHT + 2)
+        wrap(title, panel * figure.dpi)
+        if "\n" in title.get_text():
+            title.set_verticalalignment("bottom")  # more lines grow upwards
+    lines = [axes.get_title(loc="left").count("\n") for axes in grid.flat]
+    _add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
+
+
+def wrap(text: Text, pixels: float) -> None:
+    """Breaks a text, upright or not, into as few lines as are so long at most."""
+    whole = text.get_text()
+    for characters in range(len(whole), 0, -1):
+        text.set_text("\n".join(textwrap.wrap(whole, characters)))
+        if max(text.get_window_extent().size) <= pixels:
+            break
+
+
+def _add_lines(figure: Figure | SubFigure, lines: int) -> None:
+    """Makes the whole figure higher by lines of text, so that its panels keep their height."""
+    whole = figure.get_figure(root=True)
+    whole.set_figheight(whole.get_figheight() + lines * LINE)
+
+
 def _title(request: FigureRequest, panel: Any) -> str:
     axes, axis = request.figure.axes, request.figure.panel
     if axis == "parametrization":
@@ -249,35 +298,24 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest,
         axes.tick_params(labelbottom=True)
 
 
-def _draw_curve_legend(
-    figure: Figure | SubFigure, request: FigureRequest, style: Style, width: float, letter: str
-) -> None:
+def _draw_curve_legend(figure: Figure | SubFigure, request: FigureRequest, style: Style, letter: str) -> None:
     """The curves, above the panels; in a part of a figure the line is its title."""
     lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in request.values]
     names = [f"{value} (base)" if value == request.base else f"{value}" for value in request.values]
-    legend = figure.legend(
+    draw_legend(
+        figure,
         [Line2D([], [], ls=""), *lines],
         [f"{letter} {axis_title(request.figure.curve)}".strip(), *names],
         loc="outside upper left" if letter else "outside upper center",
-        ncols=min(len(lines) + 1, int(width / 0.8)),
         handlelength=1.8,
-        **LEGEND,
+        title={"fontweight": "bold", "fontsize": RC["axes.titlesize"]} if letter else {},
     )
-    if letter:
-        legend.get_texts()[0].set(fontweight="bold", fontsize=RC["axes.titlesize"])
 
 
-def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style, width: float) -> None:
+def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
     """The marks that occur, below the panels."""
     marks = dict(_marks(content, scale, style))
-    figure.legend(
-        list(marks.values()),
-        list(marks),
-        loc="outside lower center",
-        ncols=min(len(marks), int(width / 1.15)),
-        handlelength=1.4,
-        **LEGEND,
-    )
+    draw_legend(figure, list(marks.values()), list(marks), {}, loc="outside lower center", handlelength=1.4)
 
 
 def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:

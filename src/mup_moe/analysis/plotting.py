@@ -26,6 +26,7 @@ with chdir(sysconfig.get_path("stdlib")):
         from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch, Rectangle
+        from matplotlib.text import Text
         from matplotlib.ticker import (
             EngFormatter,
             FixedLocator,
@@ -54,6 +55,7 @@ __all__ = [
     "Rectangle",
     "ScalarFormatter",
     "SubFigure",
+    "Text",
     "matplotlib",
     "pyplot",
     "sns",

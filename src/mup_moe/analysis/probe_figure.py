@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.figure import LEGEND, WIDTH, drawing_style, save
+from mup_moe.analysis.figure import WIDTH, draw_legend, drawing_style, save, wrap
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.panel import DOTTED, FAINT, INK
 from mup_moe.analysis.plotting import (
@@ -73,7 +73,7 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
             axes.text(
                 0.02, 1.01, _slope_text(slopes, rule, quantity, steps[-1]), transform=axes.transAxes, fontsize=6.5
             )
-        axes_of_rule[0].set_ylabel(parametrization_title(rule), fontweight="bold")
+        wrap(axes_of_rule[0].set_ylabel(parametrization_title(rule), fontweight="bold"), ROW_HEIGHT * figure.dpi)
     for axes, quantity in zip(grid[0], quantities, strict=True):
         axes.set_title(TITLES.get(quantity, quantity), pad=12)
     for column in grid.T:
@@ -208,5 +208,4 @@ def _powers() -> FuncFormatter:
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
-    columns = min(len(handles), 12)
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, handlelength=1.6, **LEGEND)
+    draw_legend(figure, handles, names, {}, loc="outside upper center", handlelength=1.6)
