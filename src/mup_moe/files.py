@@ -22,6 +22,24 @@ class UserError(RuntimeError):
     """A mistake or mishap outside the code; its text is one sentence that says what to do."""
 
 
+def expand_home(name: str) -> Path:
+    """The path of a name that may begin with ~. Raises UserError where there is no such home folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name} is in a home folder that is not known here: give the whole path") from None
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError for what Git LFS leaves in the place of a file, and OSError for what cannot be read."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator[IO[Any]]:
     """Opens a file that appears under `path` whole when the block ends without error.
