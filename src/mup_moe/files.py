@@ -114,10 +114,18 @@ def explain_disk_error(error: BaseException) -> str | None:
 
 
 def _cannot_be_written(path: Path | str, error: OSError) -> str:
-    remedy = "let a process have more files open (ulimit -n)"
-    if error.errno not in _TOO_MANY:
-        remedy = "free space or permit writing there"
-    return f"{path} cannot be written ({error.strerror}): {remedy}, and run the same command again"
+    return _cannot_be(f"{path} cannot be written", error, "free space or permit writing there")
+
+
+def cannot_be_read(path: Path | str, error: OSError) -> UserError:
+    """What to raise for a file that is there but cannot be read: its content may be right."""
+    return UserError(_cannot_be(f"{path} cannot be read", error, "make it a file that you can read"))
+
+
+def _cannot_be(problem: str, error: OSError, remedy: str) -> str:
+    if error.errno in _TOO_MANY:
+        remedy = "let a process have more files open (ulimit -n)"
+    return f"{problem} ({error.strerror or error}): {remedy}, and run the same command again"
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -173,12 +181,14 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises UserError for a file that is missing or damaged."""
+    """Reads JSON. Raises UserError for a file that is missing, damaged or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
 
 
