@@ -32,7 +32,7 @@ from mup_moe.data.remarks import remark_of
 from mup_moe.data.split import in_sample, in_validation, text_digest
 from mup_moe.data.tokenize import WORK, parse_corpus, tokenize
 from mup_moe.data.tokens import Tokens, dtype_for
-from mup_moe.data.vocabulary import vocabulary_of
+from mup_moe.data.vocabulary import BYTES, tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, claim_folder
 
 ROOT = Path(__file__).parents[1]
@@ -429,9 +429,12 @@ def test_bpe_is_trained_on_a_sample_of_a_large_text(monkeypatch: pytest.MonkeyPa
 
 
 def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UserError, match=r"`tokenizer_files` .*vocab\.json and .*absent\.txt cannot be read"):
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(sorted(BYTES))}))
+    with pytest.raises(UserError, match=r"`tokenizer_files` lists .*absent\.txt, which is not a file"):
         tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "absent.txt")))
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match=r"`tokenizer_files` .*vocab\.json and .*empty\.txt cannot be read \(line 1"):
+        tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "empty.txt")))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match=r"lacks <\|endoftext\|>"):
         tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")))
@@ -440,18 +443,27 @@ def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_tokenizer_files_are_read_by_their_mark_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
-    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4}
+    tokens = ["<|endoftext|>", "a", "b", "ab", "Ġ", *sorted(BYTES - {"a", "b", "Ġ"})]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     files = tmp_path / "vocab.json", tmp_path / "merges.txt"
     for path, lines in zip(
-        files, ([json.dumps(vocabulary, ensure_ascii=False)], ["#version: 0.2", "a b"]), strict=True
+        files, ([json.dumps(vocabulary, ensure_ascii=False)], ["#version: 0.2", "a b", ""]), strict=True
     ):
         path.write_bytes("".join(line + end for line in lines).encode(encoding))
     config = corpus(tokenizer="gpt2", vocabulary=None, tokenizer_files=tuple(map(str, files)))
-    assert vocabulary_of(config) == 5
+    assert vocabulary_of(config) == 258
     assert tokenizer.gpt2(config.tokenizer_files).encode("ab ba").ids == [3, 4, 2, 1]
     files[1].write_bytes(files[1].read_bytes() + "a b ab".encode(encoding))
     with pytest.raises(UserError, match="line 3 of the merges is not two tokens"):
         tokenizer.gpt2(config.tokenizer_files)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/vocab.json", "~/vocab.json"])
+def test_a_home_folder_that_is_not_known_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31)
+    with pytest.raises(UserError, match=rf"^{name} is in a home folder that is not known here: give the whole path$"):
+        tokenizer_paths((name, name))
 
 
 def test_gpt2_out_of_reach_tells_of_tokenizer_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_what_is_no_file_is_refused_by_name_and_skipped_by_a_glob(kind: str, tmp
     assert sentence(error)
     (tmp_path / "a.txt").write_text("text")
     assert read(text_corpus(tmp_path / "*.txt"))[0] == ["text"]
-    with pytest.raises(UserError, match=r"`tokenizer_files` .* is no file"):
+    with pytest.raises(UserError, match=r"`tokenizer_files` lists .* is not a file"):
         tokenizer.gpt2((str(path), str(path)))
 
 
@@ -339,6 +339,7 @@ def sound(width: int) -> bytes:
     return buffer.getvalue()
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 NOT_TEXT: dict[str, Callable[[], bytes]] = {
     **{
         f"{name} in {encoding}": (lambda text=text, encoding=encoding: text.encode(encoding))
@@ -353,6 +354,14 @@ NOT_TEXT: dict[str, Callable[[], bytes]] = {
     "EUC-JP": lambda: JAPANESE.encode("euc-jp"),
     "GBK": lambda: CHINESE.encode("gbk"),
     "EBCDIC": lambda: ENGLISH.encode("cp500"),
+    "ISO-2022-JP": lambda: JAPANESE.encode("iso2022_jp"),
+    "ISO-2022-JP, within English": lambda: (ENGLISH + "日本" + ENGLISH).encode("iso2022_jp"),
+    "ISO-2022-KR": lambda: "모든 행복한 가정은 서로 닮았다. ".encode("iso2022_kr"),
+    "HZ": lambda: ("道可道, 非常道 ~ 1\n" * 9999).encode("hz"),
+    "RTF": lambda: b"{\\rtf1\\ansi\\deff0 {\\fonttbl {\\f0 Times;}}\n\\f0\\fs24 " + ENGLISH.encode() + b"}",
+    "PDF after a line": lambda: b"\r\n%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\n" + ENGLISH.encode(),
+    "PDF after a mark": lambda: codecs.BOM_UTF8 + b"%PDF-1.4\n1 0 obj\nendobj\n" + ENGLISH.encode(),
+    "LZ4": lambda: pa.compress(ENGLISH.encode(), "lz4", asbytes=True),
     "PDF": lambda: b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\n" + ENGLISH.encode(),
     "docx": lambda: archive("zip"),
     "tar": lambda: archive("tar"),
@@ -393,6 +402,10 @@ def test_a_file_that_is_not_text_is_refused_by_name(kind: str, name: str, tmp_pa
         (b"\x1b[31mred\x1b[0m a\bb\f" * 99, "\x1b[31mred\x1b[0m a\bb\f" * 99, 0),
         (b'{\n "a": 1\n}', '{\n "a": 1\n}', 0),
         (b"%PDF is a format", "%PDF is a format", 0),
+        (b"\x1b(B\x1b[m and $B", "\x1b(B\x1b[m and $B", 0),
+        (b'(format t "~{ab~} ~{~a~^, ~}~%" list)', '(format t "~{ab~} ~{~a~^, ~}~%" list)', 0),
+        (b"~/x ~{name} ~{}", "~/x ~{name} ~{}", 0),
+        ("é \x1b$B is an escape".encode(), "é \x1b$B is an escape", 0),
     ],
     ids=ascii,
 )
@@ -400,6 +413,28 @@ def test_text_with_stray_bytes_is_read(data: bytes, expected: str, repaired: int
     (tmp_path / "a.txt").write_bytes(data)
     found, tally = read(text_corpus(tmp_path / "a.txt"))
     assert ("".join(found), tally) == (expected, Tally(repaired=repaired))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.json.gz", "x.parquet"])
+def test_a_git_lfs_pointer_is_refused_with_the_command_that_fetches_the_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(UserError, match=rf"{name} is a Git LFS pointer, not the file: run `git lfs pull`$"):
+        read(text_corpus(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_git_lfs_pointer_is_no_tokenizer(name: str, tmp_path: Path) -> None:
+    tokenizer.train_bpe([ENGLISH], len(ENGLISH), 300).model.save(str(tmp_path))
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(UserError, match=rf"{name} is a Git LFS pointer, not the file: run `git lfs pull`$"):
+        tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_lines_joined_from_files_with_byte_order_marks_are_read(encoding: str, tmp_path: Path) -> None:
+    parts = [json.dumps({"text": text}) + "\n" for text in ("one", "two \ufeff")]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(part.encode(encoding) for part in [*parts, "", "\n"]))
+    assert read(text_corpus(tmp_path / "a.jsonl")) == (["one", "two \ufeff"], Tally())
 
 
 def test_utf16_appended_to_much_utf8_is_repaired_and_counted(tmp_path: Path) -> None:
@@ -508,3 +543,10 @@ def test_c4_is_asked_for_by_name_and_runs_no_code_of_its_repository(monkeypatch:
     assert read(corpus(source="c4", files=(), max_bytes=10))[0] == ["a"]
     assert asked == [(("allenai/c4", "en"), {"split": "train", "streaming": True})]
     assert "trust" not in Path(c4.__file__).read_text()
+
+
+def test_a_folder_with_c4s_name_is_not_taken_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "allenai" / "c4").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"allenai/c4 has the name of the hub's C4 and hides it: rename it, or list"):
+        c4.Stream()

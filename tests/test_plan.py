@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tokenizers import pre_tokenizers
 
 from conftest import CONFIG, ROOT, VOCABULARY
 from mup_moe.__main__ import main
@@ -17,7 +18,8 @@ from mup_moe.analysis.cost import size_of, tokens_of_run
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
-from mup_moe.data.vocabulary import vocabulary_of
+from mup_moe.data.tokenizer import gpt2
+from mup_moe.data.vocabulary import BYTES, vocabulary_of
 from mup_moe.files import UserError
 from mup_moe.model.transformer import Transformer
 
@@ -157,21 +159,55 @@ def test_gpt2_has_the_vocabulary_that_its_own_config_says():
     assert vocabulary_of(gpt2) == transformers.GPT2Config().vocab_size
 
 
+NUMBERED = {token: i for i, token in enumerate([*sorted(BYTES), "ab"])}
+
+
 def test_a_tokenizers_own_files_say_its_vocabulary(tmp_path):
-    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
-    files = (str(tmp_path / "vocab.json"), "merges.txt")
-    corpus = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=files)
-    assert vocabulary_of(corpus) == 3
+    (tmp_path / "vocab.json").write_text(json.dumps(NUMBERED))
+    assert vocabulary_of(corpus_of(tmp_path)) == 257
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff", b"[1, 2]", b"{" * 100_000, b'{"a": '])
-def test_a_tokenizers_own_files_that_are_none_are_told(tmp_path, content):
-    path = tmp_path / "vocab.json"
+def corpus_of(folder):
+    files = (str(folder / "vocab.json"), str(folder / "merges.txt"))
+    Path(files[1]).touch()
+    return replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=files)
+
+
+NOT_A_VOCABULARY = {
+    "absent": None,
+    "empty": b"",
+    "not UTF-8": b"\xff",
+    "a list": b"[1, 2]",
+    "endless": b"{" * 100_000,
+    "cut off": b'{"a": ',
+    "without tokens": {},
+    "a tokenizer.json": {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": NUMBERED}},
+    "split at white space": {token: i for i, token in enumerate("abcdefgh")},
+    "a byte short": {token: i for i, token in enumerate(sorted(BYTES)[:-1])},
+    "a gap": NUMBERED | {"ab": 300},
+    "a repetition": NUMBERED | {"ab": 5},
+    "from -1": NUMBERED | {"ab": -1},
+    "fractions": {token: float(i) for token, i in NUMBERED.items()},
+    "truth values": {"a": False, "b": True},
+}
+
+
+@pytest.mark.parametrize("kind", NOT_A_VOCABULARY)
+def test_what_is_not_the_vocabulary_of_a_byte_level_tokenizer_is_refused_before_anything_runs_and_by_the_job(
+    tmp_path, kind
+):
+    content = NOT_A_VOCABULARY[kind]
     if content is not None:
-        path.write_bytes(content)
-    corpus = replace(CONFIG.corpora["python"], tokenizer="gpt2", vocabulary=None, tokenizer_files=(str(path), "m.txt"))
-    with pytest.raises(UserError, match=r"vocab\.json .*: give GPT-2's vocab.json and merges.txt"):
-        vocabulary_of(corpus)
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / "vocab.json").write_bytes(data)
+    corpus = corpus_of(tmp_path)
+    for read in (lambda: vocabulary_of(corpus), lambda: gpt2(corpus.tokenizer_files)):
+        with pytest.raises(UserError, match=r"vocab\.json.* give GPT-2's vocab.json and merges.txt"):
+            read()
+
+
+def test_the_bytes_of_a_vocabulary_are_those_of_the_library():
+    assert set(pre_tokenizers.ByteLevel.alphabet()) == BYTES
 
 
 def models() -> list[table2.Model]:

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,12 @@ def test_a_csv_saved_by_a_spreadsheet_is_read_by_its_mark(tmp_path, encoding, en
     assert read_published(tmp_path / "saved.csv", "train_loss") == read_published(AUTHORS, "train_loss")
 
 
+@pytest.mark.parametrize("separator", [";", "\t", ", ", " ; "])
+def test_a_csv_is_read_by_the_separator_of_its_first_line(tmp_path, separator):
+    (tmp_path / "saved.csv").write_text(AUTHORS.read_text().replace(",", separator).replace(" ;", ";"))
+    assert read_published(tmp_path / "saved.csv", "train_loss") == read_published(AUTHORS, "train_loss")
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_a_csv_in_another_encoding_without_a_mark_is_named(tmp_path, encoding):
     (tmp_path / "saved.csv").write_bytes(AUTHORS.read_text().encode(encoding))
@@ -156,6 +163,10 @@ HEADER = "parametrization,width,learning_rate,train_loss\n"
         (HEADER + "sp,64.5,1e-3,5\n", "64.5 is not a width"),
         (HEADER + "sp,inf,1e-3,5\n", "inf is not a width"),
         (HEADER + "sp,64,1e-3,nan\n", "finite"),
+        (HEADER + "sp,0,1e-3,5\n", "line 2 must name a parametrization, a positive width"),
+        (HEADER + "sp,-64,1e-3,5\n", "line 2 must name a parametrization, a positive width"),
+        (HEADER.replace(",", ";") + "sp;64;0,001;5,5\n", "line 2"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "is a Git LFS pointer"),
         (HEADER + "sp,64,1e-3,5\nsp,64,0.001,6\n", "twice"),
         (b"\xff\xfe\x00", "cannot be read"),
         ("", "lacks the column"),
@@ -260,10 +271,21 @@ def test_a_file_beside_the_results_goes_before_the_repository_s(tmp_path):
 
 
 @pytest.mark.workflow
+def test_a_reference_is_found_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    shutil.copy(AUTHORS, tmp_path / "home" / "theirs.csv")
+    done = dry_run(tmp_path, {"figure1": "~/theirs.csv"})
+    assert done.returncode == 0, done.stdout
+    assert str(tmp_path / "home" / "theirs.csv") in done.stdout
+
+
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("references", "sentence"),
     [
         ({"figure1": "nowhere.csv"}, "`figures.figure1.reference`"),
+        ({"figure1": "~nobody-of-this-name/a.csv"}, "`figures.figure1.reference`"),
         ({"figure3": "reference/authors_sp.csv"}, "`figures.figure3.reference`"),
     ],
 )

@@ -20,10 +20,13 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, write_result
 from mup_moe.__main__ import main
+from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.foreign import foreign_cells
+from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
+from mup_moe.data import work
 from mup_moe.data.tokens import SPLITS, Tokens
-from mup_moe.files import UserError, claim_folder, hold_folder, is_held, settle_times
+from mup_moe.files import UserError, claim_folder, hold_folder, is_held, read_json, settle_times
 from mup_moe.training import checkpoint
 from mup_moe.training.checkpoint import Checkpoint
 from mup_moe.training.checkpoint_header import CHECKPOINT
@@ -79,6 +82,72 @@ def test_any_number_of_cells_is_written_in_one_go_with_few_files_open(tmp_path):
         assert read_result(folder / ".kept")["id"] == folder.name
         assert checkpoint.load(folder / CHECKPOINT).step == 1
     assert not list(tmp_path.rglob("*.part"))
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """The process has as many files open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # No number is free below the limit.
+    handle = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (handle, hard))
+    os.close(handle)
+    taken = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for handle in taken:
+            os.close(handle)
+
+
+READERS = {
+    "JSON": lambda folder: read_json(folder / "a.json"),
+    "a table": lambda folder: read_table(folder / "runs.csv", {"cell": str}),
+    "a table to collect": lambda folder: collect_tables([folder / "runs.csv"], folder / "out.csv"),
+    "a result": lambda folder: read_result(folder / "cell" / ".kept"),
+    "whether a cell is done": lambda folder: Result(folder / "cell").is_of("f"),
+    "whose work it is": lambda folder: work.begin(folder / "work", "mine"),
+    "work": lambda folder: work.Stage(folder / "work", "s", ("a",)),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_nor_changed(tmp_path, kind):
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "runs.csv").write_text("cell\na\n")
+    Result(tmp_path / "cell").keep([["step"], [0]], {"id": "cell", "fingerprint": "f"})
+    work.begin(tmp_path / "work", "mine")
+    with work.Stage(tmp_path / "work", "s", ("a",)) as stage:
+        stage.append("a", b"12")
+        stage.commit({}, now=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with (
+        no_more_files(),
+        pytest.raises(UserError, match=r"cannot be read \(Too many open files\): let .*ulimit -n") as error,
+    ):
+        READERS[kind](tmp_path)
+    assert not isinstance(error.value, DamagedResultError)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    READERS[kind](tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_json, lambda path: read_table(path, {"cell": str})])
+def test_only_content_that_is_wrong_is_to_be_deleted(tmp_path, read):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"folder cannot be read \(Is a directory\): make it a file that you can read"):
+        read(tmp_path / "folder")
+    (tmp_path / "wrong").write_text('cell\n"\n')
+    with pytest.raises(
+        UserError, match=r"^.*wrong is damaged \(.*\): delete it and run the same command again$"
+    ) as error:
+        read(tmp_path / "wrong")
+    assert str(error.value).isprintable()
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "absent")
 
 
 @pytest.mark.usefixtures("few_files")

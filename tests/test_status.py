@@ -129,6 +129,7 @@ def ask(capsys, monkeypatch):
 
     def call(sweep: Sweep, *options: str) -> str:
         capsys.readouterr()
+        sweep.results.mkdir(exist_ok=True)
         assert main(["status", "--config", str(sweep.path), "--results", str(sweep.results), *options]) == 0
         printed = capsys.readouterr()
         assert not printed.err
@@ -163,6 +164,16 @@ def test_before_the_corpus_is_tokenized_everything_waits_and_no_file_is_made(tmp
     assert "corpus tiny: not tokenized yet" in text
     assert as_row(text, "total") == {"cells": 4} | dict.fromkeys(map(str, State), 0) | {"waiting": 4}
     assert "no Snakemake is working" in text
+    assert not files_in(sweep.results)
+
+
+def test_a_results_folder_that_is_not_there_is_refused_unless_it_is_the_default(tmp_path, monkeypatch, capsys):
+    sweep = Sweep(tmp_path, small_config())
+    monkeypatch.chdir(tmp_path)
+    command = ["status", "--config", str(sweep.path)]
+    assert main([*command, "--results", "elsewhere"]) == 1
+    assert "--results is elsewhere, which is not a folder" in capsys.readouterr().err
+    assert main(command) == 0
     assert not sweep.results.exists()
 
 

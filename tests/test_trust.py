@@ -118,6 +118,9 @@ def refused(project: Path, *arguments: str) -> str:
     return done.stdout
 
 
+GPT2 = "corpora: {{smoke: {{tokenizer: gpt2, vocabulary: null, tokenizer_files: [{}, smoke.txt]}}}}"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -127,6 +130,8 @@ def refused(project: Path, *arguments: str) -> str:
         ("{figures: {figure1: {reference: '{input}.csv'}}}", "a name that Snakemake does not take as it is"),
         ("{corpora: {smoke: {files: ['*.txt']}}}", "a name that Snakemake does not take as it is"),
         ("{corpora: {smoke: {files: ['$(touch pwned).txt']}}}", "`files` lists $(touch pwned).txt, which is no file"),
+        (GPT2.format("src"), "`tokenizer_files` lists src, which is not a file"),
+        (GPT2.format("'{input}.txt'"), "a name that Snakemake does not take as it is"),
     ],
 )
 def test_a_hostile_name_that_cannot_work_is_refused(project, change, expected):

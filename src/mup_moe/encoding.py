@@ -1,10 +1,12 @@
 """Text files as other programs save them: UTF-8, or by the byte order mark that they begin with.
 
-Standard library only, so that a Snakefile can import it.
+Without heavy imports, so that a Snakefile can import it.
 """
 
 import codecs
 from pathlib import Path
+
+from mup_moe.files import refuse_pointer
 
 # UTF-32's first, for UTF-16's mark is the beginning of one of them.
 _MARKS = {
@@ -30,7 +32,11 @@ def lenient(encoding: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A whole text file; all line ends become newlines. Raises OSError, and ValueError where it is not text."""
+    """A whole text file; all line ends become newlines.
+
+    Raises OSError, ValueError where it is not text, and UserError for a Git LFS pointer.
+    """
+    refuse_pointer(path)
     with path.open("rb") as file:
         encoding = encoding_of(file.read(4))
     text = path.read_text(encoding=encoding)

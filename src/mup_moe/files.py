@@ -22,6 +22,24 @@ class UserError(RuntimeError):
     """A mistake or mishap outside the code; its text is one sentence that says what to do."""
 
 
+def expand_home(name: str) -> Path:
+    """The path of a name that may begin with ~. Raises UserError where there is no such home folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name} is in a home folder that is not known here: give the whole path") from None
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError for what Git LFS leaves in the place of a file, and OSError for what cannot be read."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator[IO[Any]]:
     """Opens a file that appears under `path` whole when the block ends without error.
@@ -96,10 +114,18 @@ def explain_disk_error(error: BaseException) -> str | None:
 
 
 def _cannot_be_written(path: Path | str, error: OSError) -> str:
-    remedy = "let a process have more files open (ulimit -n)"
-    if error.errno not in _TOO_MANY:
-        remedy = "free space or permit writing there"
-    return f"{path} cannot be written ({error.strerror}): {remedy}, and run the same command again"
+    return _cannot_be(f"{path} cannot be written", error, "free space or permit writing there")
+
+
+def cannot_be_read(path: Path | str, error: OSError) -> UserError:
+    """What to raise for a file that is there but cannot be read: its content may be right."""
+    return UserError(_cannot_be(f"{path} cannot be read", error, "make it a file that you can read"))
+
+
+def _cannot_be(problem: str, error: OSError, remedy: str) -> str:
+    if error.errno in _TOO_MANY:
+        remedy = "let a process have more files open (ulimit -n)"
+    return f"{problem} ({error.strerror or error}): {remedy}, and run the same command again"
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -155,12 +181,14 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises UserError for a file that is missing or damaged."""
+    """Reads JSON. Raises UserError for a file that is missing, damaged or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
 
 

@@ -23,7 +23,7 @@ from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
 from mup_moe.data.remarks import remark_of
 from mup_moe.data.text_files import find
-from mup_moe.data.vocabulary import vocabulary_of
+from mup_moe.data.vocabulary import tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
@@ -107,7 +107,7 @@ def text_of(corpus):
     """A corpus's own files; what a source installs or streams by itself is no file of ours."""
     settings = CONFIG.corpora[corpus]
     try:
-        return literal(find(settings.files + (settings.tokenizer_files or ())))
+        return literal(find(settings.files) + tokenizer_paths(settings.tokenizer_files))
     except UserError as error:
         raise WorkflowError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 

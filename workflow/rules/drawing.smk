@@ -1,5 +1,6 @@
 # What figures and compositions are about, and what drawing them takes.
 from mup_moe.analysis.published import check_reference, read_published
+from mup_moe.files import expand_home
 
 # The report's headings in the paper's order; Snakemake sorts them by name.
 FIGURE_CATEGORIES = {
@@ -26,11 +27,10 @@ def kind_of(figure):
 
 def find_reference(figure):
     """A figure's published losses, as seen from here or else from the workflow's own folder."""
-    name = CONFIG.figures[figure].reference
-    path = Path(name)
-    if not path.exists():
-        path = Path(os.path.relpath(Path(workflow.basedir) / name))
     try:
+        path = expand_home(CONFIG.figures[figure].reference)
+        if not path.exists():
+            path = Path(os.path.relpath(Path(workflow.basedir) / path))
         literal([path])
         check_reference(
             CONFIG.figures[figure], read_published(path, CONFIG.analysis.loss), path

@@ -8,7 +8,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mup_moe.files import UserError, write_csv
+from mup_moe.files import UserError, cannot_be_read, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,5 +95,7 @@ def _rows(path: Path) -> list[list[str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None

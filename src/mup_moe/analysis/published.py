@@ -30,7 +30,9 @@ def read_published(path: Path, loss: str) -> list[Point]:
     Raises UserError, naming the file, where it is missing, damaged or lists a point twice.
     """
     try:
-        rows = csv.DictReader(io.StringIO(read_text(path)))
+        text = read_text(path)
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        rows = csv.DictReader(io.StringIO(text), delimiter=separator, skipinitialspace=True)
         absent = [
             name for name in ("parametrization", "width", "learning_rate", loss) if name not in (rows.fieldnames or ())
         ]
@@ -78,6 +80,6 @@ def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
         )
     except ValueError as error:
         raise UserError(f"{where}: {error}; give a number in every field") from None
-    if not (point.parametrization and math.isfinite(value)):
-        raise UserError(f"{where} must name a parametrization and a finite loss")
+    if not (point.parametrization and point.width > 0 and math.isfinite(value)):
+        raise UserError(f"{where} must name a parametrization, a positive width and a finite loss")
     return point

@@ -12,7 +12,7 @@ import pandas as pd
 from mup_moe.analysis.curve import ABSENT, Curve
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.config.cell import AXES
-from mup_moe.files import UserError
+from mup_moe.files import UserError, cannot_be_read
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
@@ -27,8 +27,11 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the same command again") from None
+    except OSError as error:
+        raise cannot_be_read(path, error) from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged ({reason}): delete it and run the same command again") from None
     absent = [column for column in columns if column not in table.columns]
     if absent:
         raise UserError(f"{path} lacks the column `{absent[0]}`: delete it and run the same command again")

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mup_moe.files import UserError
 
+_C4 = Path("allenai/c4")
 _PATIENCE = (1, 4, 16, 64, 256, 600, 600, 600, 600, 600)
 """Seconds to wait before each new attempt at the same record: an hour of the hub's."""
 
@@ -20,9 +22,14 @@ class Stream:
     def __init__(self, position: Any = None) -> None:
         import datasets
 
+        if _C4.is_dir():  # `datasets` would prefer it to the hub
+            raise UserError(
+                f"the folder {_C4.absolute()} has the name of the hub's C4 and hides it:"
+                " rename it, or list its shards in the corpus's `files`"
+            )
         # The hub's libraries raise whatever their HTTP client of the day raises.
         try:
-            stream = datasets.load_dataset("allenai/c4", "en", split="train", streaming=True)
+            stream = datasets.load_dataset(str(_C4), "en", split="train", streaming=True)
             self._stream = stream.select_columns(["text"])
         except Exception as error:
             raise _out_of_reach(error) from error

@@ -18,7 +18,7 @@ from typing import TextIO
 
 from mup_moe.config.document import in_one_line
 from mup_moe.encoding import encoding_of, lenient
-from mup_moe.files import UserError
+from mup_moe.files import UserError, refuse_pointer
 
 PASSAGE_CHARACTERS = 4096
 # A record is held whole, and what is more than this is no document: a bomb of gzip's, or no lines of JSON.
@@ -30,12 +30,14 @@ _FOREIGN = {".7z", ".bz2", ".tar", ".tgz", ".xz", ".zip", ".zst"}
 # What a file begins with that is not text, and what it is and how it is read instead.
 _SIGNATURES = {
     b"%PDF-": "is a PDF: convert it to text",
+    b"{\\rtf1": "is RTF: convert it to text",
     b"PK\3\4": "is a ZIP archive, as office documents are: convert or unpack it to text",
     b"\x1f\x8b": "is compressed by gzip: let its name end in .gz, once for each time it is compressed",
     b"PAR1\x15": "is a Parquet file: let its name end in .parquet",
     b"BZh91AY&SY": "is compressed by bzip2: unpack it, or compress it with gzip",
     b"\xfd7zXZ": "is compressed by xz: unpack it, or compress it with gzip",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd: unpack it, or compress it with gzip",
+    b"\x04\x22\x4d\x18": "is compressed by LZ4: unpack it, or compress it with gzip",
 }
 # By this much of its beginning, unpacked, a file is text or is not.
 _SAMPLE_BYTES = 2**16
@@ -43,6 +45,9 @@ _SAMPLE_BYTES = 2**16
 _NOT_TEXT = re.compile("[\ud800-\udfff\0-\x06\x0e-\x1a\x1c-\x1f\x7f]")
 # So much of it may be: Latin-1 in which a word or two has accents. Any other encoding has far more.
 _STRAY_CHARACTERS, _STRAY_FRACTION = 3, 1 / 4
+# What turns the ASCII after it into other characters: escapes that terminals do not use, and the braces of HZ.
+_ISO_2022 = re.compile(rb"\x1b\$([@AB]|[()*+][@-I])")
+_HZ = re.compile(rb"~\{([!-w][!-~])+~\}")
 
 
 class Files:
@@ -131,11 +136,13 @@ def open_text(path: Path) -> Iterator[TextIO]:
     """
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     try:
+        refuse_pointer(path)
         with opener(path, "rb") as packed:
             beginning = packed.read(_SAMPLE_BYTES)
             encoding = encoding_of(beginning)
+            content = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
             for signature, reason in _SIGNATURES.items():
-                if beginning.startswith(signature):
+                if content.startswith(signature):
                     raise _mistake(f"{path} {reason}, or leave it out")
             _check_text(beginning, encoding, path)
             packed.seek(0)
@@ -149,6 +156,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 def _check_text(beginning: bytes, encoding: str, path: Path) -> None:
     """Refuses what does not begin as text in this encoding does. Raises UserError."""
+    if beginning.isascii():
+        foreign = "ISO-2022" if _ISO_2022.search(beginning) else "HZ" if _is_hz(beginning) else None
+        if foreign is not None:
+            raise _mistake(f"{path} is in {foreign}: convert it to UTF-8, or leave it out")
     # Not final: the sample may end within a character.
     text = codecs.getincrementaldecoder(encoding)(lenient(encoding)).decode(beginning)
     odd = sum(1 for _ in _NOT_TEXT.finditer(text))
@@ -157,6 +168,14 @@ def _check_text(beginning: bytes, encoding: str, path: Path) -> None:
             f"{path} is not text, or not in UTF-8 (of its first {len(text):,} characters {odd:,} are control characters"
             " or cannot be decoded): convert it to UTF-8, or leave it out"
         )
+
+
+def _is_hz(beginning: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("hz")().decode(beginning)
+    except UnicodeDecodeError:
+        return False
+    return _HZ.search(beginning) is not None
 
 
 def _unreadable(path: Path, error: Exception, cure: str = "fetch it again") -> UserError:
@@ -195,7 +214,8 @@ def _json_lines(path: Path) -> Iterator[str | None]:
         for number, line in enumerate(iter(lambda: file.readline(RECORD_CHARACTERS + 1), ""), start=1):
             if len(line) > RECORD_CHARACTERS:
                 raise _too_long(f"{path}, line {number},")
-            if line.isspace():
+            line = line.lstrip("\ufeff")  # files with byte order marks, joined to one
+            if not line or line.isspace():
                 continue
             try:
                 record = json.loads(line)
@@ -214,6 +234,7 @@ def _parquet(path: Path) -> Iterator[str | None]:
     import pyarrow.parquet as pq
 
     try:
+        refuse_pointer(path)
         with pq.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
                 raise _mistake(f"{path} has no column `text`: name the column of the documents so")

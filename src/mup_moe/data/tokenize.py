@@ -26,6 +26,7 @@ from mup_moe.data.documents import Batch, Place, open_source, read_batches, sour
 from mup_moe.data.remarks import remark_of
 from mup_moe.data.spool import Spool, pack
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
+from mup_moe.data.vocabulary import tokenizer_paths
 from mup_moe.files import (
     UserError,
     argument_text,
@@ -109,7 +110,7 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
 
 def _owner(settings: CorpusSettings) -> str:
     """All that the work depends on. Text counts by name, size and time: to read all of it would take too long."""
-    files = [Path(file).expanduser() for file in settings.tokenizer_files or ()]
+    files = tokenizer_paths(settings.tokenizer_files)
     if settings.source != "c4" or settings.files:
         files = [*source_files(settings), *files]
     parts = {

@@ -1,6 +1,5 @@
 """Byte-level BPE: trained on a corpus, or GPT-2's."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from mup_moe.data.split import in_sample, text_digest
 from mup_moe.data.tokens import END_OF_TEXT
+from mup_moe.data.vocabulary import read_vocabulary, tokenizer_paths
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 
@@ -51,12 +51,13 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
                 " give its vocab.json and merges.txt as the corpus's `tokenizer_files`"
             ) from error
     else:
-        vocabulary, merges = (Path(file).expanduser() for file in files)
+        vocabulary, merges = tokenizer_paths(files)
+        tokens = read_vocabulary(vocabulary)
         try:
-            if not (vocabulary.is_file() and merges.is_file()):
-                raise OSError("one of them is no file")
             # Not by the library's reader, which takes no byte order mark, and no merges from lines that CR ends.
-            tokenizer = _byte_level(models.BPE(json.loads(read_text(vocabulary)), _merges(read_text(merges))))
+            tokenizer = _byte_level(models.BPE(tokens, _merges(read_text(merges))))
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"`tokenizer_files` {vocabulary} and {merges} cannot be read ({' '.join(str(error).split())}):"
@@ -73,7 +74,7 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
 def _merges(text: str) -> list[tuple[str, str]]:
     """The pairs of a merges.txt, one a line after that of the version. Raises ValueError for anything else."""
     pairs = []
-    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
         if line.startswith("#version"):
             continue
         first, separator, second = line.partition(" ")

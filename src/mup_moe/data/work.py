@@ -1,5 +1,6 @@
 """Work in progress on disk: what a killed run leaves for the next one to continue."""
 
+import json
 import os
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from mup_moe.files import UserError, read_json, remove_leftovers, write_json, write_text
+from mup_moe.files import UserError, cannot_be_read, remove_leftovers, write_json, write_text
 
 COMMIT_SECONDS = 5.0
 """How much work a kill may cost; a commit takes some milliseconds and the writing of the files."""
@@ -18,11 +19,13 @@ _OWNER = "owner.json"
 
 
 def owner(folder: Path) -> str | None:
-    """What the work in a folder belongs to; None where there is no work."""
+    """What the work in a folder belongs to; None where there is no work. Raises UserError where it cannot be read."""
     try:
         return (folder / _OWNER).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
+    except OSError as error:
+        raise cannot_be_read(folder / _OWNER, error) from None
 
 
 def begin(folder: Path, new_owner: str) -> None:
@@ -51,7 +54,7 @@ class Stage:
     """Files that only grow, and a note (JSON) of where the work stood when they were last committed.
 
     Opening a stage cuts its files back to the last commit, so that files and note agree whenever
-    and however the process before was killed. Raises UserError when the disk is full.
+    and however the process before was killed. Raises UserError when the disk is full, or the note cannot be read.
     """
 
     def __init__(self, folder: Path, name: str, files: tuple[str, ...]) -> None:
@@ -60,10 +63,10 @@ class Stage:
         self._committed_at = time.monotonic()
         self.note: Any = None
         """As given to the last commit; None before the first."""
-        remove_leftovers(self._record)
         lengths = self._lengths(files)
         self._files: dict[str, IO[bytes]] = {}
         with _disk_errors(folder):
+            remove_leftovers(self._record)
             for file in files:
                 self._files[file] = (folder / file).open("ab")
                 self._files[file].truncate(lengths[file])
@@ -99,13 +102,15 @@ class Stage:
 
     def _lengths(self, files: tuple[str, ...]) -> dict[str, int]:
         try:
-            saved = read_json(self._record)
+            saved = json.loads(self._record.read_bytes())
             lengths = {file: int(saved["lengths"][file]) for file in files}
             if all((self._folder / file).stat().st_size >= length for file, length in lengths.items()):
                 self.note = saved["note"]
                 return lengths
-        except (UserError, OSError, KeyError, TypeError, ValueError):
+        except (FileNotFoundError, KeyError, TypeError, ValueError, RecursionError):
             pass
+        except OSError as error:
+            raise cannot_be_read(error.filename or self._record, error) from None
         return dict.fromkeys(files, 0)
 
 

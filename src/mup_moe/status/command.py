@@ -6,8 +6,10 @@ Name the preset and the config files that you gave Snakemake; otherwise it shows
 import argparse
 import json
 import time
+from pathlib import Path
 
 from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_layers
+from mup_moe.files import UserError
 from mup_moe.status.sweep import SweepStatus
 from mup_moe.status.text import lines
 
@@ -22,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints how the sweep stands. Raises UserError for a mistake in the config or the options, for nothing else."""
     layers = read_layers(arguments)
+    # The default is absent from a fresh checkout.
+    if arguments.results != Path("results") and not arguments.results.is_dir():
+        raise UserError(f"--results is {arguments.results}, which is not a folder: name the one that Snakemake writes")
     figures = cells_of_figures(layers.config, arguments.figures)
     # No figure shows a probe: they are told with the whole.
     probes = layers.config.probes if arguments.figures is None else {}

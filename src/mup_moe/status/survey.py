@@ -20,7 +20,7 @@ from mup_moe.training.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedChec
 from mup_moe.training.code import code_digest
 from mup_moe.training.heartbeat import Failure, Heartbeat
 from mup_moe.training.request import TrainingRequest, requests_of
-from mup_moe.training.result import DamagedResultError, Result, read_result
+from mup_moe.training.result import Result, read_result
 
 # How a command begins the sentence by which it ends.
 _SPEAKER = "mup-moe: "
@@ -112,10 +112,10 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
 
 
 def _summary(kept: Path) -> dict[str, Any]:
-    """What a kept result says, whosever it is; nothing where there is none that is whole."""
+    """What a kept result says, whosever it is; nothing where there is none that is whole and can be read."""
     try:
         return read_result(kept)
-    except DamagedResultError:
+    except UserError:
         return {}
 
 

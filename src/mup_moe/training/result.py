@@ -14,6 +14,7 @@ from mup_moe.files import (
     UserError,
     atomic_write,
     atomic_writes,
+    cannot_be_read,
     claim_folder,
     csv_text,
     file_digest,
@@ -37,13 +38,14 @@ class DamagedResultError(UserError):
 def read_result(folder: Path) -> dict[str, Any]:
     """What summary.json says, where it and the history.csv beside it are as they were written.
 
-    Raises DamagedResultError.
+    Raises DamagedResultError, and UserError where they cannot be read: then they may be right.
     """
     try:
         return _vouched((folder / SUMMARY).read_bytes(), file_digest(folder / HISTORY))
+    except FileNotFoundError as error:
+        raise DamagedResultError(folder, f"{Path(error.filename).name}: {error.strerror}") from None
     except OSError as error:
-        name = Path(str(error.filename or folder)).name
-        raise DamagedResultError(folder, f"{name}: {error.strerror}") from None
+        raise cannot_be_read(error.filename or folder, error) from None
     except ValueError as error:
         raise DamagedResultError(folder, str(error)) from None
 
