@@ -196,6 +196,8 @@ def test_a_command_takes_what_snakemake_was_given(tmp_path, monkeypatch):
     assert str(layers) == f"config.yaml, preset gpu, {mine}, --config execution={{threads: 3}}"
     assert (layers.config.execution.threads, layers.config.execution.replicas) == (3, 1)
     assert layers_of("--config", "execution={threads: 3}").config.execution.threads == 3
+    long = f"setups={{small: {{training: {{steps: {'1' * 9}}}}}}}{' ' * 300}"
+    assert layers_of("--config", long).config.setups["small"].training.steps == 111_111_111
     assert layers_of("--preset", "gpu").document == layers_of("--config", "preset=gpu").document
 
 

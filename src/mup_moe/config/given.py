@@ -103,8 +103,7 @@ def _given_once(
 
     # The parser finds them under every spelling: abbreviated, or within short options such as -nC.
     for option in options:
-        if option.option_strings:
-            option.__class__ = type("_Taken", (type(option),), {"__call__": take})
+        option.__class__ = type("_Taken", (type(option),), {"__call__": take})
     # What follows -- is targets.
     parser.parse_known_args(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     return given

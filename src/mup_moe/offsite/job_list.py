@@ -52,5 +52,5 @@ def read_jobs(path: Path) -> list[Job]:
             )
             for line in lines
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a list of jobs ({error}): make it anew by `mup_moe export-jobs`") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a list of jobs ({error}): make it again with `mup_moe export-jobs`") from None
