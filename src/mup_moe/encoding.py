@@ -4,10 +4,13 @@ Without heavy imports, so that a Snakefile can import it.
 """
 
 import codecs
+import re
 from pathlib import Path
 
 from mup_moe.files import refuse_pointer
 
+# What no text holds: half a surrogate pair is not Unicode, and NUL is the rest of a binary or UTF-16 passage.
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 # UTF-32's first, for UTF-16's mark is the beginning of one of them.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",

@@ -26,8 +26,8 @@ if re.search("[{}:]", str(CHECKOUT)) or re.search("<.+>", os.path.relpath(CHECKO
 
 # The checkout's own source serves every job, installed or not.
 SOURCE = CHECKOUT / "src"
-# Where Python and Snakemake import from by themselves, but no package is to come from.
-OWN_FOLDERS = [CHECKOUT, CHECKOUT / "workflow/rules", workflow.workdir_init, ""]
+# Where Python and Snakemake import from by themselves, but no package is to come from; and the source, which comes first.
+OWN_FOLDERS = [CHECKOUT, CHECKOUT / "workflow/rules", workflow.workdir_init, "", SOURCE]
 OWN_FOLDERS = set(map(os.path.realpath, OWN_FOLDERS))
 
 
@@ -38,7 +38,6 @@ def foreign(paths):
 
 
 INHERITED = foreign(os.environ.get("PYTHONPATH", "").split(os.pathsep))
-INHERITED = [path for path in INHERITED if path != str(SOURCE)]
 sys.path[:] = [str(SOURCE), *foreign(sys.path)]
 PYTHONPATH = os.pathsep.join([str(SOURCE), *INHERITED])
 # For every process that is started from here: jobs on other nodes are Snakemakes of their own.

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check_config(config: Config, cells: list[str], results: Path) -> None:
     """Raises UserError where a cell was trained by another config."""
-    digests = {
-        request.cell.id: request.digest
-        for figure in config.figures.values()
-        for request in requests_of(config, figure.cells())
-    }
+    shown = dict.fromkeys(chain.from_iterable(figure.cells() for figure in config.figures.values()))
+    digests = {request.cell.id: request.digest for request in requests_of(config, shown)}
     other = [name for name in cells if read_result(results / "cells" / name)["request"] != digests.get(name)]
     if other:
         raise UserError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from mup_moe.encoding import NO_TEXT
 from mup_moe.files import UserError
 
 # Far beyond any config, and little enough that whatever lies within is refused in seconds.
@@ -25,7 +26,6 @@ _LARGEST_EXACT = 2**53  # of a float's integers
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)[eE][-+]?[0-9]+")
 # Octal, and minutes and seconds.
 _SURPRISING = re.compile("[-+]?0[0-9_]+|.*:.*")
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class ConfigError(UserError):
@@ -180,7 +180,7 @@ def _check_name(name: object, place: str) -> None:
 def _check_text(text: str, key: str) -> None:
     if len(text) > _LONGEST_TEXT:
         raise ConfigError(f"`{key}` has more than {_LONGEST_TEXT} characters: shorten it")
-    if _NO_TEXT.search(text):
+    if NO_TEXT.search(text):
         raise ConfigError(f"`{key}` is {show(text)}, which holds NUL or half a surrogate pair: remove it")
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,14 +77,13 @@ def check_options(
         named = {f"--{key.lstrip('-')}": value for key, value in profile.items()}
         values = {options[name].option_strings[0]: value for name, value in named.items() if name in options}
         places.append((f"by the profile {path}", values))
-    for i, (lower, dropped) in enumerate(places):
-        for higher, kept in places[:i]:
-            for name in kept.keys() & dropped.keys():
-                if lost := _lost(name, kept[name], dropped[name]):
-                    raise ConfigError(
-                        f"`{name}` is given {higher} and {lower}, of which Snakemake would drop"
-                        f" {cut(', '.join(lost))}: give all of its values in one of these places"
-                    )
+    for (higher, kept), (lower, dropped) in combinations(places, 2):
+        for name in kept.keys() & dropped.keys():
+            if lost := _lost(name, kept[name], dropped[name]):
+                raise ConfigError(
+                    f"`{name}` is given {higher} and {lower}, of which Snakemake would drop"
+                    f" {cut(', '.join(lost))}: give all of its values in one of these places"
+                )
 
 
 def _given_once(
@@ -111,8 +111,8 @@ def _given_once(
 
 def _lost(name: str, kept: Any, dropped: Any) -> list[str]:
     """What is dropped of an option's values: those whose keys the kept ones lack; a list is replaced on purpose."""
-    kept, dropped = ([values] if isinstance(values, str) else values for values in (kept, dropped))
+    entries = [str(value) for value in ([dropped] if isinstance(dropped, str) else dropped)]
     if name in _DROPPED_WHOLE:
-        return [str(value) for value in dropped]
-    keys = {str(value).partition("=")[0] for value in kept}
-    return [str(value) for value in dropped if "=" in str(value) and str(value).partition("=")[0] not in keys]
+        return entries
+    keys = {str(value).partition("=")[0] for value in ([kept] if isinstance(kept, str) else kept)}
+    return [entry for entry in entries if "=" in entry and entry.partition("=")[0] not in keys]

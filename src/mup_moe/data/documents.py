@@ -1,6 +1,5 @@
 """The documents of a corpus: a stream of texts, the same one in every run."""
 
-import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -11,12 +10,11 @@ from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
 from mup_moe.data.split import in_validation, text_digest
 from mup_moe.data.tokens import SPLITS
+from mup_moe.encoding import NO_TEXT
 
 # What follows handles few documents at a time, so this bounds its memory.
 MAX_CHARACTERS = 2**20
 BATCH_CHARACTERS = 2**20
-# What no text holds: half a surrogate pair is not Unicode, and NUL is the rest of a binary or UTF-16 passage.
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 class Source(Protocol):
@@ -168,7 +166,7 @@ def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[D
         piece = raw[start : start + MAX_CHARACTERS]
         if not piece.strip():
             continue
-        text = _NO_TEXT.sub("\ufffd", piece)
+        text = NO_TEXT.sub("\ufffd", piece)
         if text != piece and not repaired:
             repaired = True
             tally.repaired += 1

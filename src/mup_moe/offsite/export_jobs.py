@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from mup_moe.config.cell import Cell
@@ -49,11 +50,12 @@ def open_jobs(config: Config, figures: list[str], results: Path) -> Iterator[Job
         # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
         before = {cell for cells in cells_of.values() for cell in cells}
         cells_of[figure] = [cell for cell in shown if cell not in before]
+    request_of = {request.cell: request for request in requests_of(config, chain.from_iterable(cells_of.values()))}
     for name, cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).items():
-        setup = config.setups[cells[0].setup]
-        requests = requests_of(config, cells)
+        corpus = config.setups[cells[0].setup].corpus
+        requests = tuple(request_of[cell] for cell in cells)
         figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
-        job = Job(name, figure, setup.corpus, _tokens_digest(results / "data" / setup.corpus), tuple(requests))
+        job = Job(name, figure, corpus, _tokens_digest(results / "data" / corpus), requests)
         left = tuple(request for request in requests if not job.is_done(request, results))
         if left:
             yield replace(job, requests=left)
