@@ -23,12 +23,12 @@ from mup_moe.config.load import read_config
 from mup_moe.files import write_csv
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
-from mup_moe.training import checkpoint, heartbeat
-from mup_moe.training.capacity import replicas_on
-from mup_moe.training.checkpoint import Checkpoint
-from mup_moe.training.checkpoint_header import CHECKPOINT
+from mup_moe.ops import checkpoint, heartbeat
+from mup_moe.ops.checkpoint import Checkpoint
+from mup_moe.ops.checkpoint_header import CHECKPOINT
+from mup_moe.ops.heartbeat import Heartbeat
+from mup_moe.ops.memory import replicas_on
 from mup_moe.training.device import keep_freed_pages
-from mup_moe.training.heartbeat import Heartbeat
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 

@@ -44,8 +44,8 @@ from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
 from mup_moe.model.shape import ModelShape
-from mup_moe.offsite.job_list import Job, read_jobs
-from mup_moe.training.capacity import stack_bytes
+from mup_moe.ops.memory import stack_bytes
+from mup_moe.ops.offsite.job_list import Job, read_jobs
 from mup_moe.training.device import (
     claim_device,
     explain_lost_device,

@@ -13,8 +13,8 @@ import pandas as pd
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from mup_moe.analysis.plotting import Axes, FuncFormatter, LogLocator, NullFormatter, NullLocator  # noqa: E402
-from mup_moe.analysis.plotting import pyplot as plt  # noqa: E402
+from mup_moe.figures.plotting import Axes, FuncFormatter, LogLocator, NullFormatter, NullLocator  # noqa: E402
+from mup_moe.figures.plotting import pyplot as plt  # noqa: E402
 
 OURS, PEER, ALIKE, LEAST = "#0072B2", "#D55E00", "#E69F00", "#999999"
 COMPILED = "#009E73"

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from mup_moe.__main__ import main
-from mup_moe.analysis import figure as drawing
-from mup_moe.analysis.figure import shared_scale
 from mup_moe.analysis.optima import read_optima
-from mup_moe.analysis.panel import summary
-from mup_moe.analysis.plotting import matplotlib
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.figures import transfer as drawing
+from mup_moe.figures.panel import summary
+from mup_moe.figures.plotting import matplotlib
+from mup_moe.figures.transfer import shared_scale
 from mup_moe.files import UserError
 
 ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200, "foreign_cells": "stop"}
@@ -272,7 +272,7 @@ def compose(folder, requests, out="both"):
 
 def test_a_composition_draws_its_figures_below_each_other(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr("mup_moe.analysis.composition.save", lambda figure, *_: figures.append(figure))
+    monkeypatch.setattr("mup_moe.figures.composition.save", lambda figure, *_: figures.append(figure))
     requests = {"a": over("experts", (2, 8, 32), 8), "b": over("granularity", (1, 2, 4), 1)}
     assert compose(tmp_path, requests) == 0
     (figure,) = figures

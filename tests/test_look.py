@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import ROOT, make_request
-from mup_moe.offsite.job_list import Job, write_jobs
+from mup_moe.ops.offsite.job_list import Job, write_jobs
 from mup_moe.training.stack import Stack
 
 sys.path.append(str(ROOT / "benchmarks"))

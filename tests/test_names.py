@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from conftest import make_project, snakemake
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict
-from mup_moe.analysis.machine import Machine
 from mup_moe.analysis.optima import Row, read_optima, read_rows
 from mup_moe.analysis.published import read_published
 from mup_moe.analysis.request import FigureRequest
@@ -21,6 +20,7 @@ from mup_moe.analysis.slopes import VALUES, Slope, read_slopes, read_values
 from mup_moe.config.cell import NAME
 from mup_moe.config.settings import RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import csv_text, write_csv
+from mup_moe.tables.machine import Machine
 from test_figure import make_request
 
 LIKE_OTHERS = ["null", "nan", "na", "none", "true", "false", "inf", "infinity", "1e5", "007", "0", "n-a", "1-2", "0x1f"]

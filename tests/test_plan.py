@@ -13,8 +13,6 @@ from tokenizers import pre_tokenizers
 
 from conftest import CONFIG, ROOT, VOCABULARY
 from mup_moe.__main__ import main
-from mup_moe.analysis import plan, table2
-from mup_moe.analysis.cost import size_of, tokens_of_run
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
@@ -22,6 +20,8 @@ from mup_moe.data.tokenizer import gpt2
 from mup_moe.data.vocabulary import BYTES, vocabulary_of
 from mup_moe.files import UserError
 from mup_moe.model.transformer import Transformer
+from mup_moe.tables import plan, table2
+from mup_moe.tables.cost import size_of, tokens_of_run
 
 BENCHMARK = ROOT / "benchmarks" / "step.csv"
 MACHINE = plan.Machine.read(BENCHMARK)

@@ -12,12 +12,12 @@ import yaml
 from tokenizers import pre_tokenizers
 
 from conftest import CONFIG, ROOT, copy_project, snakemake
-from mup_moe.analysis import plan
-from mup_moe.analysis.cost import tokens_of_run, tokens_of_step
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
+from mup_moe.tables import plan
+from mup_moe.tables.cost import tokens_of_run, tokens_of_step
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 

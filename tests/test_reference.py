@@ -14,10 +14,10 @@ import yaml
 from conftest import ROOT, snakemake
 from mup_moe.__main__ import main
 from mup_moe.analysis.curve import Curve, find_optimum, regret
-from mup_moe.analysis.figure import draw, drawing_style, new_figure, read_content, shared_scale
 from mup_moe.analysis.published import check_reference, read_published
 from mup_moe.analysis.reference import compare, published_curves
 from mup_moe.analysis.request import FigureRequest
+from mup_moe.figures.transfer import draw, drawing_style, new_figure, read_content, shared_scale
 from mup_moe.files import UserError
 
 AUTHORS = ROOT / "reference" / "authors_sp.csv"

@@ -27,12 +27,12 @@ from mup_moe.config.cell import Cell
 from mup_moe.data import work
 from mup_moe.data.tokens import SPLITS, Tokens
 from mup_moe.files import UserError, claim_folder, hold_folder, is_held, read_json, settle_times
-from mup_moe.training import checkpoint
-from mup_moe.training.checkpoint import Checkpoint
-from mup_moe.training.checkpoint_header import CHECKPOINT
+from mup_moe.ops import checkpoint
+from mup_moe.ops.checkpoint import Checkpoint
+from mup_moe.ops.checkpoint_header import CHECKPOINT
+from mup_moe.ops.heartbeat import note_try, read_tries
+from mup_moe.ops.result import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
 from mup_moe.training.code import code_digest
-from mup_moe.training.heartbeat import note_try, read_tries
-from mup_moe.training.result import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
 from test_analysis import summary_of
 
 CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]

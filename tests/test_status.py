@@ -24,18 +24,18 @@ from hypothesis import strategies as st
 from conftest import ROOT, wait_until, write_result
 from faults.inject import injector, is_stopped
 from mup_moe.__main__ import main
-from mup_moe.analysis.cost import size_of
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import read_config
 from mup_moe.data.tokens import Tokens
+from mup_moe.ops import checkpoint
+from mup_moe.ops.checkpoint import Checkpoint
+from mup_moe.ops.heartbeat import Failure, Heartbeat
+from mup_moe.ops.result import Result
+from mup_moe.ops.status.survey import State
 from mup_moe.parametrization import parse_table
-from mup_moe.status.survey import State
-from mup_moe.training import checkpoint
-from mup_moe.training.checkpoint import Checkpoint
+from mup_moe.tables.cost import size_of
 from mup_moe.training.code import code_digest
-from mup_moe.training.heartbeat import Failure, Heartbeat
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.result import Result
 
 VOCABULARY, STEPS, TOKENS_OF_STEP = 300, 400, 4 * 16
 ELSEWHERE = "node7"
@@ -125,7 +125,7 @@ def sweep(tmp_path):
 def ask(capsys, monkeypatch):
     """Calls the command; returns what it prints."""
 
-    monkeypatch.setattr("mup_moe.status.command.time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr("mup_moe.ops.status.command.time", SimpleNamespace(time=lambda: NOW))
 
     def call(sweep: Sweep, *options: str) -> str:
         capsys.readouterr()

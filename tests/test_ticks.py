@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from mup_moe.analysis.figure import draw, drawing_style, new_figure, read_content
-from mup_moe.analysis.plotting import Text
-from mup_moe.analysis.probe_figure import draw_activations, draw_covariance
 from mup_moe.analysis.slopes import VALUES, slopes
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.figures.checks import draw_activations, draw_covariance
+from mup_moe.figures.plotting import Text
+from mup_moe.figures.transfer import draw, drawing_style, new_figure, read_content
 from test_figure import drawn, make_request, make_tables, over
 from test_names import names
 

@@ -26,17 +26,17 @@ from mup_moe.files import UserError, file_digest, read_json
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
-from mup_moe.training import checkpoint
+from mup_moe.ops import checkpoint
+from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, common_steps
+from mup_moe.ops.checkpoint_header import DamagedCheckpointError
+from mup_moe.ops.heartbeat import Heartbeat
+from mup_moe.ops.memory import memory_mb, parameters_of, replicas_on
+from mup_moe.ops.signs_of_life import SignsOfLife
 from mup_moe.training.batches import Batches
-from mup_moe.training.capacity import memory_mb, parameters_of, replicas_on
-from mup_moe.training.checkpoint import Checkpoint, Checkpoints, common_steps
-from mup_moe.training.checkpoint_header import DamagedCheckpointError
 from mup_moe.training.code import SOURCES
 from mup_moe.training.device import step_on
-from mup_moe.training.heartbeat import Heartbeat
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, read_lines, to_lines
-from mup_moe.training.signs_of_life import SignsOfLife
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
 
@@ -292,7 +292,7 @@ def test_checkpoints_of_another_run_are_left_aside_and_why_is_told(tmp_path, cap
 
 
 def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("mup_moe.training.heartbeat.SECONDS", 0.0)
+    monkeypatch.setattr("mup_moe.ops.heartbeat.SECONDS", 0.0)
     trainer = SimpleNamespace(step=0, settings=SimpleNamespace(steps=9))
     signs = SignsOfLife([tmp_path], [tmp_path])
     told = []
@@ -310,7 +310,7 @@ def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkey
 HANGS = """
 import sys, threading
 from pathlib import Path
-from mup_moe.training.heartbeat import Pulse
+from mup_moe.ops.heartbeat import Pulse
 
 with Pulse(0.1, Path(sys.argv[1]).write_text).watched():
     threading.Event().wait()

@@ -173,7 +173,7 @@ def test_only_an_edit_that_means_something_retrains(project):
     assert planned(project)["train"] == CURVES
     optimizer.write_text(original)
     assert planned(project) == {}
-    figure = project / "src/mup_moe/analysis/figure.py"
+    figure = project / "src/mup_moe/figures/transfer.py"
     figure.write_text(figure.read_text() + "\nUNUSED = 1\n")
     assert "train" not in planned(project)
 

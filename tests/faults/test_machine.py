@@ -12,7 +12,7 @@ from faults.curve import Curve
 from faults.inject import Inject, is_stopped
 from faults.ledger import GOES_ON, Ledger
 from mup_moe.files import read_json
-from mup_moe.training.heartbeat import Failure
+from mup_moe.ops.heartbeat import Failure
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 SENTENCE_AND_ON = f"one sentence; run again, {GOES_ON}"

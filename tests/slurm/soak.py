@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 from conftest import TARGET, edit, make_project, smoke  # noqa: E402
 from mup_moe import provenance  # noqa: E402
 from mup_moe.files import write_text  # noqa: E402
-from mup_moe.training.heartbeat import read_tries  # noqa: E402
+from mup_moe.ops.heartbeat import read_tries  # noqa: E402
 from slurm.submission import launch, lose_node, output_of, write_profile  # noqa: E402
 
 GAP_SECONDS = (2.0, 8.0)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from conftest import TARGET, edit, make_project, smoke, wait_until
-from mup_moe.training.heartbeat import Heartbeat, read_tries
+from mup_moe.ops.heartbeat import Heartbeat, read_tries
 from slurm.submission import launch, lose_node, output_of, write_profile
 
 pytestmark = pytest.mark.slurm

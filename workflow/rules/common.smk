@@ -27,8 +27,8 @@ from mup_moe.data.vocabulary import tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
-from mup_moe.progress import report_progress
-from mup_moe.training.capacity import memory_mb
+from mup_moe.ops.progress import report_progress
+from mup_moe.ops.memory import memory_mb
 from mup_moe.training.request import TrainingRequest, to_lines
 from mup_moe.training.code import SOURCES, code_digest
 
@@ -88,7 +88,13 @@ PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
 PROBE_CODE = CODE + source_digest((SOURCE / "mup_moe/training/probe.py",))
 SOURCE_FILES = [os.path.relpath(path) for path in SOURCES]
 DATA_CODE = source_digest(sorted(SOURCE.glob("mup_moe/data/*.py")))
-ANALYSIS_CODE = source_digest(sorted(SOURCE.glob("mup_moe/analysis/*.py")))
+ANALYSIS_CODE = source_digest(
+    sorted(
+        path
+        for part in ("analysis", "figures", "tables")
+        for path in SOURCE.glob(f"mup_moe/{part}/*.py")
+    )
+)
 
 
 def literal(paths):

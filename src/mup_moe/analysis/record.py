@@ -20,8 +20,8 @@ from mup_moe.config.load import preset_files
 from mup_moe.config.options import add_config_arguments, read_layers
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
+from mup_moe.ops.result import read_result
 from mup_moe.training.request import requests_of
-from mup_moe.training.result import read_result
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}

@@ -1,0 +1,344 @@
+"""Draws one figure: loss against learning rate, a panel per rule, a curve per width, the optima joined.
+
+Published losses that the figure's reference names lie over the curves of their panel and width.
+"""
+
+import argparse
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.optima import Row, read_optima
+from mup_moe.analysis.reference import published_curves, published_points
+from mup_moe.analysis.request import FigureRequest, parse_json
+from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.figures.names import axis_title, axis_value, parametrization_title
+from mup_moe.figures.panel import (
+    DIVERGED,
+    DOTTED,
+    FAINT,
+    INK,
+    MISSING,
+    OFF_SCALE,
+    OPTIMUM,
+    PUBLISHED,
+    SUMMARY_HEIGHT,
+    Scale,
+    Style,
+    draw_panel,
+)
+from mup_moe.figures.plotting import (
+    ConstrainedLayoutEngine,
+    Figure,
+    FixedLocator,
+    Line2D,
+    MaxNLocator,
+    Patch,
+    SubFigure,
+    Text,
+    matplotlib,
+    sns,
+)
+from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
+from mup_moe.files import atomic_write
+
+COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
+WIDTH = 7.0  # inches: the text width of a paper
+NARROW = 4.6  # inches, of a figure of one panel
+PANEL_HEIGHT = 2.1  # inches, of the axes alone
+Y_LABEL, MARGIN = 0.6, 0.1  # inches, of the label and numbers left of the panels, and beside what is fitted
+LINE = 0.15  # inches, of a line of text
+LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
+LR_MARGIN = 0.4  # octaves beyond the learning rates, of a grid that spans one or more
+INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
+ALIKE = 1e-7  # octaves: closer learning rates are drawn at one place
+LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
+LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
+RC: dict[Any, Any] = {
+    "pdf.fonttype": 42,  # TrueType, embedded: text that can be searched and edited
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
+    "mathtext.fontset": "dejavusans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+Curves = Mapping[Any, Mapping[int, Curve]]
+Rows = Mapping[Any, list[Row]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a figure shows: panel -> value -> curve, panel -> rows of the optima.
+
+    published: as `curves`, of panels and values that the figure has.
+    """
+
+    request: FigureRequest
+    curves: Curves
+    rows: Rows
+    published: Curves
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of panels."""
+        lines = math.ceil(len(self.curves) / COLUMNS)
+        return lines, math.ceil(len(self.curves) / lines)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        lines, columns = self.grid
+        return WIDTH if columns > 1 else NARROW, 0.75 + lines * (PANEL_HEIGHT + 0.75)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `figure`."""
+    parser.add_argument("--runs", type=Path, required=True, help="the CSV that `aggregate` wrote")
+    parser.add_argument("--optima", type=Path, required=True, help="the CSV that `optima` wrote")
+    parser.add_argument("--figure", required=True, help="JSON object: the figure_request() of the figure")
+    parser.add_argument("--name", required=True, help="the figure's name in the config, and in the optima")
+    parser.add_argument("--out", type=Path, required=True, help="the PDF to write")
+    parser.add_argument("--png", type=Path, help="a PNG of the same figure to write as well")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes the figure. Raises UserError when the runs, the optima or the reference lack a part of it."""
+    request = parse_json(arguments.figure, "--figure")
+    content = read_content(arguments.name, arguments.runs, arguments.optima, request)
+    with drawing_style():
+        figure = new_figure(*content.size)
+        draw(figure, content, content.size[0])
+        save(figure, arguments.out, arguments.png)
+
+
+def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]) -> Content:
+    """What the figure of a request shows. Raises UserError."""
+    parsed = FigureRequest.of(request)
+    curves = figure_curves(read_runs(runs), parsed)
+    published = published_curves(published_points(parsed))
+    of_panels = {
+        panel: {value: curve for value, curve in published.get(panel, {}).items() if value in of_panel}
+        for panel, of_panel in curves.items()
+    }
+    return Content(parsed, curves, read_optima(optima, name, parsed), of_panels)
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
+    with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays out what is drawn into it without overlaps."""
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def save(figure: Figure, pdf: Path, png: Path | None) -> None:
+    """Writes the PDF and, if asked for, the PNG; equal figures give equal bytes."""
+    # Dates and versions would make equal figures differ.
+    with atomic_write(pdf) as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    if png:
+        with atomic_write(png) as file:
+            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+
+
+def draw(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
+    """Draws the content into a figure or a part of one, `width` inches wide; `letter`: (a), (b), ..."""
+    request, curves = content.request, content.curves
+    lines, columns = content.grid
+    scale = shared_scale(curves, content.rows, content.published)
+    # Light to dark with the value; crest is perceptually uniform and told apart by lightness alone.
+    shades = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(request.values)))
+    style = Style(dict(zip(request.values, map(tuple, shades), strict=True)), request.base)
+
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (panel, of_panel) in zip(grid.flat, curves.items(), strict=False):
+        draw_panel(axes, of_panel, content.rows[panel], content.published[panel], scale, style)
+        axes.set(xlabel="", ylabel="")
+    _label_axes(grid, curves, scale, request, width / columns)
+    _draw_titles(figure, grid, [_title(request, panel) for panel in curves], width)
+    for axes in grid.flat[len(curves) :]:
+        axes.remove()
+    sns.despine(fig=figure)
+    _draw_curve_legend(figure, request, style, letter)
+    _draw_mark_legend(figure, content, scale, style)
+
+
+def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
+    """The scale of all panels: every optimum and what lies near one, not the cliffs by divergence.
+
+    Published losses near an optimum of theirs are on it too, as far as ours keep half of the height.
+    """
+    every = [curve for of_panel in curves.values() for curve in of_panel.values()]
+    theirs = [curve for of_panel in published.values() for curve in of_panel.values()]
+    means = np.concatenate([curve.mean for curve in every])
+    best = np.array([row.best_loss for of_panel in rows.values() for row in of_panel])
+    bottom, top = 0.0, 1.0
+    if np.isfinite(means).any():
+        low, high = np.nanmin(best), np.nanmax(best)
+        bottom = min(np.nanmin(means), low)
+        top = min(np.nanmax(means), high + max(INTERESTING, 0.75 * (high - low)))
+        near = np.concatenate(
+            [[bottom], *(curve.mean[curve.mean <= curve.mean.min() + INTERESTING] for curve in theirs)]
+        )
+        room = (top - bottom) / 2
+        near = near[(bottom - room <= near) & (near <= top + room)]
+        bottom, top = min(bottom, near.min()), max(top, near.max())
+        margin = 0.05 * max(top - bottom, 0.02, 1e-3 * abs(top))
+        bottom, top = bottom - margin, top + margin
+    marked = not np.all(means <= top)  # written so that NaN is marked
+    lanes = max(len(of_panel) for of_panel in curves.values()) if marked else 0
+    inches = min(lanes * LANE, STRIP)
+    strip = (top - bottom) * inches / (PANEL_HEIGHT - inches)
+    seen = [curve.log2_lr[(bottom <= curve.mean) & (curve.mean <= top)] for curve in theirs]
+    lr = np.concatenate([*(curve.log2_lr for curve in every), *seen])
+    span = float(np.ptp(lr))
+    beyond = LR_MARGIN * min(span, 1.0) if span > ALIKE else LR_MARGIN
+    return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - beyond, lr.max() + beyond))
+
+
+def draw_legend(
+    figure: Figure | SubFigure, handles: Sequence[Any], names: Sequence[str], title: Mapping[str, Any], **options: Any
+) -> None:
+    """A legend outside the panels, in as few rows as fit into the figure's width.
+
+    title: how the first name differs from the others.
+    """
+    for rows in range(1, len(names) + 1):
+        columns = math.ceil(len(names) / rows)
+        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
+        legend.get_texts()[0].set(**title)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
+            break
+        legend.remove()
+    _add_lines(figure, math.ceil(len(names) / columns) - 1)
+
+
+def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], width: float) -> None:
+    """The panels' titles, in as few lines as fit above a panel."""
+    rows, columns = grid.shape
+    panel = (width - Y_LABEL - excess(*labels(grid.flat[0].yaxis))) / columns - MARGIN
+    for axes, text in zip(grid.flat, titles, strict=False):
+        title = axes.set_title(text, loc="left", fontweight="bold", pad=SUMMARY_HEIGHT + 2)
+        wrap(title, panel * figure.dpi)
+        if "\n" in title.get_text():
+            title.set_verticalalignment("bottom")  # more lines grow upwards
+    lines = [axes.get_title(loc="left").count("\n") for axes in grid.flat]
+    _add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
+
+
+def wrap(text: Text, pixels: float) -> None:
+    """Breaks a text, upright or not, into as few lines as are so long at most."""
+    whole = text.get_text()
+    for characters in range(len(whole), 0, -1):
+        text.set_text("\n".join(textwrap.wrap(whole, characters)))
+        if max(text.get_window_extent().size) <= pixels:
+            break
+
+
+def _add_lines(figure: Figure | SubFigure, lines: int) -> None:
+    """Makes the whole figure higher by lines of text, so that its panels keep their height."""
+    whole = figure.get_figure(root=True)
+    whole.set_figheight(whole.get_figheight() + lines * LINE)
+
+
+def _title(request: FigureRequest, panel: Any) -> str:
+    axes, axis = request.figure.axes, request.figure.panel
+    if axis == "parametrization":
+        title = parametrization_title(str(panel))
+    else:
+        name = {"moe": "MoE", "dense": "Dense"}[panel] if axis == "architecture" else axis_value(axis, panel)
+        title = f"{name}, {parametrization_title(axes.parametrization[0])}"
+    return f"{title}, dense" if axes.architecture == ("dense",) and axis != "architecture" else title
+
+
+def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest, panel_inches: float) -> None:
+    axes = grid.flat[0]
+    axes.set(xlim=scale.lr, ylim=(scale.bottom, scale.upper))
+    ticks = MaxNLocator(nbins=6, steps=NICE).tick_values(scale.bottom, scale.top)
+    measured = any(np.isfinite(curve.mean).any() for of_panel in curves.values() for curve in of_panel.values())
+    axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if measured and scale.bottom <= y <= scale.top]))
+    axes.yaxis.set_major_formatter(number_formatter((scale.bottom, scale.top)))
+    inches = panel_inches - 0.4 - excess(*labels(axes.yaxis))
+    rates = rate_ticks([math.log2(rate) for rate in request.figure.axes.learning_rate], scale.lr, inches)
+    for axes in grid.flat:
+        label_axis(axes, rates, inches)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(LOSS_LABELS[request.analysis.loss])
+    for column in range(grid.shape[1]):
+        # The lowest panel of a column, which need not be in the last row.
+        axes = grid.flat[: len(curves)][column :: grid.shape[1]][-1]
+        axes.set_xlabel("learning rate")
+        axes.xaxis.label.set_visible(True)
+        axes.tick_params(labelbottom=True)
+
+
+def _draw_curve_legend(figure: Figure | SubFigure, request: FigureRequest, style: Style, letter: str) -> None:
+    """The curves, above the panels; in a part of a figure the line is its title."""
+    lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in request.values]
+    names = [f"{value} (base)" if value == request.base else f"{value}" for value in request.values]
+    draw_legend(
+        figure,
+        [Line2D([], [], ls=""), *lines],
+        [f"{letter} {axis_title(request.figure.curve)}".strip(), *names],
+        loc="outside upper left" if letter else "outside upper center",
+        handlelength=1.8,
+        title={"fontweight": "bold", "fontsize": RC["axes.titlesize"]} if letter else {},
+    )
+
+
+def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
+    """The marks that occur, below the panels."""
+    marks = dict(_marks(content, scale, style))
+    draw_legend(figure, list(marks.values()), list(marks), {}, loc="outside lower center", handlelength=1.4)
+
+
+def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:
+    every = [curve for of_panel in content.curves.values() for curve in of_panel.values()]
+    theirs = [curve.mean for of_panel in content.published.values() for curve in of_panel.values()]
+    means = np.concatenate([curve.mean for curve in every])
+    found = [row for of_panel in content.rows.values() for row in of_panel if np.isfinite(row.log2_lr)]
+    if not all(row.at_edge for row in found):
+        yield "optimum", Line2D([], [], color=INK, lw=0.9, **OPTIMUM)
+    if any(row.at_edge for row in found):
+        yield "not bracketed", Line2D([], [], color=INK, lw=0.9, mfc="white", **OPTIMUM)
+    if any(row.value == style.base for row in found):
+        yield "base optimum", Line2D([], [], color=FAINT, lw=0.9, ls=DOTTED)
+    if every[0].seeds > 1:
+        yield f"range of {every[0].seeds} seeds", Patch(fc=FAINT, alpha=0.35)
+    if any(curve.diverged.any() for curve in every):
+        yield "diverged", Line2D([], [], color=INK, **DIVERGED)
+    if any(curve.gaps.any() for curve in every):
+        yield "missing", Line2D([], [], color=INK, **MISSING)
+    if np.any(means[np.isfinite(means)] > scale.top):
+        yield "off the scale", Line2D([], [], color=INK, **OFF_SCALE)
+    if theirs:
+        losses = np.concatenate(theirs)
+        seen = (scale.bottom <= losses) & (losses <= scale.top)
+        note = "" if seen.all() else " (some off the scale)" if seen.any() else " (off the scale)"
+        yield f"published{note}", Line2D([], [], color=INK, **PUBLISHED)

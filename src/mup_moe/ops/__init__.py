@@ -1,0 +1,1 @@
+"""What keeps a run alive and its files whole; nothing here changes a number."""

@@ -1,0 +1,145 @@
+"""Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mup_moe.files import atomic_writes, remove_leftovers
+from mup_moe.ops.checkpoint_header import (
+    CHECKPOINT,
+    PREVIOUS,
+    CheckpointHeader,
+    DamagedCheckpointError,
+    parse_header,
+    read_header,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint(CheckpointHeader):
+    """The state of a run after `step` steps, by name."""
+
+    tensors: Mapping[str, Tensor]
+
+
+def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] = lambda: None) -> None:
+    """Writes checkpoints into their cells' folders, all or none of them; the last ones become the ones before.
+
+    after_each: is called when one has been written, as many large ones may take long.
+    """
+    with atomic_writes(before_replace=_keep_previous) as write:
+        for folder, checkpoint in checkpoints.items():
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+            metadata = checkpoint.as_metadata()
+            metadata["digest"] = _digest(tensors, metadata)
+            with write(folder / CHECKPOINT) as file:
+                file.write(safetensors.torch.save(tensors, metadata))
+            after_each()
+
+
+def _keep_previous(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        path.replace(path.with_name(PREVIOUS))
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint. Raises DamagedCheckpointError for a truncated or altered file."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise DamagedCheckpointError(str(error)) from error
+    if metadata.pop("digest", None) != _digest(tensors, metadata):
+        raise DamagedCheckpointError("its digest does not match")
+    return Checkpoint(**vars(parse_header(metadata)), tensors=tensors)
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints that one cell's folder has for one run.
+
+    fingerprint: of that run; another one's are left aside, and so are damaged ones, which is told on
+    stderr.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._folder = folder
+        self._fingerprint = fingerprint
+        self._paths: dict[int, Path] = {}
+        paths = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
+        for problem in [self._add(path) for path in paths]:
+            if problem is not None:
+                self._tell(problem)
+
+    def _add(self, path: Path) -> str | None:
+        """Adds a file to those to go on from, or says why it is none."""
+        # All of the file is read once it is known to be wanted.
+        try:
+            header = read_header(path)
+        except DamagedCheckpointError as error:
+            return f"{path} is damaged ({error})"
+        if header.fingerprint != self._fingerprint:
+            # What comes after the slash, one run of a cell may have different from the next.
+            own, theirs = (text.partition("/")[0] for text in (self._fingerprint, header.fingerprint))
+            return f"{path} is of another {'device or precision' if own == theirs else 'config, corpus or version'}"
+        self._paths[header.step] = path
+        return None
+
+    def _tell(self, what: str) -> None:
+        left = max(self.steps, default=0)
+        print(f"{what}: going on from step {left}" if left else f"{what}: starting from step 0", file=sys.stderr)
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that there is a checkpoint of, the latest first."""
+        return sorted(self._paths, reverse=True)
+
+    def load(self, step: int) -> Checkpoint | None:
+        """One of `steps`; None, and it is no longer one of them, if the file turns out to be damaged."""
+        path = self._paths[step]
+        try:
+            return load(path)
+        except DamagedCheckpointError as error:
+            del self._paths[step]
+            self._tell(f"{path} is damaged ({error})")
+            return None
+
+    def go_on_from(self, step: int) -> None:
+        """Makes one of `steps` the newest: what is saved next must not put it out."""
+        path = self._paths[step]
+        if path.name != CHECKPOINT:
+            path.replace(self._folder / CHECKPOINT)
+
+
+def clear(folder: Path) -> None:
+    """Removes a cell's checkpoints, and what a killed process left of one."""
+    remove_leftovers(folder / CHECKPOINT)
+    for name in (CHECKPOINT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def common_steps(available: Sequence[Sequence[int]]) -> list[int]:
+    """The step that each cell of a stack goes on from, by the steps that it has checkpoints of.
+
+    A cell goes on from its latest, but steps back to its one before where that is another cell's
+    latest: the two were written in one go that a kill cut short, and who was trained together is to
+    go on together.
+    """
+    latest = [max(steps, default=0) for steps in available]
+    return [min((step for step in steps if step in latest), default=0) for steps in available]

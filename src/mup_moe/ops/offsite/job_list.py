@@ -1,0 +1,56 @@
+"""A list of jobs as a file: all that a machine needs to know beside the tokens."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mup_moe.files import UserError, atomic_write
+from mup_moe.ops.result import Result
+from mup_moe.training.code import code_digest
+from mup_moe.training.request import TrainingRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that share a process.
+
+    figure: the first that shows them. corpus: the name of their tokens' folder; tokens: its digest.
+    """
+
+    name: str
+    figure: str
+    corpus: str
+    tokens: str
+    requests: tuple[TrainingRequest, ...]
+
+    def is_done(self, request: TrainingRequest, results: Path) -> bool:
+        """Whether the results have this cell, as this version trains it on these tokens."""
+        fingerprint = request.fingerprint(self.tokens, code_digest())
+        return Result(results / "cells" / request.cell.id).is_of(fingerprint)
+
+
+def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
+    """Writes a line of JSON per job, atomically."""
+    with atomic_write(path, "w") as file:
+        for job in jobs:
+            fields = {"job": job.name, "figure": job.figure, "corpus": job.corpus, "tokens": job.tokens}
+            file.write(json.dumps(fields | {"requests": [r.to_json() for r in job.requests]}) + "\n")
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """Reads `write_jobs`. Raises UserError for anything else."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            Job(
+                name=str(line["job"]),
+                figure=str(line["figure"]),
+                corpus=str(line["corpus"]),
+                tokens=str(line["tokens"]),
+                requests=tuple(TrainingRequest.from_json(request) for request in line["requests"]),
+            )
+            for line in lines
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is not a list of jobs ({error}): make it again with `mup_moe export-jobs`") from None

@@ -1,0 +1,67 @@
+"""About how long a job of a list takes on the machine that runs it."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from mup_moe.ops.memory import by_shape, stack_bytes
+from mup_moe.ops.offsite.job_list import Job
+from mup_moe.training.request import TrainingRequest
+
+# Starting, building and compiling, before a job has told; and what an estimate is short of, at most.
+_START_SECONDS, _MARGIN = 60.0, 1.15
+
+
+class JobTimes:
+    """Estimates by what is measured: steps take time about in proportion to the memory of their stack.
+
+    vocabulary: of each corpus. measured: a file of `benchmarks/look.py`, whose stacks tell before any job
+    has run, or None.
+    """
+
+    def __init__(self, vocabulary: dict[str, int], measured: Path | None) -> None:
+        self._vocabulary = vocabulary
+        self._start_seconds = _START_SECONDS
+        # Seconds of a step by the bytes of its stack.
+        self._seconds_of: dict[float, float] = {}
+        for row in _stacks_in(measured) if measured is not None else ():
+            self._seconds_of[row["bytes"]] = row["step_ms"] / 1e3
+
+    def estimate(self, job: Job, requests: Sequence[TrainingRequest]) -> float | None:
+        """Seconds for these cells of a job, all stacked by shape; None where nothing is measured yet."""
+        if not self._seconds_of:
+            return None
+        total = self._start_seconds
+        for size, steps in self._stacks(job, requests):
+            nearest = min(self._seconds_of, key=lambda known: abs(math.log(known / size)))
+            total += _MARGIN * steps * self._seconds_of[nearest] * size / nearest
+        return total
+
+    def learn(self, job: Job, requests: Sequence[TrainingRequest], seconds: float, steps_per_second: float) -> None:
+        """Takes in what a job took in all, and the steps per second that it had once it ran."""
+        stacks = self._stacks(job, requests)
+        if len(stacks) == 1:
+            ((size, steps),) = stacks
+            self._seconds_of[size] = 1 / steps_per_second
+            self._start_seconds = max(0.0, seconds - steps / steps_per_second)
+
+    def _stacks(self, job: Job, requests: Sequence[TrainingRequest]) -> list[tuple[int, int]]:
+        """The bytes and the steps of each stack."""
+        shapes = by_shape(requests, self._vocabulary[job.corpus])
+        return [(stack_bytes(shape, alike[0], len(alike)), alike[0].training.steps) for shape, alike in shapes.items()]
+
+
+def _stacks_in(path: Path) -> Iterator[dict[str, float]]:
+    """The rows that tell of a stack; what a kill has cut short is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        print(f"{path} cannot be read ({error}): the first job is begun without an estimate", file=sys.stderr)
+        return
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            yield {key: float(row[key]) for key in ("bytes", "step_ms")}

@@ -1,0 +1,227 @@
+"""Trains the jobs of a list, one after the other, as far as the time goes: python -m mup_moe run-jobs.
+
+To be run where neither Snakemake nor the config is. What is done is packed after every job; what is not
+continues from its checkpoints when the same command runs again.
+"""
+
+import argparse
+import math
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mup_moe.data.tokens import Tokens
+from mup_moe.files import UserError, make_folder
+from mup_moe.ops.heartbeat import Heartbeat
+from mup_moe.ops.offsite.archive import CellArchives, pack_logs
+from mup_moe.ops.offsite.job_list import Job, read_jobs
+from mup_moe.ops.offsite.job_time import JobTimes
+from mup_moe.training.request import TrainingRequest, to_lines
+
+# What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
+_GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
+_POLL_SECONDS = 0.2
+# As long as a compiler may take once the job is over that it ran beside; after that it hangs.
+_AHEAD_SECONDS = 60.0
+# A step that comes later is neither compiled nor captured any more.
+_TELLING_STEPS = 20
+_OPTIONS = {"device": str, "replicas": str, "step": str, "threads": int, "checkpoint_seconds": float}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run-jobs`."""
+    parser.add_argument("--jobs", type=Path, required=True, help="the list that export-jobs wrote")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="has data/; gets cells/ and logs/")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which the rest is left")
+    parser.add_argument("--archive", type=Path, help="folder for cells-000.tar.gz, ... with all that is done, and logs")
+    parser.add_argument("--archive-bytes", type=int, default=10_000_000, help="at which an archive is full")
+    help_measured = "what benchmarks/look.py wrote here: jobs that cannot end in time are left out from the first"
+    parser.add_argument("--measured", type=Path, help=help_measured)
+    help_ahead = "compile the steps of the next job while one trains (memory for both is needed)"
+    parser.add_argument("--compile-ahead", action="store_true", help=help_ahead)
+    for option, kind in _OPTIONS.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", default=None, type=kind, help="as of `train`")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains and packs. Returns 1 if a job failed; running out of time is not a failure.
+
+    SIGTERM and SIGINT end the time. Raises UserError where tokens are not those of the list.
+    """
+    jobs = read_jobs(arguments.jobs)
+    vocabulary = {}
+    for corpus, digest in {job.corpus: job.tokens for job in jobs}.items():
+        folder = arguments.results / "data" / corpus
+        tokens = Tokens.open(folder)
+        if tokens.digest != digest:
+            raise UserError(f"{folder} has other tokens than the list: copy the folder from home again")
+        vocabulary[corpus] = tokens.vocabulary
+    return _Visit(arguments, jobs, JobTimes(vocabulary, arguments.measured)).run()
+
+
+class _Visit:
+    """The jobs of a list, on a machine that is lent for a while."""
+
+    def __init__(self, arguments: argparse.Namespace, jobs: Sequence[Job], times: JobTimes) -> None:
+        self._arguments = arguments
+        self._results: Path = arguments.results
+        self._jobs = jobs
+        self._times = times
+        self._clock = _Clock(60 * arguments.minutes)
+        folder: Path | None = arguments.archive
+        self._archives = None if folder is None else CellArchives(folder, arguments.archive_bytes)
+        self._ahead: subprocess.Popen[bytes] | None = None
+        self._failed = 0
+
+    def run(self) -> int:
+        """Trains and packs; the exit status."""
+        self._pack()
+        try:
+            for number, job in enumerate(self._jobs):
+                left = self._left_of(job)
+                if left:
+                    self._await_ahead()
+                if self._clock.is_over:
+                    break
+                if left and self._can_end(job, left):
+                    self._train(job, left, self._jobs[number + 1 :])
+                    self._pack()
+        finally:
+            if self._ahead is not None:
+                _end(self._ahead, _END_SECONDS)
+        print(f"{len(self._done())} of {sum(len(job.requests) for job in self._jobs)} cells are done", flush=True)
+        return 1 if self._failed else 0
+
+    def _left_of(self, job: Job) -> list[TrainingRequest]:
+        return [request for request in job.requests if not job.is_done(request, self._results)]
+
+    def _done(self) -> list[TrainingRequest]:
+        return [request for job in self._jobs for request in job.requests if job.is_done(request, self._results)]
+
+    def _can_end(self, job: Job, left: Sequence[TrainingRequest]) -> bool:
+        """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
+        seconds, given = self._times.estimate(job, left), self._clock.left
+        if self._keeps_checkpoints or seconds is None or seconds <= given:
+            return True
+        print(f"{job.figure} {job.name}: not begun, it takes about {seconds:.0f} s of {given:.0f} s left", flush=True)
+        return False
+
+    @property
+    def _keeps_checkpoints(self) -> bool:
+        wanted: float | None = self._arguments.checkpoint_seconds
+        return wanted is None or math.isfinite(wanted)
+
+    def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
+        """Runs `train` until it ends or the time does."""
+        start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
+        process = self._start(job, left)
+        try:
+            while process.poll() is None and not self._clock.is_over:
+                time.sleep(_POLL_SECONDS)
+                sign = self._sign_of(left)
+                if sign is None:
+                    continue
+                if not ahead:
+                    # Only now: a job that steps has taken the memory that it needs.
+                    ahead = True
+                    self._compile_ahead(later)
+                # The fastest, for the first ones count compilation in.
+                rate = max(rate, (sign.step >= _TELLING_STEPS and sign.steps_per_second) or 0.0)
+        finally:
+            _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
+        seconds = time.monotonic() - start
+        if process.returncode == 0 and rate:
+            self._times.learn(job, left, seconds, rate)
+        stopped = self._clock.is_over
+        ended = "" if process.returncode == 0 else ", stopped" if stopped else f", failed with {process.returncode}"
+        done = len(job.requests) - len(self._left_of(job))
+        print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
+        self._failed += process.returncode != 0 and not stopped
+
+    def _sign_of(self, requests: Sequence[TrainingRequest]) -> Heartbeat | None:
+        """What the job that trains these cells tells, once it has taken a step; a cell that is done tells no more."""
+        signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
+        return next((sign for sign in signs if sign and sign.step > 0), None)
+
+    def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
+        log = self._log_of(job)
+        make_folder(log.parent)
+        command = [sys.executable, "-m", "mup_moe", "train", *more, "--request", "-"]
+        command += ["--tokens", str(self._results / "data" / job.corpus), "--out", str(self._results / "cells")]
+        for option in _OPTIONS:
+            if getattr(self._arguments, option) is not None:
+                command += [f"--{option.replace('_', '-')}", str(getattr(self._arguments, option))]
+        with log.open("a") as file, tempfile.TemporaryFile("w+") as asked:
+            asked.write("\n".join(to_lines(left)))
+            asked.seek(0)
+            return subprocess.Popen(command, stdin=asked, stderr=file)  # noqa: S603 - our own command
+
+    def _log_of(self, job: Job) -> Path:
+        return self._results / "logs" / "train" / f"{job.name}.log"
+
+    def _compile_ahead(self, later: Sequence[Job]) -> None:
+        """Starts the compiler for the next job that will be begun."""
+        for job in later:
+            left = self._left_of(job)
+            seconds = self._times.estimate(job, left)
+            if left and (seconds is None or seconds <= self._clock.left):
+                self._ahead = self._start(job, left, "--compile-only")
+                return
+
+    def _await_ahead(self) -> None:
+        """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
+        if self._ahead is not None:
+            patience = time.monotonic() + _AHEAD_SECONDS
+            while self._ahead.poll() is None and not self._clock.is_over and time.monotonic() < patience:
+                time.sleep(_POLL_SECONDS)
+            _end(self._ahead, _END_SECONDS)
+            self._ahead = None
+
+    def _pack(self) -> None:
+        """Packs what is done, and the logs. What cannot be packed now is packed after the next job."""
+        if self._archives is None:
+            return
+        try:
+            for path in self._archives.add(self._results / "cells" / request.cell.id for request in self._done()):
+                print(f"packed {path}", flush=True)
+            pack_logs(map(self._log_of, self._jobs), self._arguments.archive / "logs.tar.gz")
+        except (OSError, UserError) as error:
+            print(f"not packed: {error}", file=sys.stderr, flush=True)
+            self._failed += 1
+
+
+def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Ends a process: asks, and after so many seconds does not ask."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Clock:
+    """The time that is given, which a signal ends."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._deadline = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return self.left == 0.0

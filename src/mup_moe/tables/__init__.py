@@ -1,0 +1,1 @@
+"""The tables that the config alone decides: parametrizations, models, the bill."""

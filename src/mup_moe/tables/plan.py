@@ -1,0 +1,292 @@
+"""What the sweep will cost, before any of it runs: python -m mup_moe plan.
+
+Counts come from models without storage, hours from a benchmark of the training step, sizes on disk
+from what was measured on finished runs. Needs neither tokens nor cells.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mup_moe.analysis.request import parse_json
+from mup_moe.config.cell import Cell
+from mup_moe.config.jobs import jobs
+from mup_moe.config.load import validate
+from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
+from mup_moe.data.documents import source_files
+from mup_moe.data.tokens import dtype_for
+from mup_moe.data.vocabulary import vocabulary_of
+from mup_moe.figures.plotting import EngFormatter
+from mup_moe.files import write_csv, write_text
+from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step
+from mup_moe.tables.machine import START_SECONDS, Machine
+from mup_moe.tables.markup import html_page, markdown_table, markdown_text
+
+HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
+SUMMARY_BYTES = 3_000
+COPIES = 2  # a cell's result and the copy that it keeps
+STATE_BYTES = 12  # a parameter and its two moments in a checkpoint
+# Bytes of text per token. A tokenizer trained on its own corpus, by vocabulary (measured on Python
+# source); GPT-2's on English web text (assumed: The Pile's share of Common Crawl has about 4.4).
+_BPE_VOCABULARY = (300, 512, 1024, 2048, 8192, 32768)
+_BPE_BYTES = (1.45, 2.03, 2.55, 3.01, 3.72, 4.03)
+_GPT2_BYTES = 4.4
+_PACKED = {".gz": 2.5, ".parquet": 2.0}  # bytes of text to a byte of file, about
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `plan`."""
+    parser.add_argument("--config", required=True, help="the whole config as JSON")
+    parser.add_argument(
+        "--layers", default="given by hand", help="what that config was laid together from, for the notes"
+    )
+    parser.add_argument("--benchmark", type=Path, required=True, help="the CSV that benchmarks/step.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv and .md")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes OUT.csv and OUT.md, and prints the table. Raises UserError."""
+    config = validate(parse_json(arguments.config, "--config"))
+    machine = Machine.read(arguments.benchmark)
+    rows = plan(config, machine)
+    write_csv(
+        Path(f"{arguments.out}.csv"),
+        [*COLUMNS, "machine"],
+        (["" if value is None else value for value in astuple(row)] + [machine.name] for row in rows),
+    )
+    shown = [_shown(row) for row in rows]
+    notes = [f"The config: {arguments.layers}.", *_notes(rows, machine)]
+    table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
+    markdown = "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""])
+    write_text(Path(f"{arguments.out}.md"), markdown)
+    write_text(Path(f"{arguments.out}.html"), html_page("The bill", markdown))
+    print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The bill of one sweep. Sizes are of its largest model; None has no meaning in the row.
+
+    new_cells: those that no row above has; the total counts them alone. device_hours: of one CPU
+    thread or GPU. disk_bytes: what stays. checkpoint_bytes: for each cell of the largest model that
+    is running. flops_at_base, flops_at_target: one parametrization's learning rates and seeds, at
+    the base width and at the largest; saving: their ratio, what tuning at the base width saves.
+    """
+
+    kind: str
+    sweep: str
+    setup: str | None = None
+    cells: int | None = None
+    new_cells: int | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    tokens_per_cell: int | None = None
+    tokens: int | None = None
+    flops: int | None = None
+    device_hours: float | None = None
+    disk_bytes: int | None = None
+    checkpoint_bytes: int | None = None
+    flops_at_base: int | None = None
+    flops_at_target: int | None = None
+    saving: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+HEADINGS = (
+    *("Sweep", "Set-up", "Cells", "New", "Parameters", "Active", "Tokens a cell", "Tokens"),
+    *("FLOPs", "Hours", "Disk", "Checkpoint", "Saving"),
+)
+
+
+@dataclass(frozen=True)
+class _Bill:
+    """What one cell costs."""
+
+    parameters: int
+    active_parameters: int
+    tokens: int
+    flops: int
+    seconds: float
+    disk_bytes: int
+
+
+def plan(config: Config, machine: Machine) -> list[Row]:
+    """A row per corpus in use, per figure, per probe, and the total. Raises UserError."""
+    results: list[FigureSettings | ProbeSettings] = [*config.figures.values(), *config.probes.values()]
+    corpora = dict.fromkeys(config.setups[result.setup].corpus for result in results)
+    rows = [_corpus_row(name, config.corpora[name]) for name in corpora]
+    vocabularies = {name: vocabulary_of(config.corpora[name]) for name in corpora}
+    known: dict[str, _Bill] = {}
+    cells_of = {name: list(figure.cells()) for name, figure in config.figures.items()}
+    # What starting a process costs each of the cells that share it.
+    starts = {
+        cell: START_SECONDS / len(cells)
+        for cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).values()
+        for cell in cells
+    }
+    for name, figure in config.figures.items():
+        setup = config.setups[figure.setup]
+        bills = {
+            cell.id: _bill(cell, setup, vocabularies[setup.corpus], machine, starts[cell]) for cell in cells_of[name]
+        }
+        at_base, at_target = _tuning(figure, setup, bills)
+        rows.append(_row("figure", name, figure.setup, bills, known, at_base, at_target))
+        known |= bills
+    for name, probe in config.probes.items():
+        setup = config.setups[probe.setup]
+        bills = {f"{name}/{cell.id}": _probe_bill(cell, probe, setup, vocabularies, machine) for cell in probe.cells()}
+        rows.append(_row("probe", name, probe.setup, bills, known))
+        known |= bills
+    return [*rows, _total(rows, known.values())]
+
+
+def _bytes_per_token(corpus: CorpusSettings) -> float:
+    if corpus.vocabulary is None:
+        return _GPT2_BYTES
+    return float(np.interp(np.log2(corpus.vocabulary), np.log2(_BPE_VOCABULARY), _BPE_BYTES))
+
+
+def _corpus_row(name: str, corpus: CorpusSettings) -> Row:
+    tokens = round(_text_bytes(corpus) / _bytes_per_token(corpus))
+    item = dtype_for(vocabulary_of(corpus)).itemsize
+    return Row(kind="corpus", sweep=name, tokens=tokens, disk_bytes=tokens * item)
+
+
+def _text_bytes(corpus: CorpusSettings) -> float:
+    """About how much text a corpus has: the smaller of its bound and its files."""
+    bound = float("inf") if corpus.max_bytes is None else corpus.max_bytes
+    if corpus.source == "c4" and not corpus.files:
+        return bound
+    return min(bound, sum(path.stat().st_size * _PACKED.get(path.suffix, 1.0) for path in source_files(corpus)))
+
+
+def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, start_seconds: float) -> _Bill:
+    size = size_of(cell, setup.model, vocabulary)
+    tokens = tokens_of_run(setup)
+    flops = tokens * size.flops_per_token
+    return _Bill(
+        parameters=size.parameters,
+        active_parameters=size.active_parameters,
+        tokens=tokens,
+        flops=flops,
+        seconds=start_seconds + machine.seconds(flops, cell.width),
+        disk_bytes=COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES),
+    )
+
+
+def _probe_bill(
+    cell: Cell, probe: ProbeSettings, setup: SetupSettings, vocabularies: Mapping[str, int], machine: Machine
+) -> _Bill:
+    size = size_of(cell, setup.model, vocabularies[setup.corpus])
+    # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
+    tokens = (probe.steps[-1] + len(probe.steps)) * tokens_of_step(setup)
+    flops = tokens * size.flops_per_token
+    start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
+    seconds = start + machine.seconds(flops, cell.width)
+    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0)
+
+
+def _tuning(
+    figure: FigureSettings, setup: SetupSettings, bills: Mapping[str, _Bill]
+) -> tuple[int, int] | tuple[None, None]:
+    """FLOPs of one panel's learning rates and seeds at the base width and at the largest one."""
+    if figure.curve != "width":
+        return None, None
+    panel = getattr(figure.axes, figure.panel)[0]
+    cells = [cell for cell in figure.cells() if getattr(cell, figure.panel) == panel]
+    base, target = (
+        sum(bills[cell.id].flops for cell in cells if cell.width == width)
+        for width in (setup.model.base_width, max(figure.axes.width))
+    )
+    return base, target
+
+
+def _row(
+    kind: str,
+    name: str,
+    setup: str,
+    bills: Mapping[str, _Bill],
+    known: Mapping[str, _Bill],
+    at_base: int | None = None,
+    at_target: int | None = None,
+) -> Row:
+    every = list(bills.values())
+    largest = max(every, key=lambda bill: bill.parameters)
+    return Row(
+        kind=kind,
+        sweep=name,
+        setup=setup,
+        cells=len(every),
+        new_cells=len(bills.keys() - known.keys()),
+        parameters=largest.parameters,
+        active_parameters=max(bill.active_parameters for bill in every),
+        tokens_per_cell=largest.tokens,
+        tokens=sum(bill.tokens for bill in every),
+        flops=sum(bill.flops for bill in every),
+        device_hours=sum(bill.seconds for bill in every) / 3600,
+        disk_bytes=sum(bill.disk_bytes for bill in every),
+        checkpoint_bytes=STATE_BYTES * largest.parameters if kind == "figure" else None,
+        flops_at_base=at_base,
+        flops_at_target=at_target,
+        saving=at_target / at_base if at_base and at_target else None,
+    )
+
+
+def _total(rows: Iterable[Row], bills: Iterable[_Bill]) -> Row:
+    every = list(bills)
+    corpora = sum(row.disk_bytes or 0 for row in rows if row.kind == "corpus")
+    return Row(
+        kind="total",
+        sweep="total",
+        cells=len(every),
+        new_cells=len(every),
+        parameters=max(bill.parameters for bill in every),
+        active_parameters=max(bill.active_parameters for bill in every),
+        tokens=sum(bill.tokens for bill in every),
+        flops=sum(bill.flops for bill in every),
+        device_hours=sum(bill.seconds for bill in every) / 3600,
+        disk_bytes=corpora + sum(bill.disk_bytes for bill in every),
+        checkpoint_bytes=max(row.checkpoint_bytes or 0 for row in rows),
+    )
+
+
+def _shown(row: Row) -> list[str]:
+    """A row as people read it (HEADINGS)."""
+
+    def with_prefix(value: int | None, unit: str = "") -> str:
+        return "" if value is None else EngFormatter(unit, places=1)(value)
+
+    return [
+        f"corpus {row.sweep}" if row.kind == "corpus" else row.sweep,
+        row.setup or "",
+        "" if row.cells is None else f"{row.cells:,}",
+        "" if row.new_cells is None else f"{row.new_cells:,}",
+        *map(with_prefix, (row.parameters, row.active_parameters, row.tokens_per_cell, row.tokens, row.flops)),
+        "" if row.device_hours is None else f"{row.device_hours:,.2f}",
+        with_prefix(row.disk_bytes, "B"),
+        with_prefix(row.checkpoint_bytes, "B"),
+        "" if row.saving is None else f"{row.saving:.1f}x",
+    ]
+
+
+def _notes(rows: Iterable[Row], machine: Machine) -> list[str]:
+    """What the table's numbers mean, in sentences."""
+    low, high = machine.width[[0, -1]].astype(int)
+    notes = [
+        f"Hours: of one device, {machine.name}, as measured at widths {low} to {high} (beyond them, at the rate of"
+        f" the nearest), and {START_SECONDS} s for each job to start. Divide by how many run side by side.",
+        "Disk: tokens and results, which stay. Checkpoint: of the largest cell, for each that is running; there are"
+        " three while one is written: it, the last one and the one before.",
+        "Total: every cell once, whichever figures share it.",
+    ]
+    return notes + [
+        f"muTransfer in {row.sweep}: tuning the learning rate of one parametrization costs"
+        f" {row.flops_at_base:.2g} FLOPs at the base width and {row.flops_at_target:.2g} at the largest,"
+        f" {row.saving:.1f} times as many."
+        for row in rows
+        if row.saving is not None
+    ]
