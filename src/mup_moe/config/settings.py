@@ -1,13 +1,14 @@
 """The settings that config.yaml holds, as frozen values that refuse to be wrong.
 
-No field has a default here: defaults live in config.yaml. Types are checked where YAML enters
-(`config.load`), ranges and relations here, so that they hold on every path.
+No field has a default here: defaults live in config.yaml. A `neutral` value is not a default, but what
+a request means that is older than the setting. Types are checked where YAML enters (`config.load`),
+ranges and relations here, so that they hold on every path.
 """
 
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
@@ -24,6 +25,25 @@ class _Section:
     """Tells pydantic, where YAML enters, to convert nothing and to know every key."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+
+def neutral(value: Any) -> Any:
+    """A field whose setting is newer than some results.
+
+    At this value everything is as before the setting existed: it is left out of a request's identity, so that
+    the results from before stay.
+    """
+    return field(default=value, metadata={"neutral": value})
+
+
+def without_neutral(settings: Any) -> dict[str, Any]:
+    """Settings as plain data, by name, without those at their neutral value; equal for equal settings."""
+    ours = {of_field.name: of_field.metadata for of_field in fields(settings)}
+    return {
+        name: value
+        for name, value in asdict(settings).items()
+        if "neutral" not in ours[name] or ours[name]["neutral"] != value
+    }
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -226,13 +246,13 @@ class AxesSettings(_Section):
     seed: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            values = getattr(self, field.name)
-            _require(len(values) > 0, f"`{field.name}` is empty: list at least one value")
+        for axis in AXES:
+            values = getattr(self, axis)
+            _require(len(values) > 0, f"`{axis}` is empty: list at least one value")
             for value in values:
-                check_range(field.name, value)
+                check_range(axis, value)
             often, times = Counter(values).most_common(1)[0]
-            _require(times == 1, f"`{field.name}` lists {often} more than once")
+            _require(times == 1, f"`{axis}` lists {often} more than once")
 
     @property
     def size(self) -> int:

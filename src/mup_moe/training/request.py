@@ -3,12 +3,12 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import Config, ModelSettings, TrainingSettings
+from mup_moe.config.settings import Config, ModelSettings, TrainingSettings, without_neutral
 from mup_moe.files import UserError
 from mup_moe.parametrization import Parametrization, parse_table
 
@@ -112,6 +112,4 @@ def _not_ours(error: Exception) -> UserError:
 
 
 # A sweep has thousands of cells of a few set-ups.
-@cache
-def _plain(settings: ModelSettings | TrainingSettings) -> dict[str, Any]:
-    return asdict(settings)
+_plain = cache(without_neutral)
