@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -40,6 +41,21 @@ def _cpu() -> str:
         return platform.processor()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor()
+
+
+# What can change a cell's result. Reading requests, writing files and finding a GPU are left out: they cannot.
+_PACKAGE = Path(__file__).parent
+SOURCES = tuple(
+    [_PACKAGE / "parametrization.py", *sorted(_PACKAGE.glob("model/*.py"))]
+    + [_PACKAGE / "config" / "learning_rate.py", _PACKAGE / "data" / "tokens.py"]
+    + [_PACKAGE / "training" / name for name in ("batches.py", "optimizer.py", "stack.py", "trainer.py")]
+)
+
+
+@cache
+def code_digest() -> str:
+    """The digest of `SOURCES`, which a result records for its reader; what counts is `training.version`."""
+    return source_digest(SOURCES)
 
 
 def source_digest(sources: Iterable[Path]) -> str:

@@ -10,9 +10,6 @@ for job, cells in JOBS.items():
             # The manifest holds the tokens' digest, and stands for them.
             manifest=f"{corpus_of(cells[0])}/manifest.json",
             tokens=ancient(token_files(cells[0])),
-            # All that can change a result. What the files say enters below, as CODE: an edit that
-            # means something retrains, a touch or a comment does not.
-            sources=ancient(SOURCE_FILES),
         output:
             history=expand("results/cells/{cell}/history.csv", cell=cells),
             summary=expand("results/cells/{cell}/summary.json", cell=cells),
@@ -42,7 +39,6 @@ rule train:
     input:
         manifest=lambda wildcards: f"{corpus_of(wildcards.cell)}/manifest.json",
         tokens=lambda wildcards: ancient(token_files(wildcards.cell)),
-        sources=ancient(SOURCE_FILES),
     output:
         history="results/cells/{cell}/history.csv",
         summary="results/cells/{cell}/summary.json",

@@ -30,11 +30,11 @@ from mup_moe.provenance import source_digest
 from mup_moe.ops.progress import report_progress
 from mup_moe.ops.memory import memory_mb
 from mup_moe.training.request import TrainingRequest, to_lines
-from mup_moe.training.code import SOURCES, code_digest
+from mup_moe.training.version import VERSION
 
 DEFAULTS = Path(workflow.basedir) / "config.yaml"
 
-CODE = code_digest()
+CODE = f"version {VERSION}"
 
 # A job on a cluster goes by what its run has handed on, whatever is edited meanwhile.
 GIVEN = workflow.config_settings.overwrite_config
@@ -85,9 +85,6 @@ if workflow.is_main_process:
     logger.info(f"Config: {LAYERS}")
 
 PARAMETRIZATIONS = parse_table(CONFIG.parametrizations)
-PROBE_CODE = CODE + source_digest((SOURCE / "mup_moe/training/probe.py",))
-SOURCE_FILES = [os.path.relpath(path) for path in SOURCES]
-DATA_CODE = source_digest(sorted(SOURCE.glob("mup_moe/data/*.py")))
 ANALYSIS_CODE = source_digest(
     sorted(
         path
@@ -289,9 +286,7 @@ def fingerprints_of(figure):
         tokens = Tokens.open(Path(corpus_of(cells_of(figure)[0]))).digest
     except UserError:
         return dict.fromkeys(cells_of(figure), "")
-    return {
-        cell: request_of(cell).fingerprint(tokens, CODE) for cell in cells_of(figure)
-    }
+    return {cell: request_of(cell).fingerprint(tokens) for cell in cells_of(figure)}
 
 
 def collect():

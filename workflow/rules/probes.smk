@@ -7,7 +7,6 @@ rule probe:
         tokens=lambda wildcards: ancient(
             [f"{probe_tokens(wildcards)}/{split}.bin" for split in ("train", "valid")]
         ),
-        sources=ancient(SOURCE_FILES),
     output:
         csv="results/{probe}/w{width}.csv",
         json="results/{probe}/w{width}.json",
@@ -23,7 +22,7 @@ rule probe:
         mem_mb=lambda wildcards, attempt: growing(6000, attempt),
         device=CONFIG.execution.device,
     params:
-        code=PROBE_CODE,
+        code=CODE,
         steps=lambda wildcards: ",".join(map(str, CONFIG.probes[wildcards.probe].steps)),
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
         requests=lambda wildcards: "\n".join(

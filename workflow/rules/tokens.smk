@@ -25,7 +25,7 @@ rule tokenize:
         mem_mb=lambda wildcards, attempt: growing(2000, attempt),
     params:
         corpus=lambda wildcards: json.dumps(asdict(CONFIG.corpora[wildcards.corpus])),
-        code=DATA_CODE,
+        code=CODE,
     shell:
         "python -m mup_moe tokenize --corpus -"
         " --out results/data/{wildcards.corpus} --threads {threads} 2> {log} <<< {params.corpus:q}"

@@ -106,7 +106,7 @@ def _read_results(requests: Mapping[str, str], results: Path) -> tuple[_Table, _
         try:
             summary = _read_result(results / name, request)
             rows[name] = _row(cell, summary)
-            summaries[name] = {key: summary[key] for key in ("cell", "request", *SHARED)}
+            summaries[name] = {key: summary.get(key) for key in ("cell", "request", *SHARED)}
         except DamagedResultError as error:
             damaged[name] = error.reason
         except (AttributeError, KeyError, TypeError, ValueError) as error:

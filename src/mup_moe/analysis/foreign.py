@@ -6,10 +6,10 @@ from typing import Any
 
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
-from mup_moe.training.code import code_digest
+from mup_moe.training.version import VERSION
 
 # What cells of one set-up must share, and what is said of those that do not.
-SHARED = {"tokens_digest": "on other tokens", "code": "by other code", "precision": "in another precision"}
+SHARED = {"tokens_digest": "on other tokens", "version": "by another version", "precision": "in another precision"}
 # What they may differ in, as it changes rounding only: what is said of a mixture, and of each part of it.
 VARYING = {"device": ("devices", "on {}"), "torch": ("versions of torch", "with torch {}")}
 _SHOWN = 3
@@ -23,11 +23,11 @@ def foreign_cells(
     requests: id -> the training request's digest by the config. summaries: id -> summary. tokens: the
     folder of the corpus by the config, if that is known.
 
-    A cell of another request is foreign. Of the rest, those of one set-up must agree in tokens, code
+    A cell of another request is foreign. Of the rest, those of one set-up must agree in tokens, version
     and precision. Where they do not, one group that agrees is at home and the others are foreign: the
-    group on the tokens in that folder if there is one, then the one by this version's code, then the
+    group on the tokens in that folder if there is one, then the one by this version, then the
     largest, then the first named. So nothing is foreign in a set that is alike throughout, whatever
-    code made it; and what is deleted and trained anew joins the group at home, if it has its precision.
+    version made it; and what is deleted and trained anew joins the group at home, if it has its precision.
 
     Cells from different devices and different versions of torch and Python are not foreign to each other:
     these change rounding only. `mixtures` says where devices or versions of torch differ.
@@ -39,7 +39,7 @@ def foreign_cells(
             reasons[name] = "made under another config"
         else:
             groups = of_setup.setdefault(summary["cell"]["setup"], {})
-            groups.setdefault(tuple(summary[key] for key in SHARED), []).append(name)
+            groups.setdefault(tuple(str(summary[key]) for key in SHARED), []).append(name)
     for groups in of_setup.values():
         home = _home(groups, tokens) if len(groups) > 1 else next(iter(groups))
         for group, names in groups.items():
@@ -82,8 +82,8 @@ def shortened(names: Sequence[str]) -> str:
 
 
 def _home(groups: Mapping[tuple[str, ...], list[str]], tokens: Path | None) -> tuple[str, ...]:
-    today = _digest_of(tokens), code_digest()
-    return max(groups, key=lambda group: (group[0] == today[0], group[1] == today[1], len(groups[group])))
+    today = _digest_of(tokens)
+    return max(groups, key=lambda group: (group[0] == today, group[1] == str(VERSION), len(groups[group])))
 
 
 def _digest_of(tokens: Path | None) -> str | None:

@@ -116,7 +116,7 @@ def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries), 1),
         **{
             key: _distinct(summary[key] for summary in summaries)
-            for key in ("machine", "versions", "code", "tokens_digest", "precision", "device")
+            for key in ("machine", "versions", "version", "code", "tokens_digest", "precision", "device")
         },
         "seeds": sorted({summary["cell"]["seed"] for summary in summaries}),
         "corpora": {path.parent.name: read_json(path) for path in corpora},

@@ -51,10 +51,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_alike(paths: Sequence[Path]) -> None:
-    """Raises UserError where widths were measured on different tokens or by different code."""
+    """Raises UserError where widths were measured on different tokens or by different versions."""
     for first, path in pairwise(paths):
         told, other = (read_json(one.with_suffix(".json")) for one in (first, path))
-        for key, what in {"tokens": "other tokens", "code": "other code"}.items():
+        for key, what in {"tokens": "other tokens", "version": "another version of the numbers"}.items():
             if told.get(key) != other.get(key):
                 raise UserError(
                     f"{path} was measured with {what} than {first}: delete {path.parent} and run the same command again"

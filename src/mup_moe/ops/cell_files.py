@@ -11,31 +11,31 @@ from mup_moe.files import remove_leftovers
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.checkpoint_header import CHECKPOINT
 from mup_moe.ops.result import Result
-from mup_moe.training.code import code_digest
 from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Outcome, Trainer, learning_rate
+from mup_moe.training.version import VERSION
 
 
 class CellFiles:
     """A cell's folder: where its result and its checkpoints are, and whose they have to be.
 
-    digests: of all that decides the result, as summary.json has them.
+    fingerprint: of all that decides the result.
     """
 
     def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
         self.request = request
         self.folder = out / request.cell.id
-        self.digests = {"request": request.digest, "tokens_digest": tokens_digest, "code": code_digest()}
-        self.digests["fingerprint"] = request.fingerprint(tokens_digest, self.digests["code"])
+        self.fingerprint = request.fingerprint(tokens_digest)
+        self._made_of = {"request": request.digest, "tokens_digest": tokens_digest, "version": VERSION}
         self.result = Result(self.folder)
 
     def publish(self) -> bool:
         """Shows the result to everybody, if there is one; clears away what a killed process left."""
         heartbeat.clear(self.folder)
         remove_leftovers(self.folder / CHECKPOINT, *self.result.files)
-        if self.result.is_of(self.digests["fingerprint"]):
+        if self.result.is_of(self.fingerprint):
             self.result.publish()
             checkpoint.clear(self.folder)
             return True
@@ -44,7 +44,7 @@ class CellFiles:
     def owner(self, device: torch.device) -> str:
         """Whose checkpoints this run can go on from."""
         # Rounding differs between devices and precisions: what one has begun no other goes on with.
-        return f"{self.digests['fingerprint']}/{device.type}/{precision_on(device, self.request.training)}"
+        return f"{self.fingerprint}/{device.type}/{precision_on(device, self.request.training)}"
 
     def clear(self) -> None:
         """Takes away what only a cell that has no result needs."""
@@ -76,7 +76,9 @@ class CellFiles:
             "precision": trainer.precision,
             "step": trainer.step_mode,
             "replicas": len(trainer.requests),
-            **self.digests,
+            **self._made_of,
+            "fingerprint": self.fingerprint,
+            "code": provenance.code_digest(),
             "settings": {
                 "model": asdict(self.request.model),
                 "training": asdict(self.request.training),

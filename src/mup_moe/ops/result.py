@@ -21,6 +21,8 @@ from mup_moe.files import (
     json_text,
     remove_leftovers,
 )
+from mup_moe.training.request import fingerprint_of
+from mup_moe.training.version import VERSION_OF_CODE
 
 HISTORY, SUMMARY = "history.csv", "summary.json"
 _KEPT = ".kept"
@@ -69,6 +71,9 @@ def _vouched(summary: bytes, history_sha256: str) -> dict[str, Any]:
         raise ValueError(f"{SUMMARY} is not as it was written")
     if told.get("history_sha256") != history_sha256:
         raise ValueError(f"{HISTORY} is not as it was written")
+    if "version" not in told and told.get("code") in VERSION_OF_CODE:
+        told["version"] = VERSION_OF_CODE[told["code"]]
+        told["fingerprint"] = fingerprint_of(told["request"], told["tokens_digest"], told["version"])
     return told
 
 

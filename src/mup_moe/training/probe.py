@@ -19,10 +19,10 @@ from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import write_csv, write_json
 from mup_moe.model.tap import Tap
-from mup_moe.training.code import code_digest
 from mup_moe.training.device import claim_device
 from mup_moe.training.request import TrainingRequest, read_lines
 from mup_moe.training.trainer import Trainer
+from mup_moe.training.version import VERSION
 
 COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
 # A tap's name -> what is seen there, in the order of the columns that are drawn.
@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
         {
             "requests": {request.cell.id: request.digest for request in requests},
             "tokens": tokens.digests,
-            "code": code_digest(),
+            "version": VERSION,
+            "code": provenance.code_digest(),
             "device": device.type,
             "machine": provenance.machine(),
             "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},

@@ -1,4 +1,4 @@
-"""What decides a cell's result, apart from tokens and code: a plain value that travels as JSON."""
+"""What decides a cell's result, apart from the tokens and `VERSION`: a plain value that travels as JSON."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config, ModelSettings, TrainingSettings, without_neutral
 from mup_moe.files import UserError
 from mup_moe.parametrization import Parametrization, parse_table
+from mup_moe.training.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,18 @@ class TrainingRequest:
 
     @property
     def digest(self) -> str:
-        """Tells requests apart, whatever tokens and code they are trained with."""
+        """Tells requests apart, whatever tokens they are trained on."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
-    def fingerprint(self, tokens_digest: str, code: str) -> str:
+    def fingerprint(self, tokens_digest: str) -> str:
         """A digest of everything that the cell's result depends on, the machine apart."""
-        return hashlib.sha256("\n".join([self.digest, tokens_digest, code]).encode()).hexdigest()[:16]
+        return fingerprint_of(self.digest, tokens_digest)
+
+
+def fingerprint_of(request: str, tokens_digest: str, version: int = VERSION) -> str:
+    """The `TrainingRequest.fingerprint` of the request with this digest."""
+    made_of = [request, tokens_digest, f"version {version}"]
+    return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
 
 
 def requests_of(config: Config, cells: Iterable[Cell]) -> list[TrainingRequest]:

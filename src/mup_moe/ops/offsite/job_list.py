@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mup_moe.files import UserError, atomic_write
 from mup_moe.ops.result import Result
-from mup_moe.training.code import code_digest
 from mup_moe.training.request import TrainingRequest
 
 
@@ -26,8 +25,7 @@ class Job:
 
     def is_done(self, request: TrainingRequest, results: Path) -> bool:
         """Whether the results have this cell, as this version trains it on these tokens."""
-        fingerprint = request.fingerprint(self.tokens, code_digest())
-        return Result(results / "cells" / request.cell.id).is_of(fingerprint)
+        return Result(results / "cells" / request.cell.id).is_of(request.fingerprint(self.tokens))
 
 
 def write_jobs(path: Path, jobs: Iterable[Job]) -> None:

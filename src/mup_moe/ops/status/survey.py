@@ -19,7 +19,6 @@ from mup_moe.files import UserError, is_held
 from mup_moe.ops.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.ops.result import Result, read_result
-from mup_moe.training.code import code_digest
 from mup_moe.training.request import TrainingRequest, requests_of
 
 # How a command begins the sentence by which it ends.
@@ -31,7 +30,7 @@ class State(StrEnum):
 
     DONE, DIVERGED: it has a result. RUNNING: its process gives signs of life. SILENT: its process was
     killed, or hangs. FAILED: its last try ended without a result, for a reason that is known.
-    INTERRUPTED: it has a checkpoint and no process. OUTDATED: its result is of another config, code or
+    INTERRUPTED: it has a checkpoint and no process. OUTDATED: its result is of another config, version or
     corpus, or damaged, and it will be trained anew. WAITING: none of these.
     """
 
@@ -92,7 +91,7 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
     kept = Result(folder).kept_files[1]
     summary = _summary(kept.parent)
     # Tokens that are not there yet will be made as they were: a result is taken to be of them.
-    fingerprint = request.fingerprint(tokens or str(summary.get("tokens_digest")), code_digest())
+    fingerprint = request.fingerprint(tokens or str(summary.get("tokens_digest")))
     if summary.get("fingerprint") == fingerprint:
         state = State.DIVERGED if summary.get("status") == "diverged" else State.DONE
         return CellStatus(request.cell, job, state, steps, steps, result=summary)
