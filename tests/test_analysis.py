@@ -353,6 +353,7 @@ def summary_of(cell, loss, **changes):
         "parameters": 1000,
         "active_parameters": 500,
         "fingerprint": "f" * 8,
+        "version": 1,
         "code": "c",
         "tokens_digest": "t",
         "request": "r",
@@ -445,7 +446,7 @@ def test_another_cells_summary_is_refused(figure1):
 
 
 FOREIGN = [
-    ("code", "trained by other code"),
+    ("version", "trained by another version"),
     ("precision", "trained in another precision"),
     ("tokens_digest", "trained on other tokens"),
     ("request", "made under another config"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import AVX2, ROOT
-from golden.histories import FILE, TOLERANCE, check, differences, made_on, numbers
+from golden.histories import FILE, TOLERANCE, check, differences, made_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.version import VERSION
 
@@ -85,7 +85,7 @@ MUTANTS = {
     "validation elsewhere": ("training/batches.py", "(self._starts - 1) //", "(self._starts - 2) //"),
     "a loss of fewer steps": ("training/trainer.py", "[-self.settings.final_loss_steps :", "[-1 :"),
     "another divergence": ("training/trainer.py", ">= self._divergence_steps", "> self._divergence_steps"),
-    "another split": ("data/split.py", "_unit(digest[:8]) <", "1 - _unit(digest[:8]) <"),
+    "another split": ("data/split.py", "_unit(digest[:8])", "_unit(digest[8:16])"),
     "no end of text": ("data/tokenize.py", "[*encoding.ids, end_of_text]", "encoding.ids"),
     "a space before a document": ("data/tokenizer.py", "add_prefix_space=False", "add_prefix_space=True"),
     "more text": ("data/documents.py", "place.bytes >= max_bytes", "place.bytes >= 1.1 * max_bytes"),

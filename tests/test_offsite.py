@@ -33,8 +33,8 @@ from mup_moe.ops.offsite.job_list import Job, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
 from mup_moe.ops.result import HISTORY, SUMMARY, Result, read_result
 from mup_moe.provenance import versions
-from mup_moe.training.code import code_digest
 from mup_moe.training.stack import METRICS
+from mup_moe.training.version import VERSION
 from test_analysis import summary_of
 
 SMALL = """
@@ -179,9 +179,9 @@ def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(
 def test_a_result_of_another_python_and_torch_is_this_cells_and_keeps_its_versions(tmp_path, capsys):
     request = make_request()
     cell, results = request.cell, tmp_path / "results"
-    fingerprint = request.fingerprint("tokens", code_digest())
+    fingerprint = request.fingerprint("tokens")
     away = {"device": "cuda", "versions": versions("numpy") | {"python": "3.12.1", "torch": "2.11.0+cu126"}}
-    made_of = {"request": request.digest, "tokens_digest": "tokens", "code": code_digest(), "fingerprint": fingerprint}
+    made_of = {"request": request.digest, "tokens_digest": "tokens", "version": VERSION, "fingerprint": fingerprint}
     folder = tmp_path / "away" / cell.id
     write_result(folder, summary_of(cell, 3.5, **away, **made_of))
     files = {f"{cell.id}/{name}": (folder / name).read_bytes() for name in (HISTORY, SUMMARY)}

@@ -124,9 +124,9 @@ def test_the_command_measures_all_it_is_asked_for(tokens, tmp_path, monkeypatch)
     assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "s.csv"))
 
 
-@pytest.mark.parametrize(("key", "told"), [("tokens", "other tokens"), ("code", "other code")])
+@pytest.mark.parametrize(("key", "told"), [("tokens", "other tokens"), ("version", "another version of the numbers")])
 def test_widths_that_were_measured_otherwise_have_no_slope(tmp_path, capsys, key, told):
-    made_by = {"tokens": {"train": "a", "valid": "b"}, "code": "c"}
+    made_by = {"tokens": {"train": "a", "valid": "b"}, "version": 1}
     paths = [tmp_path / f"w{width}.csv" for width in (8, 16, 32)]
     for width, path in zip((8, 16, 32), paths, strict=True):
         path.write_text(f"parametrization,width,seed,step,quantity,block,value\nmup,{width},0,0,logits,,1\n")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, write_result
 from mup_moe.__main__ import main
+from mup_moe.analysis.aggregate import collect
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.analysis.runs import read_table
@@ -32,7 +33,8 @@ from mup_moe.ops.checkpoint import Checkpoint
 from mup_moe.ops.checkpoint_header import CHECKPOINT
 from mup_moe.ops.heartbeat import note_try, read_tries
 from mup_moe.ops.result import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
-from mup_moe.training.code import code_digest
+from mup_moe.training.request import fingerprint_of
+from mup_moe.training.version import VERSION, VERSION_OF_CODE
 from test_analysis import summary_of
 
 CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]
@@ -347,9 +349,28 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def told_of(tokens="t", code="old", precision="float32", request="r"):
+def test_a_result_from_before_versions_is_of_the_version_whose_numbers_its_code_has(tmp_path):
+    (code,), folder = VERSION_OF_CODE, tmp_path / CELLS[0].id
+    made_of = {"request": "r", "tokens_digest": "t", "fingerprint": "of the digest of the code"}
+    old = {name: value for name, value in summary_of(CELLS[0], 3.5, **made_of).items() if name != "version"}
+    write_result(folder, old | {"code": code})
+    kept = (folder / "summary.json").read_bytes()
+    assert read_result(folder)["version"] == VERSION_OF_CODE[code]
+    assert Result(folder).is_of(fingerprint_of("r", "t", VERSION_OF_CODE[code]))
+    (row,) = collect([(CELLS[0].id, "r")], tmp_path)
+    assert row["fingerprint"] == fingerprint_of("r", "t", VERSION_OF_CODE[code])
+    assert (folder / "summary.json").read_bytes() == kept
+    # Of any other code nobody knows.
+    write_result(folder, old | {"code": "another"})
+    assert read_result(folder)["fingerprint"] == "of the digest of the code"
+    assert foreign_cells({"a": "r", "b": "r"}, {"a": told_of(version=None), "b": told_of(version=VERSION)}, None) == {
+        "a": "trained by another version"
+    }
+
+
+def told_of(tokens="t", version=0, precision="float32", request="r"):
     """What decides whether a cell is foreign."""
-    made = {"request": request, "tokens_digest": tokens, "code": code, "precision": precision}
+    made = {"request": request, "tokens_digest": tokens, "version": version, "precision": precision}
     return {"cell": {"setup": "small"}} | made
 
 
@@ -357,10 +378,10 @@ def foreign_of(told, corpus=None):
     return foreign_cells(dict.fromkeys(told, "r"), told, corpus)
 
 
-def test_the_group_at_home_is_of_todays_tokens_then_of_this_code_then_the_largest(corpus):
+def test_the_group_at_home_is_of_todays_tokens_then_of_this_version_then_the_largest(corpus):
     told = {"a": told_of(), "b": told_of(precision="bfloat16"), "c": told_of(precision="bfloat16")}
     assert foreign_of(told, corpus) == {"a": "trained in another precision"}
-    told["d"] = told_of(code=code_digest())
+    told["d"] = told_of(version=VERSION)
     assert set(foreign_of(told, corpus)) == {"a", "b", "c"}
     told["e"] = told_of(tokens=Tokens.open(corpus).digest)
     foreign = foreign_of(told, corpus)
@@ -379,12 +400,10 @@ def test_set_ups_are_not_compared_with_each_other():
     st.lists(st.tuples(st.sampled_from("rs"), st.booleans(), st.booleans()), max_size=9),
 )
 def test_what_is_alike_is_not_foreign_and_what_is_deleted_and_trained_anew_comes_home(corpus, ways):
-    today = {"tokens": Tokens.open(corpus).digest, "code": code_digest()}
+    today = {"tokens": Tokens.open(corpus).digest, "version": VERSION}
     told = {
-        str(number): told_of(
-            request=request, tokens=today["tokens"] if tokens else "t", code=today["code"] if code else "old"
-        )
-        for number, (request, tokens, code) in enumerate(ways)
+        str(number): told_of(request=request, tokens=today["tokens"] if tokens else "t", version=VERSION if new else 0)
+        for number, (request, tokens, new) in enumerate(ways)
     }
     foreign = foreign_of(told, corpus)
     assert {name for name, of_cell in told.items() if of_cell["request"] != "r"} <= set(foreign)

@@ -1,6 +1,5 @@
 """What made a result: versions, machine and source code."""
 
-import ast
 import hashlib
 import os
 import platform
@@ -8,7 +7,6 @@ from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import mup_moe
 
@@ -59,43 +57,9 @@ def code_digest() -> str:
 
 
 def source_digest(sources: Iterable[Path]) -> str:
-    """A digest of the meaning of Python files: comments, docstrings and layout do not change it.
-
-    Nor does the Python that takes it, of those that can parse the files.
-    """
+    """A digest of files by their names and what they say, in this order."""
     digest = hashlib.sha256()
     for path in sources:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                documented = body and isinstance(body[0], ast.Expr) and _is_text(body[0].value)
-                node.body = body[bool(documented) :] or [ast.Pass()]  # type: ignore[attr-defined]
-        digest.update(f"{path.name}\n{_plain(tree)!r}\n".encode())
+        content = path.read_bytes()
+        digest.update(f"{path.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
-
-
-def _is_text(node: ast.expr) -> TypeGuard[ast.Constant]:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _plain(node: Any) -> Any:
-    """A syntax tree as nested tuples of the fields that say something; newer Pythons have more that are empty.
-
-    Not its text by `ast.unparse`, which quotes differently from version to version, nor by `ast.dump`,
-    which names empty fields or not.
-    """
-    if isinstance(node, ast.JoinedStr):
-        # Some versions leave an empty piece of text in a format specification.
-        return "JoinedStr", *(_plain(piece) for piece in node.values if not (_is_text(piece) and not piece.value))
-    if isinstance(node, ast.AST):
-        fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if name not in _SAYS_NOTHING)
-        return type(node).__name__, *((name, value) for name, value in fields if value not in (None, ()))
-    if isinstance(node, list):
-        return tuple(map(_plain, node))
-    # A constant: 1, 1.0 and True differ. Not `repr`, which escapes the characters that this Python does not know.
-    return None if node is None else ascii(node)
-
-
-# How a literal was written, and comments on types.
-_SAYS_NOTHING = ("kind", "type_comment", "type_ignores")

@@ -99,8 +99,9 @@ def _tokens(folder: Path) -> Tokens:
     generator = np.random.default_rng(0)
     words = [f"{a}{b}" for a in ("al", "be", "ga", "dé", "ep") for b in ("pha", "ta", "mma", "lta 3", "silon\n")]
     texts = [" ".join(generator.choice(words, generator.integers(20, 90))) for _ in range(120)]
-    path = folder / "text.txt"
-    path.write_text("\n\n".join([texts[0], f"<|endoftext|> {texts[1]}", *texts]), encoding="utf-8")
+    path = folder / "text.jsonl"
+    texts = [texts[0], f"<|endoftext|> {texts[1]}", *texts]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     corpus = CorpusSettings(
         source="text", tokenizer="bpe", validation_fraction=0.2, vocabulary=300, files=(str(path),), max_bytes=30_000
     )
