@@ -27,12 +27,10 @@ from hypothesis import strategies as st
 from faults.inject import injector
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import documents, python_source, text_files, tokenizer, work
-from mup_moe.data.documents import Place, Tally, open_source, read_batches
-from mup_moe.data.remarks import remark_of
-from mup_moe.data.split import in_sample, in_validation, text_digest
+from mup_moe.data.corpus import BYTES, remark_of, tokenizer_paths, vocabulary_of
+from mup_moe.data.documents import Place, Tally, in_sample, in_validation, open_source, read_batches, text_digest
 from mup_moe.data.tokenize import WORK, parse_corpus, tokenize
 from mup_moe.data.tokens import Tokens, dtype_for
-from mup_moe.data.vocabulary import BYTES, tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, claim_folder
 
 ROOT = Path(__file__).parents[1]

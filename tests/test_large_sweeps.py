@@ -15,7 +15,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.load import overlay, read_document, validate
 from mup_moe.config.settings import Config
 from mup_moe.files import read_json
-from mup_moe.ops.result import SUMMARY
+from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.parametrization import parse_table
 from mup_moe.training.request import TrainingRequest
 

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import TARGET, edit, smoke
 from mup_moe.files import read_json
-from mup_moe.ops.result import Result, read_result
+from mup_moe.ops.cell_folder import Result, read_result
 
 pytestmark = pytest.mark.workflow
 

@@ -25,13 +25,12 @@ from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import read_json
 from mup_moe.model.shape import ModelShape
-from mup_moe.ops.cell_files import CellFiles
+from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, read_result
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs
 from mup_moe.ops.offsite.archive import CellArchives, read_archive
 from mup_moe.ops.offsite.job_list import Job, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
-from mup_moe.ops.result import HISTORY, SUMMARY, Result, read_result
 from mup_moe.provenance import versions
 from mup_moe.training.stack import METRICS
 from mup_moe.training.version import VERSION

@@ -16,8 +16,8 @@ from mup_moe.__main__ import main
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
+from mup_moe.data.corpus import BYTES, vocabulary_of
 from mup_moe.data.tokenizer import gpt2
-from mup_moe.data.vocabulary import BYTES, vocabulary_of
 from mup_moe.files import UserError
 from mup_moe.model.transformer import Transformer
 from mup_moe.tables import plan, table2

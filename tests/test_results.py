@@ -29,10 +29,9 @@ from mup_moe.data import work
 from mup_moe.data.tokens import SPLITS, Tokens
 from mup_moe.files import UserError, claim_folder, hold_folder, is_held, read_json, settle_times
 from mup_moe.ops import checkpoint
-from mup_moe.ops.checkpoint import Checkpoint
-from mup_moe.ops.checkpoint_header import CHECKPOINT
+from mup_moe.ops.cell_folder import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
+from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint
 from mup_moe.ops.heartbeat import note_try, read_tries
-from mup_moe.ops.result import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
 from mup_moe.training.request import fingerprint_of
 from mup_moe.training.version import VERSION, VERSION_OF_CODE
 from test_analysis import summary_of

@@ -27,11 +27,9 @@ from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
 from mup_moe.ops import checkpoint
-from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, common_steps
-from mup_moe.ops.checkpoint_header import DamagedCheckpointError
-from mup_moe.ops.heartbeat import Heartbeat
+from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
+from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
 from mup_moe.ops.memory import memory_mb, parameters_of, replicas_on
-from mup_moe.ops.signs_of_life import SignsOfLife
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import step_on
 from mup_moe.training.optimizer import schedule

@@ -13,7 +13,7 @@ from typing import Any
 import safetensors
 
 from faults.ledger import finished_files
-from mup_moe.ops.checkpoint_header import CHECKPOINT, PREVIOUS
+from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS
 
 
 def start(command: Sequence[str], environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:

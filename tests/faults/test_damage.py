@@ -18,7 +18,7 @@ from faults.commands import (
 from faults.curve import Curve
 from faults.ledger import ONE_SENTENCE, Ledger
 from mup_moe.ops import checkpoint
-from mup_moe.ops.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError
+from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError
 
 DAMAGES = 2
 # A bit of its header can say so, too.

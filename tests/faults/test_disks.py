@@ -20,7 +20,7 @@ from faults.commands import (
 from faults.curve import Curve
 from faults.inject import Inject
 from faults.ledger import ONE_SENTENCE, Ledger
-from mup_moe.ops.checkpoint_header import CHECKPOINT
+from mup_moe.ops.checkpoint import CHECKPOINT
 
 FULL = 2
 DISK_BYTES = 8 * 2**20

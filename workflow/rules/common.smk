@@ -21,9 +21,9 @@ from mup_moe.config.document import ConfigError, in_one_line
 from mup_moe.config.given import Layers, check_options
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
-from mup_moe.data.remarks import remark_of
+from mup_moe.data.corpus import remark_of
 from mup_moe.data.text_files import find
-from mup_moe.data.vocabulary import tokenizer_paths, vocabulary_of
+from mup_moe.data.corpus import tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest

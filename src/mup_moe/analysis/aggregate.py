@@ -11,7 +11,7 @@ from mup_moe.analysis.foreign import SHARED, foreign_cells, mixtures, shortened,
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, write_csv
-from mup_moe.ops.result import DamagedResultError, Result, read_result
+from mup_moe.ops.cell_folder import DamagedResultError, Result, read_result
 
 # Columns that a summary has under the same name.
 _COPIED = (

@@ -20,7 +20,7 @@ from mup_moe.config.load import preset_files
 from mup_moe.config.options import add_config_arguments, read_layers
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
-from mup_moe.ops.result import read_result
+from mup_moe.ops.cell_folder import read_result
 from mup_moe.training.request import requests_of
 
 LISTING = "paper"  # lists all results that were made

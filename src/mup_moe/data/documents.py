@@ -1,5 +1,6 @@
 """The documents of a corpus: a stream of texts, the same one in every run."""
 
+import hashlib
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -8,7 +9,6 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
-from mup_moe.data.split import in_validation, text_digest
 from mup_moe.data.tokens import SPLITS
 from mup_moe.encoding import NO_TEXT
 
@@ -172,3 +172,25 @@ def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[D
             tally.repaired += 1
         digest = text_digest(text)
         yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")
+
+
+def text_digest(text: str) -> bytes:
+    """The SHA-256 of a document's UTF-8 bytes, 32 bytes."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def in_validation(digest: bytes, fraction: float) -> bool:
+    """Whether the document with this digest is held out; true for about `fraction` of all digests.
+
+    Equal texts fall on the same side, wherever and however often they occur.
+    """
+    return _unit(digest[:8]) < fraction
+
+
+def in_sample(digest: bytes, fraction: float) -> bool:
+    """Whether a document is in a sample of about `fraction`, independently of `in_validation`."""
+    return _unit(digest[8:16]) < fraction
+
+
+def _unit(eight_bytes: bytes) -> float:
+    return int.from_bytes(eight_bytes) / 2**64

@@ -22,11 +22,9 @@ from tqdm import tqdm
 from mup_moe import provenance
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import work
+from mup_moe.data.corpus import remark_of, tokenizer_paths
 from mup_moe.data.documents import Batch, Place, open_source, read_batches, source_files
-from mup_moe.data.remarks import remark_of
-from mup_moe.data.spool import Spool, pack
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
-from mup_moe.data.vocabulary import tokenizer_paths
 from mup_moe.files import (
     UserError,
     argument_text,
@@ -184,7 +182,7 @@ def _spool(settings: CorpusSettings, kept: Path) -> Place:
         place = Place.from_json(stage.note)
         with _progress("reading", settings.max_bytes, place) as progress:
             for batch in _from_source(settings, place):
-                stage.append(_TEXT, b"".join(pack(document.text) for document in batch.documents))
+                stage.append(_TEXT, b"".join(work.pack(document.text) for document in batch.documents))
                 place = _commit(stage, progress, batch, place)
     _check_splits(settings, place)
     return place
@@ -219,7 +217,7 @@ def _tokenizer(settings: CorpusSettings, kept: Path, read: Place | None) -> "Tok
             made = tokenizer.gpt2(settings.tokenizer_files)
         else:
             assert settings.vocabulary is not None  # CorpusSettings demands it
-            batches = read_batches(Spool(kept / _TEXT), Place(), settings.validation_fraction)
+            batches = read_batches(work.Spool(kept / _TEXT), Place(), settings.validation_fraction)
             texts = (document.text for batch in batches for document in batch.documents if document.split == "train")
             made = tokenizer.train_bpe(texts, read.counts["train"].bytes, settings.vocabulary)
         write_text(path, made.to_str(pretty=True))
@@ -252,7 +250,7 @@ def _encode(
             batches = _from_source(settings, place)
             total = settings.max_bytes
         else:
-            batches = read_batches(Spool(kept / _TEXT, place.position), place, settings.validation_fraction)
+            batches = read_batches(work.Spool(kept / _TEXT, place.position), place, settings.validation_fraction)
             total = read.bytes
         with _progress("encoding", total, place) as progress:
             for batch, made in _ahead(encode, batches):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mup_moe.data.split import in_sample, text_digest
+from mup_moe.data.corpus import read_vocabulary, tokenizer_paths
+from mup_moe.data.documents import in_sample, text_digest
 from mup_moe.data.tokens import END_OF_TEXT
-from mup_moe.data.vocabulary import read_vocabulary, tokenizer_paths
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from mup_moe.files import UserError, cannot_be_read, remove_leftovers, write_jso
 COMMIT_SECONDS = 5.0
 """How much work a kill may cost; a commit takes some milliseconds and the writing of the files."""
 _OWNER = "owner.json"
+_LENGTH = struct.Struct("<Q")
 
 
 def owner(folder: Path) -> str | None:
@@ -112,6 +114,37 @@ class Stage:
         except OSError as error:
             raise cannot_be_read(error.filename or self._record, error) from None
         return dict.fromkeys(files, 0)
+
+
+def pack(text: str) -> bytes:
+    """A document as a `Spool`'s file holds it."""
+    encoded = text.encode()
+    return _LENGTH.pack(len(encoded)) + encoded
+
+
+class Spool:
+    """Documents kept between reading and encoding: a file of `pack`ed ones, from the beginning or from a `position`.
+
+    So a source is read once (C4 comes over the network), and the tokenizer is trained on the very
+    text that is encoded.
+    """
+
+    def __init__(self, path: Path, position: int | None = None) -> None:
+        self._path = path
+        self._position = position or 0
+
+    def __iter__(self) -> Iterator[str]:
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            while header := file.read(_LENGTH.size):
+                (length,) = _LENGTH.unpack(header)
+                text = file.read(length).decode()
+                self._position += _LENGTH.size + length
+                yield text
+
+    def position(self) -> int:
+        """The byte after the document last given."""
+        return self._position
 
 
 @contextmanager

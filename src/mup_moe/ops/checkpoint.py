@@ -1,4 +1,7 @@
-"""Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each."""
+"""Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each.
+
+Only what saves or loads tensors imports torch: `status` reads headers without it.
+"""
 
 import hashlib
 import sys
@@ -6,28 +9,58 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 
 from mup_moe.files import atomic_writes, remove_leftovers
-from mup_moe.ops.checkpoint_header import (
-    CHECKPOINT,
-    PREVIOUS,
-    CheckpointHeader,
-    DamagedCheckpointError,
-    parse_header,
-    read_header,
-)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+
+
+class DamagedCheckpointError(Exception):
+    """The file is not what `checkpoint.save` wrote."""
+
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """After how many steps a checkpoint was written, of which run, and after how many seconds of training."""
+
+    step: int
+    elapsed: float
+    fingerprint: str
+
+    def as_metadata(self) -> dict[str, str]:
+        """As safetensors keeps it; `parse_header` reads it back."""
+        return {"step": str(self.step), "elapsed": repr(self.elapsed), "fingerprint": self.fingerprint}
+
+
+def parse_header(metadata: Mapping[str, str]) -> CheckpointHeader:
+    """Reads `as_metadata`. Raises DamagedCheckpointError for anything else."""
+    try:
+        return CheckpointHeader(int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"])
+    except (KeyError, ValueError) as error:
+        raise DamagedCheckpointError(f"its header: {error!r}") from error
+
+
+def read_header(path: Path) -> CheckpointHeader:
+    """The header of a file, without the rest. Raises DamagedCheckpointError for what is no checkpoint."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise DamagedCheckpointError(str(error)) from error
+    return parse_header(metadata)
 
 
 @dataclass(frozen=True)
 class Checkpoint(CheckpointHeader):
     """The state of a run after `step` steps, by name."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: "Mapping[str, Tensor]"
 
 
 def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] = lambda: None) -> None:
@@ -35,6 +68,8 @@ def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] 
 
     after_each: is called when one has been written, as many large ones may take long.
     """
+    import safetensors.torch
+
     with atomic_writes(before_replace=_keep_previous) as write:
         for folder, checkpoint in checkpoints.items():
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -63,7 +98,9 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(**vars(parse_header(metadata)), tensors=tensors)
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def _digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
+    import torch
+
     digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         digest.update(name.encode())

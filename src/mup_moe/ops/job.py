@@ -17,13 +17,10 @@ from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
 from mup_moe.model.transformer import model_size
 from mup_moe.ops import checkpoint, heartbeat
-from mup_moe.ops.cell_files import CellFiles
-from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, common_steps
-from mup_moe.ops.checkpoint_header import CHECKPOINT
-from mup_moe.ops.heartbeat import Pulse
+from mup_moe.ops.cell_folder import CellFiles, keep_all
+from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, common_steps
+from mup_moe.ops.heartbeat import Pulse, SignsOfLife
 from mup_moe.ops.memory import by_shape, replicas_on
-from mup_moe.ops.result import keep_all
-from mup_moe.ops.signs_of_life import SignsOfLife
 from mup_moe.training.device import explain_out_of_memory, step_on
 from mup_moe.training.trainer import Outcome, Trainer
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mup_moe.ops.result import SUMMARY
+from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.status.forecast import Forecast, ask_forecast
 from mup_moe.ops.status.run_watch import RunWatch, Standing
 from mup_moe.ops.status.schedule import duration

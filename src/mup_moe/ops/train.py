@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -14,9 +15,8 @@ from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
 from mup_moe.ops import heartbeat
-from mup_moe.ops.cell_files import CellFiles
+from mup_moe.ops.cell_folder import CellFiles
 from mup_moe.ops.job import Job, stacks_of_shapes
-from mup_moe.ops.open_files import most_locks
 from mup_moe.training.device import (
     claim_device,
     explain_lost_device,
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: Tokens) -> Sequence[Sequence[CellFiles]]:
     """The cells in parts that a process may hold at once: one, but for a low limit of open files."""
-    most = most_locks(len(cells))
+    most = _most_locks(len(cells))
     if len(cells) <= most:
         return [cells]
     print(f"{len(cells)} cells are more than the open files that are allowed: {most} at a time", file=sys.stderr)
@@ -89,6 +89,24 @@ def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: To
                 parts.append([])
             parts[-1] += piece
     return parts
+
+
+def _most_locks(wanted: int) -> int:
+    """How many of so many locks, an open file each, this process may hold: one at least.
+
+    Half of the files that it may have open are for libraries, drivers and what is being written. The soft
+    limit is raised to what that takes, as far as the hard one permits.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    # macOS has limits beside the hard one.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
+    return max(1, min(wanted, soft // 2))
 
 
 def _open(arguments: argparse.Namespace, requests: Sequence[TrainingRequest]) -> tuple[list[CellFiles], Tokens]:

@@ -17,9 +17,9 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
+from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
-from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
 from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step

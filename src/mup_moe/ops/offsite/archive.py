@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mup_moe.config.cell import Cell
 from mup_moe.files import UserError, atomic_write, make_folder
-from mup_moe.ops.result import HISTORY, SUMMARY, Result
+from mup_moe.ops.cell_folder import HISTORY, SUMMARY, Result
 
 # More than any history of 100,000 steps; a damaged archive must not fill the disk.
 _MOST_BYTES = 64 * 2**20

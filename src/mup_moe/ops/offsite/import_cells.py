@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from mup_moe.files import claim_folder
+from mup_moe.ops.cell_folder import HISTORY, SUMMARY, Result
 from mup_moe.ops.offsite.archive import read_archive
-from mup_moe.ops.result import HISTORY, SUMMARY, Result
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mup_moe.files import UserError, atomic_write
-from mup_moe.ops.result import Result
+from mup_moe.ops.cell_folder import Result
 from mup_moe.training.request import TrainingRequest
 
 

@@ -7,8 +7,8 @@ from typing import Self
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config
+from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.tokens import Tokens
-from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.files import UserError
 from mup_moe.tables.cost import size_of, tokens_of_step
 from mup_moe.tables.machine import Machine

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mup_moe.ops import heartbeat
+from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.heartbeat import Heartbeat
-from mup_moe.ops.result import SUMMARY
 from mup_moe.ops.status.forecast import Forecast
 from mup_moe.ops.status.schedule import makespan
 

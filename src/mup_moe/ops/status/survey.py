@@ -12,13 +12,13 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.document import cut
 from mup_moe.config.jobs import jobs
 from mup_moe.config.settings import Config
-from mup_moe.data.remarks import remark_of
+from mup_moe.data.corpus import remark_of
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError, is_held
-from mup_moe.ops.checkpoint_header import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
+from mup_moe.ops.cell_folder import Result, read_result
+from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.ops.heartbeat import Failure, Heartbeat
-from mup_moe.ops.result import Result, read_result
 from mup_moe.training.request import TrainingRequest, requests_of
 
 # How a command begins the sentence by which it ends.

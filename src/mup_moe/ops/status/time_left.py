@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 from mup_moe.config.settings import Config
 from mup_moe.files import UserError
-from mup_moe.ops.result import Result
+from mup_moe.ops.cell_folder import Result
 from mup_moe.ops.status.schedule import makespan
 from mup_moe.ops.status.survey import CellStatus, State
 
