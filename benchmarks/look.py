@@ -44,16 +44,10 @@ from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
 from mup_moe.model.shape import ModelShape
+from mup_moe.ops.device import claim_device, keep_compiled_code_apart, keep_freed_pages, step_on
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite.job_list import Job, read_jobs
-from mup_moe.training.device import (
-    claim_device,
-    explain_lost_device,
-    keep_compiled_code_apart,
-    keep_freed_pages,
-    precision_on,
-    step_on,
-)
+from mup_moe.training.device import is_lost_device, precision_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
@@ -136,7 +130,7 @@ class Look:
             reason = " ".join(str(error).split())
             self.tell(name, which=which, failed=f"{type(error).__name__}: {reason[:1500]}", where=_where(error))
             self.status = 1
-            if self._kind == "cuda" and explain_lost_device(error) is not None and name != "smoke":
+            if self._kind == "cuda" and is_lost_device(error) and name != "smoke":
                 self.tell("end", reason="the GPU failed")
                 raise SystemExit(3) from error
             return False
@@ -208,7 +202,7 @@ class Look:
                     same = all(torch.equal(a, b) for a, b in zip(gradients(), gradients(), strict=True))
                     what = {"ms": round(1e3 * self._median(gradients), 3), "same_bits": same}
                 except RuntimeError as error:
-                    if explain_lost_device(error) is not None:
+                    if is_lost_device(error):
                         raise
                     what = {"refused": " ".join(str(error).split())[:200]}
                 self.tell("attention", backend=backend.name, head_size=size, **what)

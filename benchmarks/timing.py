@@ -18,7 +18,7 @@ from common import seconds_of
 from variants import OURS, PEER, VOCABULARY, Model, Variant, build_ours, token_stream
 
 from mup_moe.files import UserError
-from mup_moe.training.device import keep_freed_pages
+from mup_moe.ops.device import keep_freed_pages
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import BLOCK_STEPS
 

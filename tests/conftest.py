@@ -20,8 +20,9 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.ops.cell_folder import Result
+from mup_moe.ops.device import keep_compiled_code_apart
 from mup_moe.parametrization import parse_table
-from mup_moe.training.device import keep_compiled_code_apart, precision_on
+from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
 ROOT = Path(__file__).parents[1]

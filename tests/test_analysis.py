@@ -28,8 +28,8 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError
+from mup_moe.markup import latex_text
 from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table
-from mup_moe.tables.markup import latex_text
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
 ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500, foreign_cells="stop")

@@ -24,7 +24,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.load import overlay, read_config, read_document, validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest
 from mup_moe.files import write_csv
-from mup_moe.tables.markup import html_page
+from mup_moe.markup import html_page
 
 numbers = st.floats(-3, 3)
 margins = st.floats(0.01, 1)

@@ -28,10 +28,10 @@ from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
+from mup_moe.ops.device import step_on
 from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
 from mup_moe.ops.memory import memory_mb, parameters_of, replicas_on
 from mup_moe.training.batches import Batches
-from mup_moe.training.device import step_on
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, fingerprint_of, read_lines, to_lines
 from mup_moe.training.stack import METRICS

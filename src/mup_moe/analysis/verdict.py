@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.optima import Row, read_rows
 from mup_moe.analysis.runs import read_table
 from mup_moe.analysis.slopes import Slope, read_slopes
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
-from mup_moe.figures.names import parametrization_title
 
 Expectation = Literal["keeps", "moves", "falls"]
 Verdict = Literal["replicated", "not replicated", "inconclusive"]

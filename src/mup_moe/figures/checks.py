@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.slopes import Slope, read_slopes, read_values
-from mup_moe.figures.names import parametrization_title
 from mup_moe.figures.panel import DOTTED, FAINT, INK
 from mup_moe.figures.plotting import (
     ConstrainedLayoutEngine,

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.curve import Curve, finite_runs
+from mup_moe.analysis.names import axis_value
 from mup_moe.analysis.optima import Row
-from mup_moe.figures.names import axis_value
 from mup_moe.figures.plotting import Axes, Rectangle, sns
 
 INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.reference import published_curves, published_points
 from mup_moe.analysis.request import FigureRequest, parse_json
 from mup_moe.analysis.runs import figure_curves, read_runs
-from mup_moe.figures.names import axis_title, axis_value, parametrization_title
 from mup_moe.figures.panel import (
     DIVERGED,
     DOTTED,

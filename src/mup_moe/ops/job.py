@@ -19,9 +19,9 @@ from mup_moe.model.transformer import model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.cell_folder import CellFiles, keep_all
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, common_steps
+from mup_moe.ops.device import explain_out_of_memory, step_on
 from mup_moe.ops.heartbeat import Pulse, SignsOfLife
 from mup_moe.ops.memory import by_shape, replicas_on
-from mup_moe.training.device import explain_out_of_memory, step_on
 from mup_moe.training.trainer import Outcome, Trainer
 
 

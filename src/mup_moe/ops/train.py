@@ -16,8 +16,7 @@ from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
 from mup_moe.ops import heartbeat
 from mup_moe.ops.cell_folder import CellFiles
-from mup_moe.ops.job import Job, stacks_of_shapes
-from mup_moe.training.device import (
+from mup_moe.ops.device import (
     claim_device,
     explain_lost_device,
     explain_out_of_memory,
@@ -25,6 +24,7 @@ from mup_moe.training.device import (
     keep_freed_pages,
     type_of,
 )
+from mup_moe.ops.job import Job, stacks_of_shapes
 from mup_moe.training.request import TrainingRequest, read_lines
 
 

@@ -22,9 +22,9 @@ from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
+from mup_moe.markup import html_page, markdown_table, markdown_text
 from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step
 from mup_moe.tables.machine import START_SECONDS, Machine
-from mup_moe.tables.markup import html_page, markdown_table, markdown_text
 
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000

@@ -19,7 +19,7 @@ from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import write_csv, write_json
 from mup_moe.model.tap import Tap
-from mup_moe.training.device import claim_device
+from mup_moe.ops.device import claim_device
 from mup_moe.training.request import TrainingRequest, read_lines
 from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION

@@ -23,7 +23,7 @@ from mup_moe.model.scaling import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.model.weight import weights_of
-from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed, is_out_of_memory
+from mup_moe.training.device import allow_nondeterministic, indexed, is_lost_device, is_out_of_memory
 from mup_moe.training.optimizer import replica_adamw
 from mup_moe.training.request import TrainingRequest
 
@@ -142,7 +142,7 @@ class Stack:
         else:
             raise error
         # In a capture, whatever else is wrong looks like a lost GPU.
-        if failed == "compiled" and explain_lost_device(error) is not None:
+        if failed == "compiled" and is_lost_device(error):
             raise error
         if is_out_of_memory(error):
             raise torch.OutOfMemoryError(str(error)) from error

@@ -1,0 +1,60 @@
+"""The science imports nothing of what draws it or keeps it alive."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "src" / "mup_moe"
+# The one door to the rest: results are read where they are kept, and a command on a GPU claims it.
+DOORS = {
+    ("analysis/aggregate.py", "ops.cell_folder"),
+    ("analysis/record.py", "ops.cell_folder"),
+    ("training/probe.py", "ops.device"),
+}
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The modules of this package that a module imports, at its top or within a function, such as "ops.device"."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=names):
+                modules = [alias.name for alias in names]
+            case ast.ImportFrom(module=str(module), names=names):
+                # What is imported from a package may be a module.
+                inside = (PACKAGE / Path(*module.split(".")[1:])).is_dir()
+                modules = [f"{module}.{alias.name}" for alias in names] if inside else [module]
+            case _:
+                continue
+        yield from (module.removeprefix("mup_moe.") for module in modules if module.startswith("mup_moe."))
+
+
+def modules(folder: str) -> list[str]:
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / folder).rglob("*.py"))
+
+
+def parts_imported_by(module: str) -> set[str]:
+    """The parts of the package (model, ops, files, ...) that a module imports other than by a door."""
+    return {name.partition(".")[0] for name in imports_of(PACKAGE / module) if (module, name) not in DOORS}
+
+
+@pytest.mark.parametrize("module", modules("model"))
+def test_the_model_knows_settings_and_the_parametrization_only(module):
+    assert parts_imported_by(module) <= {"config", "parametrization", "model"}
+
+
+@pytest.mark.parametrize("module", modules("training"))
+def test_training_needs_nothing_that_draws_it_or_keeps_it_alive(module):
+    assert not parts_imported_by(module) & {"ops", "analysis", "figures", "tables"}
+
+
+@pytest.mark.parametrize("module", modules("analysis"))
+def test_the_analysis_needs_nothing_that_draws_it_or_keeps_it_alive(module):
+    assert not parts_imported_by(module) & {"ops", "figures", "tables"}
+
+
+def test_every_door_is_used():
+    assert {(module, name) for module, name in DOORS if name in set(imports_of(PACKAGE / module))} == DOORS
