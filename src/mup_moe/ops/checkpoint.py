@@ -180,3 +180,17 @@ def common_steps(available: Sequence[Sequence[int]]) -> list[int]:
     """
     latest = [max(steps, default=0) for steps in available]
     return [min((step for step in steps if step in latest), default=0) for steps in available]
+
+
+def load_together(available: Sequence[Checkpoints]) -> list[Checkpoint | None]:
+    """The checkpoint that each cell of a stack goes on from, now its newest; None where it begins at step 0."""
+    while True:
+        steps = common_steps([of_cell.steps for of_cell in available])
+        loaded = [of_cell.load(step) if step else None for of_cell, step in zip(available, steps, strict=True)]
+        # One that is damaged leaves another to go on from.
+        if all(step == 0 or saved is not None for step, saved in zip(steps, loaded, strict=True)):
+            break
+    for of_cell, step in zip(available, steps, strict=True):
+        if step:
+            of_cell.go_on_from(step)
+    return loaded

@@ -1,4 +1,7 @@
-"""A job: the cells that one process trains, those of one shape in lockstep."""
+"""A job: the cells that one process trains, those of one shape in lockstep.
+
+`Job` says which cells are trained together, and `_Run` trains those from their checkpoints to their results.
+"""
 
 import gc
 import math
@@ -6,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,23 +22,11 @@ from mup_moe.files import UserError
 from mup_moe.model.transformer import model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.cell_folder import CellFiles, keep_all
-from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, common_steps
+from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, load_together
 from mup_moe.ops.device import explain_out_of_memory, step_on
 from mup_moe.ops.heartbeat import Pulse, SignsOfLife
 from mup_moe.ops.memory import by_shape, replicas_on
 from mup_moe.training.trainer import Outcome, Trainer
-
-
-class Stopwatch:
-    """Seconds of training, across interruptions."""
-
-    def __init__(self, elapsed: float = 0.0) -> None:
-        self._start = time.perf_counter() - elapsed
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds so far."""
-        return time.perf_counter() - self._start
 
 
 def stacks_of_shapes(
@@ -53,6 +45,7 @@ def stacks_of_shapes(
 _Together: TypeAlias = Sequence[tuple[CellFiles, Checkpoint | None]]
 
 
+@dataclass(kw_only=True, eq=False)
 class Job:
     """Trains the cells that have no result yet, in stacks as large as the device likes.
 
@@ -60,58 +53,18 @@ class Job:
     checkpoint_seconds, hang_seconds: as `execution` of the config has them.
     """
 
-    def __init__(
-        self,
-        cells: Sequence[CellFiles],
-        unfinished: list[Path],
-        tokens: Tokens,
-        device: torch.device,
-        *,
-        step: str,
-        replicas: str,
-        checkpoint_seconds: float,
-        hang_seconds: float,
-    ) -> None:
-        self._cells = cells
-        self._unfinished = unfinished
-        self._tokens = tokens
-        self._device = device
-        self._step_mode, self._may_fall_back = step_on(device, step), step == "auto"
-        self._replicas = replicas
-        self._checkpoint_seconds = checkpoint_seconds
-        self._pulse = Pulse(hang_seconds, self._tell_hang)
-        self._signal: int | None = None
+    cells: Sequence[CellFiles]
+    unfinished: list[Path]
+    tokens: Tokens
+    device: torch.device
+    step: str
+    replicas: str
+    checkpoint_seconds: float
+    hang_seconds: float
 
-    def run(self, claimed: Collection[CellFiles]) -> None:
-        """Trains those cells that are claimed. Exits, with checkpoints written, when a signal asks for it.
-
-        Raises UserError where models do not fit in memory, once the others are trained.
-        """
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        handlers = [signal.signal(number, self._remember) for number in numbers]
-        too_large = ""
-        with self._pulse.watched():
-            for stacks in self._stacks_of_shapes():
-                try:
-                    for stack in stacks:
-                        self._train_cells([cell for cell in stack if cell in claimed])
-                except (MemoryError, RuntimeError) as error:
-                    reason = explain_out_of_memory(error)
-                    if reason is None:
-                        raise
-                    too_large = too_large or f"{stacks[0][0].request.cell.id}: {reason}"
-                    print(too_large, file=sys.stderr)
-        if too_large:
-            raise UserError(too_large)
-        if self._unfinished:
-            # Another part of the job's cells comes next: until it trains, a signal ends the process at once.
-            self._exit_if_asked()
-            for number, handler in zip(numbers, handlers, strict=True):
-                signal.signal(number, handler)
-
-    def _exit_if_asked(self) -> None:
-        if self._signal:
-            sys.exit(128 + self._signal)
+    def __post_init__(self) -> None:
+        self._step_mode = step_on(self.device, self.step)
+        self._pulse = Pulse(self.hang_seconds, self._tell_hang)
 
     def compile(self) -> None:
         """Fills the compiler's cache on disk with the steps of these cells, and trains none."""
@@ -121,139 +74,207 @@ class Job:
             for stack in stacks:
                 self._trainer(stack, "compiled").run(1)
 
+    def run(self, claimed: Collection[CellFiles]) -> None:
+        """Trains those cells that are claimed. Exits, with checkpoints written, when a signal asks for it.
+
+        Raises UserError where models do not fit in memory, once the others are trained.
+        """
+        stop = _Stop()
+        too_large = ""
+        with self._pulse.watched():
+            for stacks in self._stacks_of_shapes():
+                try:
+                    for stack in stacks:
+                        self._train([cell for cell in stack if cell in claimed], stop)
+                except (MemoryError, RuntimeError) as error:
+                    reason = explain_out_of_memory(error)
+                    if reason is None:
+                        raise
+                    too_large = too_large or f"{stacks[0][0].request.cell.id}: {reason}"
+                    print(too_large, file=sys.stderr)
+        if too_large:
+            raise UserError(too_large)
+        if self.unfinished:
+            # Another part of the job's cells comes next: until it trains, a signal ends the process at once.
+            stop.release()
+
     def _stacks_of_shapes(self) -> Iterator[list[Sequence[CellFiles]]]:
-        return stacks_of_shapes(self._cells, self._tokens, self._device.type, self._replicas)
+        return stacks_of_shapes(self.cells, self.tokens, self.device.type, self.replicas)
 
-    def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
-        gc.collect()  # of the stack before, which the compiler's functions refer to
-        return Trainer(
-            [cell.request for cell in cells],
-            self._tokens.train,
-            self._tokens.valid,
-            self._tokens.vocabulary,
-            self._device,
-            step_mode,
-            may_fall_back=self._may_fall_back,
-        )
+    def _train(self, cells: Sequence[CellFiles], stop: "_Stop") -> None:
+        """Trains cells of one shape, as many at once as their checkpoints and the GPU's memory allow."""
+        waiting = [cells] if cells else []
+        while waiting:
+            stop.exit_if_asked()
+            for together in self._at_the_same_step(waiting.pop()):
+                if not self._fits(together, stop):
+                    half = (len(together) + 1) // 2
+                    print(
+                        f"{len(together)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr
+                    )
+                    left = [cell for cell, _ in together if cell.folder in self.unfinished]
+                    waiting += reversed(even_parts(left, half))
 
-    def _tell_hang(self, reason: str) -> None:
-        for folder in self._unfinished:
-            heartbeat.clear(folder)
-        heartbeat.keep_reason(self._unfinished, reason)
-
-    def _train_cells(self, cells: Sequence[CellFiles]) -> None:
-        if not cells:
-            return
-        self._exit_if_asked()
+    def _at_the_same_step(self, cells: Sequence[CellFiles]) -> list[_Together]:
+        """The cells with the checkpoints that they go on from; those interrupted apart are stacks of their own."""
+        loaded = load_together([Checkpoints(cell.folder, cell.owner(self.device)) for cell in cells])
         at_step: dict[int, list[tuple[CellFiles, Checkpoint | None]]] = {}
-        for cell, saved in self._saved(cells):
+        for cell, saved in zip(cells, loaded, strict=True):
             at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
-        # Cells that were interrupted apart are not at the same step: each step is a stack of its own.
-        for stack in at_step.values():
-            if not self._fits(stack):
-                half = (len(stack) + 1) // 2
-                print(f"{len(stack)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
-                left = [cell for cell, _ in stack if cell.folder in self._unfinished]
-                for part in even_parts(left, half):
-                    self._train_cells(part)
+        return list(at_step.values())
 
-    def _saved(self, cells: Sequence[CellFiles]) -> list[tuple[CellFiles, Checkpoint | None]]:
-        """The checkpoint that each cell goes on from, if it has one."""
-        kept = [Checkpoints(cell.folder, cell.owner(self._device)) for cell in cells]
-        while True:
-            steps = common_steps([checkpoints.steps for checkpoints in kept])
-            loaded = [of_cell.load(step) if step else None for of_cell, step in zip(kept, steps, strict=True)]
-            # One that is damaged leaves another to go on from.
-            if all(step == 0 or saved is not None for step, saved in zip(steps, loaded, strict=True)):
-                break
-        for of_cell, step in zip(kept, steps, strict=True):
-            if step:
-                of_cell.go_on_from(step)
-        return list(zip(cells, loaded, strict=True))
-
-    def _fits(self, stack: _Together) -> bool:
+    def _fits(self, together: _Together, stop: "_Stop") -> bool:
         """Trains a stack, unless it has more cells than the GPU has memory for."""
         try:
-            self._train(stack)
+            self._begin(together, stop).train()
             return True
         except torch.OutOfMemoryError:
-            if len(stack) == 1 or self._replicas != "auto":
+            if len(together) == 1 or self.replicas != "auto":
                 raise
         # Only here, where the exception no longer holds the frames that hold the tensors.
         gc.collect()
         torch.cuda.empty_cache()
         return False
 
-    def _remember(self, number: int, _frame: Any) -> None:
-        self._signal = number
-
-    def _train(self, stack: _Together) -> None:
-        cells = [cell for cell, _ in stack]
+    def _begin(self, together: _Together, stop: "_Stop") -> "_Run":
+        cells = [cell for cell, _ in together]
         trainer = self._trainer(cells, self._step_mode)
-        saved = [saved for _, saved in stack if saved is not None]
+        saved = [saved for _, saved in together if saved is not None]
         if saved:
             trainer.load_states(saved[0].step, [of_cell.tensors for of_cell in saved])
             print(f"continuing from step {trainer.step} of {trainer.settings.steps}", file=sys.stderr)
-        # A cell's share of the time that its stack took, so that the shares add up to the device's.
-        watch = Stopwatch(sum(of_cell.elapsed for of_cell in saved))
-        steps = trainer.settings.steps
+        elapsed = sum(of_cell.elapsed for of_cell in saved)
+        return _Run(cells, trainer, elapsed, self.unfinished, self.checkpoint_seconds, self._pulse, stop)
+
+    def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
+        gc.collect()  # of the stack before, which the compiler's functions refer to
+        return Trainer(
+            [cell.request for cell in cells],
+            self.tokens.train,
+            self.tokens.valid,
+            self.tokens.vocabulary,
+            self.device,
+            step_mode,
+            may_fall_back=self.step == "auto",
+        )
+
+    def _tell_hang(self, reason: str) -> None:
+        for folder in self.unfinished:
+            heartbeat.clear(folder)
+        heartbeat.keep_reason(self.unfinished, reason)
+
+
+class _Stop:
+    """Remembers the signal that asks the process to stop, for it ends between two steps."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        self._handlers = {number: signal.signal(number, self._remember) for number in numbers}
+
+    def _remember(self, number: int, _frame: Any) -> None:
+        self.number = number
+
+    def exit_if_asked(self) -> None:
+        """Ends the process as the signal would have."""
+        if self.number:
+            sys.exit(128 + self.number)
+
+    def release(self) -> None:
+        """Has signals end the process at once again."""
+        self.exit_if_asked()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+@dataclass(eq=False)
+class _Run:
+    """The training of cells at once, from the trainer's step to their results.
+
+    elapsed: the seconds of training before, summed over the cells. unfinished, checkpoint_seconds: as in `Job`.
+    """
+
+    cells: Sequence[CellFiles]
+    trainer: Trainer
+    elapsed: InitVar[float]
+    unfinished: list[Path]
+    checkpoint_seconds: float
+    pulse: Pulse
+    stop: _Stop
+
+    def __post_init__(self, elapsed: float) -> None:
+        self._signs = SignsOfLife([cell.folder for cell in self.cells], self.unfinished)
+        self._start = time.perf_counter() - elapsed
+        self._saved_at = elapsed
+
+    @property
+    def _elapsed(self) -> float:
+        """Seconds of training so far, across interruptions."""
+        return time.perf_counter() - self._start
+
+    @property
+    def _share(self) -> float:
+        """A cell's share of them, so that the shares add up to the device's time."""
+        return self._elapsed / len(self.cells)
+
+    def train(self) -> None:
+        """Trains to the end, with checkpoints on the way, and writes the results."""
+        cells, trainer = self.cells, self.trainer
         name = cells[0].request.cell.id if len(cells) == 1 else f"{len(cells)} cells"
-        signs = SignsOfLife([cell.folder for cell in cells], self._unfinished)
-        with (
-            signs.shown(trainer),
-            tqdm(total=steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True) as bar,
-        ):
-            saved_at = watch.elapsed
+        bar = tqdm(
+            total=trainer.settings.steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True
+        )
 
-            def after_step(trainer: Trainer) -> None:
-                nonlocal saved_at
-                self._pulse.beat()
-                signs.show(trainer)
-                bar.update()
-                if trainer.step == steps:
-                    return  # what is left takes no longer than a checkpoint
-                due = self._signal is not None and math.isfinite(self._checkpoint_seconds)
-                if due or watch.elapsed - saved_at >= self._checkpoint_seconds:
-                    self._save(trainer, cells, watch, signs)
-                    saved_at = watch.elapsed
-                if self._signal:
-                    stopped = f"stopped by {signal.Signals(self._signal).name}"
-                    print(f"{stopped} at step {trainer.step}: run it again to continue", file=sys.stderr)
-                    signs.note(stopped, trainer.step)
-                    sys.exit(128 + self._signal)
+        def after_step(_: Trainer) -> None:
+            self._show()
+            bar.update()
+            if trainer.step < trainer.settings.steps:  # what is left then takes no longer than a checkpoint
+                self._save_and_stop_if_due()
 
+        with self._signs.shown(trainer), bar:
             trainer.run(after_step=after_step)
-            outcomes = trainer.outcomes()
-            self._finish(dict(zip(cells, outcomes, strict=True)), trainer, watch.elapsed / len(cells))
-        self._pulse.beat()
+            self._finish(dict(zip(cells, trainer.outcomes(), strict=True)))
+        self.pulse.beat()
 
-    def _save(self, trainer: Trainer, cells: Sequence[CellFiles], watch: "Stopwatch", signs: SignsOfLife) -> None:
-        def show() -> None:
-            self._pulse.beat()
-            signs.show(trainer)
+    def _show(self) -> None:
+        self.pulse.beat()
+        self._signs.show(self.trainer)
 
-        share = watch.elapsed / len(cells)
-        self._finish({cells[replica]: outcome for replica, outcome in trainer.ended.items()}, trainer, share)
+    def _save_and_stop_if_due(self) -> None:
+        asked = self.stop.number is not None and math.isfinite(self.checkpoint_seconds)
+        if asked or self._elapsed - self._saved_at >= self.checkpoint_seconds:
+            self._save()
+            self._saved_at = self._elapsed
+        if self.stop.number:
+            stopped = f"stopped by {signal.Signals(self.stop.number).name}"
+            print(f"{stopped} at step {self.trainer.step}: run it again to continue", file=sys.stderr)
+            self._signs.note(stopped, self.trainer.step)
+            self.stop.exit_if_asked()
+
+    def _save(self) -> None:
+        cells, trainer, share = self.cells, self.trainer, self._share
+        self._finish({cells[replica]: outcome for replica, outcome in trainer.ended.items()})
         states = {cells[replica]: state for replica, state in trainer.states().items()}
         first = [cell.folder for cell in states if not (cell.folder / CHECKPOINT).exists()]
         checkpoint.save(
             {
-                cell.folder: Checkpoint(trainer.step, share, cell.owner(self._device), state)
+                cell.folder: Checkpoint(trainer.step, share, cell.owner(trainer.device), state)
                 for cell, state in states.items()
             },
-            after_each=show,
+            after_each=self._show,
         )
         for folder in first:
             heartbeat.note_try(folder, "first checkpoint", trainer.step)
 
-    def _finish(self, ended: Mapping[CellFiles, Outcome], trainer: Trainer, seconds: float) -> None:
+    def _finish(self, ended: Mapping[CellFiles, Outcome]) -> None:
         """Writes the results of those cells that have none yet, which makes their checkpoints needless."""
-        new = {cell: outcome for cell, outcome in ended.items() if cell.folder in self._unfinished}
+        new = {cell: outcome for cell, outcome in ended.items() if cell.folder in self.unfinished}
         if not new:
             return
-        keep_all({cell.result: cell.tables(trainer, outcome, seconds) for cell, outcome in new.items()})
+        share = self._share
+        keep_all({cell.result: cell.tables(self.trainer, outcome, share) for cell, outcome in new.items()})
         for cell, outcome in new.items():
             cell.result.publish()
             cell.clear()
-            heartbeat.note_try(cell.folder, outcome.status, trainer.step)
-            self._unfinished.remove(cell.folder)
+            heartbeat.note_try(cell.folder, outcome.status, self.trainer.step)
+            self.unfinished.remove(cell.folder)

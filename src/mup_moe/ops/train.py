@@ -121,16 +121,8 @@ def _job(
     tokens: Tokens,
     device: torch.device,
 ) -> Job:
-    return Job(
-        cells,
-        unfinished,
-        tokens,
-        device,
-        step=arguments.step,
-        replicas=arguments.replicas,
-        checkpoint_seconds=arguments.checkpoint_seconds,
-        hang_seconds=arguments.hang_seconds,
-    )
+    options = {name: getattr(arguments, name) for name in ("step", "replicas", "checkpoint_seconds", "hang_seconds")}
+    return Job(cells=cells, unfinished=unfinished, tokens=tokens, device=device, **options)
 
 
 @contextlib.contextmanager

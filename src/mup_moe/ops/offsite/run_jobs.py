@@ -90,6 +90,9 @@ class _Visit:
                 if left and self._can_end(job, left):
                     self._train(job, left, self._jobs[number + 1 :])
                     self._pack()
+                elif left:
+                    takes = f"it takes about {self._times.estimate(job, left):.0f} s of {self._clock.left:.0f} s left"
+                    print(f"{job.figure} {job.name}: not begun, {takes}", flush=True)
         finally:
             if self._ahead is not None:
                 _end(self._ahead, _END_SECONDS)
@@ -104,11 +107,8 @@ class _Visit:
 
     def _can_end(self, job: Job, left: Sequence[TrainingRequest]) -> bool:
         """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
-        seconds, given = self._times.estimate(job, left), self._clock.left
-        if self._keeps_checkpoints or seconds is None or seconds <= given:
-            return True
-        print(f"{job.figure} {job.name}: not begun, it takes about {seconds:.0f} s of {given:.0f} s left", flush=True)
-        return False
+        seconds = self._times.estimate(job, left)
+        return self._keeps_checkpoints or seconds is None or seconds <= self._clock.left
 
     @property
     def _keeps_checkpoints(self) -> bool:
@@ -167,8 +167,7 @@ class _Visit:
         """Starts the compiler for the next job that will be begun."""
         for job in later:
             left = self._left_of(job)
-            seconds = self._times.estimate(job, left)
-            if left and (seconds is None or seconds <= self._clock.left):
+            if left and self._can_end(job, left):
                 self._ahead = self._start(job, left, "--compile-only")
                 return
 
