@@ -1,5 +1,7 @@
 import copy
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -323,3 +325,10 @@ def test_leaving_out_a_panel_leaves_its_claims_open():
     document = copy.deepcopy(DOCUMENT)
     document["figures"]["figure1"]["axes"]["parametrization"] = ["sp", "mup"]
     validate(document)
+
+
+@pytest.mark.parametrize("value", [0, 2**20 + 1, math.nan])
+def test_a_range_holds_wherever_settings_are_made(value):
+    training = read_config(ROOT / "config.yaml").setups["small"].training
+    with pytest.raises(ValueError, match=r"`batch_size` is .* but must be at least 1 and at most 1048576"):
+        replace(training, batch_size=value)

@@ -2,14 +2,14 @@
 
 No field has a default here: defaults live in config.yaml. A `neutral` value is not a default, but what
 a request means that is older than the setting. Types are checked where YAML enters (`config.load`),
-ranges and relations here, so that they hold on every path.
+ranges and relations here, so that they hold on every path, on a machine without pydantic too.
 """
 
 import math
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
 from mup_moe.config.learning_rate import LearningRate
@@ -21,10 +21,44 @@ RESERVED |= {"table1", "table2"}
 RESULT_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 
 
+@dataclass(frozen=True)
+class _Range:
+    """What a number may be, beside the type of its field: `Annotated[int, _at_least(1)]`."""
+
+    least: float
+    most: float
+    words: str
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises ValueError for what lies beyond; null, and a word in place of a number, do not."""
+        # Written so that NaN fails too.
+        if value not in (None, DROPLESS, "auto") and not self.least <= value <= self.most:
+            raise ValueError(f"`{name}` is {value} but must {self.words}")
+
+
+def _at_least(least: float, most: float = 2**53) -> _Range:
+    return _Range(least, most, f"be at least {least} and at most {most}")
+
+
+# Far beyond any sweep, so that nothing computed from a setting overflows; float32 holds the numbers.
+_POSITIVE = _Range(1e-37, 1e37, "be positive: 1e-37 to 1e+37")
+_FINITE = _Range(-1e37, 1e37, "be finite")
+_FRACTION = _Range(math.ulp(0.0), math.nextafter(1.0, 0.0), "lie between 0 and 1")
+_MOST_CELLS = 100_000
+_MOST_ENTRIES = 2**50  # of a tensor
+_MOST_PROBE_STEPS = 10_000  # they are an argument of a command
+_LONGEST_NAME = 100  # of what is a file's name too
+
+
 class _Section:
-    """Tells pydantic, where YAML enters, to convert nothing and to know every key."""
+    """Tells pydantic, where YAML enters, to convert nothing and to know every key; checks ranges anywhere."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for of_field in fields(self):  # type: ignore[arg-type]  # of its dataclasses
+            for limit in getattr(of_field.type, "__metadata__", ()):
+                limit.check(of_field.name, getattr(self, of_field.name))
 
 
 def neutral(value: Any) -> Any:
@@ -51,30 +85,6 @@ def _require(condition: bool, sentence: str) -> None:
         raise ValueError(sentence)
 
 
-# Far beyond any sweep, so that nothing computed from a setting overflows.
-_MOST_CELLS = 100_000
-_MOST_ENTRIES = 2**50  # of a tensor
-_MOST_PROBE_STEPS = 10_000  # they are an argument of a command
-_LONGEST_NAME = 100  # of what is a file's name too
-_SMALLEST, _LARGEST = 1e-37, 1e37  # float32 holds them
-
-
-def _at_least(settings: Any, minimum: float, *names: str, most: int = 2**53) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        # Written so that NaN fails too.
-        _require(minimum <= value <= most, f"`{name}` is {value} but must be at least {minimum} and at most {most}")
-
-
-def _positive(settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _require(
-            _SMALLEST <= value <= _LARGEST,
-            f"`{name}` is {value} but must be positive: {_SMALLEST} to {_LARGEST}",
-        )
-
-
 def _check_name(key: str, name: str, pattern: re.Pattern[str], words: str) -> None:
     _require(
         bool(pattern.fullmatch(name)) and len(name) <= _LONGEST_NAME,
@@ -89,23 +99,17 @@ class CorpusSettings(_Section):
 
     source: Literal["python", "text", "c4"]
     tokenizer: Literal["bpe", "gpt2"]
-    validation_fraction: float
-    vocabulary: int | None = None
+    validation_fraction: Annotated[float, _FRACTION]
+    vocabulary: Annotated[int | None, _at_least(257, 2**24)] = None  # 256 bytes and the end of text
     tokenizer_files: tuple[str, str] | None = None
     files: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
-    max_bytes: int | None = None
+    max_bytes: Annotated[int | None, _at_least(1)] = None
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.validation_fraction < 1,
-            f"`validation_fraction` is {self.validation_fraction} but must lie between 0 and 1",
-        )
-        if self.max_bytes is not None:
-            _at_least(self, 1, "max_bytes")
+        super().__post_init__()
         if self.tokenizer == "bpe":
             _require(self.vocabulary is not None, "`vocabulary` is needed by tokenizer bpe")
-            _at_least(self, 257, "vocabulary", most=2**24)  # 256 bytes and the end of text
         else:
             _require(self.vocabulary is None, "`vocabulary` is fixed by tokenizer gpt2: remove it")
         _require(
@@ -124,40 +128,33 @@ class CorpusSettings(_Section):
 class ModelSettings(_Section):
     """The model of a set-up, but for what its cells vary (paper, section 4 of our notes)."""
 
-    base_width: int
-    base_experts: int
-    blocks: int
-    heads: int | None
-    head_size: int | None
-    sequence: int
-    ffn_ratio: int
-    top_k: int
-    capacity_factor: float | Literal["dropless"]
+    base_width: Annotated[int, _at_least(1, 2**20)]
+    base_experts: Annotated[int, _at_least(1, 2**20)]
+    blocks: Annotated[int, _at_least(1, 2**12)]
+    heads: Annotated[int | None, _at_least(1, 2**20)]
+    head_size: Annotated[int | None, _at_least(1, 2**20)]
+    sequence: Annotated[int, _at_least(1, 2**24)]
+    ffn_ratio: Annotated[int, _at_least(1, 2**12)]
+    top_k: Annotated[int, _at_least(1, 2**20)]
+    capacity_factor: Annotated[float | Literal["dropless"], _POSITIVE]
     activation: Literal["relu", "gelu", "silu"]
     renormalize_gates: bool
     final_norm: bool
-    balance_loss: float
-    z_loss: float
+    balance_loss: Annotated[float, _at_least(0)]
+    z_loss: Annotated[float, _at_least(0)]
     init: Literal["fan_in", "constant"]
-    init_scale: float
-    embedding_multiplier: float
-    logit_multiplier: float
+    init_scale: Annotated[float, _POSITIVE]
+    embedding_multiplier: Annotated[float, _POSITIVE]
+    logit_multiplier: Annotated[float, _POSITIVE]
     scale_residual_init: bool
     expert_fan_in: Literal["own", "width"]
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "base_width", "base_experts", "top_k", most=2**20)
-        _at_least(self, 1, "sequence", most=2**24)
-        _at_least(self, 1, "blocks", "ffn_ratio", most=2**12)
+        super().__post_init__()
         _require(
             (self.heads is None) != (self.head_size is None),
             "give either `heads` or `head_size`, and null for the other",
         )
-        _at_least(self, 1, "heads" if self.heads is not None else "head_size", most=2**20)
-        if self.capacity_factor != DROPLESS:
-            _positive(self, "capacity_factor")
-        _at_least(self, 0, "balance_loss", "z_loss")
-        _positive(self, "init_scale", "embedding_multiplier", "logit_multiplier")
 
     def check(self, cell: Cell) -> None:
         """Raises ValueError, with a sentence, for a cell that this model cannot be built for."""
@@ -191,24 +188,22 @@ class ModelSettings(_Section):
 class TrainingSettings(_Section):
     """How each cell of a set-up is trained."""
 
-    steps: int
-    batch_size: int
-    warmup_steps: int
-    final_lr_fraction: float
+    steps: Annotated[int, _at_least(1, 2**31)]
+    batch_size: Annotated[int, _at_least(1, 2**20)]
+    warmup_steps: Annotated[int, _at_least(0)]
+    final_lr_fraction: Annotated[float, _at_least(0, 1)]
     adam_betas: tuple[float, float]
-    adam_eps: float
-    weight_decay: float
-    clip_norm: float | None
-    final_loss_steps: int
-    validation_batches: int
-    divergence_margin: float
-    divergence_span: float
+    adam_eps: Annotated[float, _POSITIVE]
+    weight_decay: Annotated[float, _at_least(0)]
+    clip_norm: Annotated[float | None, _POSITIVE]
+    final_loss_steps: Annotated[int, _at_least(1, 2**31)]
+    validation_batches: Annotated[int, _at_least(1, 2**20)]
+    divergence_margin: Annotated[float, _POSITIVE]
+    divergence_span: Annotated[float, _POSITIVE]
     precision: Literal["auto", "float32", "bfloat16"]
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "steps", "final_loss_steps", most=2**31)
-        _at_least(self, 1, "batch_size", "validation_batches", most=2**20)
-        _at_least(self, 0, "warmup_steps", "weight_decay", "final_lr_fraction")
+        super().__post_init__()
         _require(
             self.warmup_steps <= self.steps, f"`warmup_steps` {self.warmup_steps} is more than `steps` {self.steps}"
         )
@@ -216,12 +211,8 @@ class TrainingSettings(_Section):
             self.final_loss_steps <= self.steps,
             f"`final_loss_steps` {self.final_loss_steps} is more than `steps` {self.steps}",
         )
-        _require(self.final_lr_fraction <= 1, f"`final_lr_fraction` is {self.final_lr_fraction} but must be at most 1")
         for beta in self.adam_betas:
             _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
-        _positive(self, "adam_eps", "divergence_margin", "divergence_span")
-        if self.clip_norm is not None:
-            _positive(self, "clip_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,10 +335,7 @@ class SlopeTest(_Section):
     parametrization: str
     quantity: str
     step: int
-    slope: float
-
-    def __post_init__(self) -> None:
-        _require(abs(self.slope) <= _LARGEST, f"`slope` is {self.slope} but must be finite")
+    slope: Annotated[float, _FINITE]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,15 +355,11 @@ class ClaimSettings(_Section):
 class ClaimsSettings(_Section):
     """The criteria of all claims, fixed before the runs."""
 
-    drift_margin: float  # octaves of learning rate per octave of the axis
-    slope_margin: float
-    refuting_tokens: int  # a cell's, from which on a sweep can speak against a claim
-    refuting_octaves: float  # of the axis, likewise
+    drift_margin: Annotated[float, _POSITIVE]  # octaves of learning rate per octave of the axis
+    slope_margin: Annotated[float, _POSITIVE]
+    refuting_tokens: Annotated[int, _at_least(0)]  # a cell's, from which on a sweep can speak against a claim
+    refuting_octaves: Annotated[float, _at_least(0)]  # of the axis, likewise
     table: dict[str, ClaimSettings]
-
-    def __post_init__(self) -> None:
-        _positive(self, "drift_margin", "slope_margin")
-        _at_least(self, 0, "refuting_tokens", "refuting_octaves")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -383,15 +367,10 @@ class AnalysisSettings(_Section):
     """Which cells are compared, and how a curve's optimum and its uncertainty are estimated."""
 
     loss: Literal["train_loss", "valid_loss"]
-    fit_points: int
-    confidence: float
-    resamples: int
+    fit_points: Annotated[int, _at_least(3)]
+    confidence: Annotated[float, _FRACTION]
+    resamples: Annotated[int, _at_least(100, 10**6)]
     foreign_cells: Literal["stop", "leave_out"]
-
-    def __post_init__(self) -> None:
-        _at_least(self, 3, "fit_points")
-        _at_least(self, 100, "resamples", most=10**6)
-        _require(0 < self.confidence < 1, f"`confidence` is {self.confidence} but must lie between 0 and 1")
 
 
 # Each cell of a job is a lock, and most systems let a process have 1,024 files open.
@@ -405,27 +384,21 @@ class ExecutionSettings(_Section):
     """How cells are run; nothing here may change a result beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"]
-    threads: int
+    threads: Annotated[int, _at_least(1, 2**12)]
     lockstep: tuple[Literal["learning_rate", "seed", "parametrization"], ...]
-    replicas: int | Literal["auto"]
-    cells_per_job: int
+    replicas: Annotated[int | Literal["auto"], _at_least(1)]
+    cells_per_job: Annotated[int, _at_least(1, MOST_CELLS_PER_JOB)]
     step: Literal["auto", "eager", "compiled", "graph"]
-    checkpoint_seconds: float
-    hang_seconds: float
+    checkpoint_seconds: Annotated[float, _POSITIVE]
+    hang_seconds: Annotated[float, _POSITIVE]
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "threads", most=2**12)
-        _require(self.replicas == "auto" or self.replicas >= 1, f"`replicas` is {self.replicas} but must be at least 1")
+        super().__post_init__()
         _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
-        _require(
-            1 <= self.cells_per_job <= MOST_CELLS_PER_JOB,
-            f"`cells_per_job` is {self.cells_per_job} but must be from 1 to {MOST_CELLS_PER_JOB}",
-        )
         _require(
             self.cells_per_job == 1 or bool(self.lockstep), "`cells_per_job` is for cells in lockstep: list its axes"
         )
         _require(self.step != "graph" or self.device != "cpu", "`step` graph is for GPUs: set `device` to auto or cuda")
-        _positive(self, "checkpoint_seconds", "hang_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
