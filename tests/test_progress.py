@@ -19,10 +19,9 @@ from conftest import ROOT
 from mup_moe.config.load import read_config
 from mup_moe.ops import heartbeat
 from mup_moe.ops.heartbeat import Failure, Heartbeat
-from mup_moe.ops.progress import line
-from mup_moe.ops.status.forecast import CellForecast, Forecast, ask_forecast
-from mup_moe.ops.status.run_watch import RunWatch, Standing
-from mup_moe.ops.status.schedule import makespan
+from mup_moe.ops.progress.forecast import CellForecast, Forecast, ask_forecast, makespan
+from mup_moe.ops.progress.report import line
+from mup_moe.ops.progress.run_watch import RunWatch, Standing
 from mup_moe.tables.cost import size_of
 from mup_moe.tables.machine import START_SECONDS, Machine
 
@@ -356,7 +355,9 @@ def test_the_process_that_knows_the_costs_ends_with_who_asks_it(tmp_path):
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
     cell = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
     request = {"document": document, "cells": [cell], "results": str(tmp_path), "benchmark": str(tmp_path / "step.csv")}
-    process = subprocess.Popen([sys.executable, "-m", "mup_moe.ops.status.forecast"], stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mup_moe.ops.progress.forecast"], stdin=subprocess.PIPE, text=True
+    )
     process.stdin.write(json.dumps(request) + "\n")
     process.stdin.flush()
     process.stdin.close()

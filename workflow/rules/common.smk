@@ -27,7 +27,7 @@ from mup_moe.data.corpus import tokenizer_paths, vocabulary_of
 from mup_moe.files import UserError, hold_folder, settle_times, write_text
 from mup_moe.parametrization import parse_table
 from mup_moe.provenance import source_digest
-from mup_moe.ops.progress import report_progress
+from mup_moe.ops.progress.report import report_progress
 from mup_moe.ops.memory import memory_mb
 from mup_moe.training.request import TrainingRequest, to_lines
 from mup_moe.training.version import VERSION

@@ -6,12 +6,22 @@ Name the preset and the config files that you gave Snakemake; otherwise it shows
 import argparse
 import json
 import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_layers
 from mup_moe.files import UserError
+from mup_moe.ops.progress.forecast import duration
+from mup_moe.ops.status.survey import CellStatus, State
 from mup_moe.ops.status.sweep import SweepStatus
-from mup_moe.ops.status.text import lines
+from mup_moe.ops.status.time_left import TimeLeft
+
+K = TypeVar("K", bound=Hashable)
+
+# What a screen holds; --json has all.
+_LONGEST_LIST, _LONGEST_REASON = 20, 500
+_AGAIN = "the same snakemake command"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,3 +43,117 @@ def run(arguments: argparse.Namespace) -> None:
     benchmarks = layers.base.parent / "benchmarks"
     status = SweepStatus.of(layers.config, figures, probes, arguments.results, benchmarks, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))
+
+
+def lines(status: SweepStatus) -> Iterator[str]:
+    """Figures in a table, what is to be known of single jobs, and the time left."""
+    processes = status.time_left.processes
+    training = f"{processes or 'no'} {_plural(processes, 'process trains', 'processes train')} cells"
+    yield f"{'a' if status.snakemake else 'no'} Snakemake is working in {status.results}; {training}"
+    yield from (f"corpus {name}: {state}" for name, state in status.corpora.items())
+    yield from (f"probe {name}: {done} of {widths} widths" for name, (done, widths) in status.probes.items())
+    yield ""
+    yield from _table(status)
+    yield from _list("running", [_running(group) for group in _jobs(status, State.RUNNING)])
+    title = f"silent: killed or hanging; {_AGAIN} goes on with them"
+    yield from _list(title, [_silent(group) for group in _jobs(status, State.SILENT)])
+    yield from _list("failed, with the logs", list(_failures(status)))
+    title = f"interrupted: {_AGAIN} goes on with them"
+    yield from _list(title, [f"{group[0].job}: {_from_step(group)}" for group in _jobs(status, State.INTERRUPTED)])
+    yield ""
+    yield _time_left(status.time_left, status.snakemake)
+
+
+def _table(status: SweepStatus) -> Iterator[str]:
+    counts = {name: status.count(cells) for name, cells in status.figures.items()}
+    counts["total"] = status.count(status.cells)  # those that figures share once
+    margin = max(map(len, counts))
+    columns = ["cells", *State]
+    yield "  ".join([" " * margin, *(f"{column:>5}" for column in columns)])
+    for name, count in counts.items():
+        row = {"cells": sum(count.values())} | count
+        # A dash is easier to look past than a zero.
+        yield "  ".join([f"{name:<{margin}}", *(f"{row[c] or '-':>{max(len(c), 5)}}" for c in columns)])
+
+
+def _list(title: str, items: Sequence[str]) -> Iterator[str]:
+    if items:
+        yield ""
+        yield f"{title}:"
+        yield from (f"  {item}" for item in items[:_LONGEST_LIST])
+    if len(items) > _LONGEST_LIST:
+        yield f"  and {len(items) - _LONGEST_LIST} more, which --json has"
+
+
+def _grouped(cells: Sequence[CellStatus], key: Callable[[CellStatus], K]) -> dict[K, list[CellStatus]]:
+    groups: dict[K, list[CellStatus]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def _in_state(status: SweepStatus, state: State) -> list[CellStatus]:
+    return [cell for cell in status.cells.values() if cell.state is state]
+
+
+def _jobs(status: SweepStatus, state: State) -> list[list[CellStatus]]:
+    """The cells in a state, those together that share a process, or did."""
+
+    def process(cell: CellStatus) -> tuple[Hashable, ...]:
+        beat = cell.heartbeat
+        return (cell.job, beat and (beat.host, beat.pid, beat.step))
+
+    return list(_grouped(_in_state(status, state), process).values())
+
+
+def _running(group: Sequence[CellStatus]) -> str:
+    beat = group[0].heartbeat
+    assert beat is not None  # who runs has one
+    rate = "" if beat.steps_per_second is None else f", {beat.steps_per_second:.3g} steps/s"
+    return f"{group[0].job}: {_cells(group)} at step {beat.step} of {beat.steps}{rate}, {_where(group[0])}"
+
+
+def _silent(group: Sequence[CellStatus]) -> str:
+    age = duration(min(cell.age or 0.0 for cell in group))
+    return f"{group[0].job}: no sign of life for {age}, {_where(group[0])}: {_from_step(group)}"
+
+
+def _failures(status: SweepStatus) -> Iterator[str]:
+    for reason, cells in _grouped(_in_state(status, State.FAILED), lambda cell: cell.reason or "").items():
+        shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+        logs = list(dict.fromkeys(str(status.log_of(cell)) for cell in cells))
+        more = [f"and {len(logs) - _LONGEST_LIST} more, which --json has"] if len(logs) > _LONGEST_LIST else []
+        yield "\n    ".join([f"{_cells(cells)}: {shown}", *logs[:_LONGEST_LIST], *more])
+
+
+def _where(cell: CellStatus) -> str:
+    beat = cell.heartbeat
+    assert beat is not None
+    return f"on {beat.host}, " + (f"process {beat.pid}" if beat.job is None else f"SLURM job {beat.job}")
+
+
+def _from_step(cells: Sequence[CellStatus]) -> str:
+    first, last = min(cell.step for cell in cells), max(cell.step for cell in cells)
+    steps = f"step {first}" if first == last else f"steps {first} to {last}"
+    return f"{_cells(cells)} from {steps} of {cells[0].steps}"
+
+
+def _cells(cells: Sequence[CellStatus]) -> str:
+    return f"{len(cells)} {_plural(len(cells), 'cell', 'cells')}"
+
+
+def _plural(count: int, one: str, several: str) -> str:
+    return one if count == 1 else several
+
+
+def _time_left(left: TimeLeft, snakemake: bool) -> str:
+    if left.device_seconds is None:
+        return f"time left: unknown: {left.basis}"
+    if left.device_seconds == 0.0:
+        return f"time left: none: {left.basis}"
+    work = f"{left.device_seconds / 3600:.3g} device-hours"
+    if left.seconds is not None:
+        by = f"{left.processes} {_plural(left.processes, 'process', 'processes')}"
+        return f"time left: about {duration(left.seconds)}: {work} by {by}, {left.basis}"
+    start = "no cell is being trained at the moment" if snakemake else f"nothing is running: start {_AGAIN} again"
+    return f"time left: {work}, {left.basis}; {start}"

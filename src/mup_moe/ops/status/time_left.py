@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 from mup_moe.config.settings import Config
 from mup_moe.files import UserError
 from mup_moe.ops.cell_folder import Result
-from mup_moe.ops.status.schedule import makespan
+from mup_moe.ops.progress.forecast import makespan
 from mup_moe.ops.status.survey import CellStatus, State
 
 if TYPE_CHECKING:

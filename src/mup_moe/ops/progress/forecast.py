@@ -1,15 +1,16 @@
-"""What the cells of a run will cost, told to the Snakemake that runs it, which has no torch.
+"""What the cells of a run will cost, told to the Snakemake that runs it, which has no torch; when jobs will be done.
 
 A request, one line of JSON, comes by standard input, and the answer goes to standard output.
 """
 
+import heapq
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,26 @@ class Forecast:
     is_measured: bool
 
 
+def makespan(running: Sequence[float], waiting: Iterable[float], processes: int) -> float:
+    """Seconds until all jobs are done. running, waiting: the seconds that each still takes.
+
+    Whenever a process is free, the longest job that waits begins, as the widest does under Snakemake. At
+    least as many processes run as there are running jobs.
+    """
+    ends = [*running, *[0.0] * (processes - len(running))]
+    heapq.heapify(ends)
+    for seconds in sorted(waiting, reverse=True):
+        heapq.heapreplace(ends, ends[0] + seconds)
+    return max(ends, default=0.0)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: about."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark: Path) -> Forecast | None:
     """The forecast of these cells, from a process of its own; None where none can be made.
 
@@ -44,7 +65,7 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
     try:
         with subprocess.Popen(
             # -P: nothing of the working folder is imported.
-            [sys.executable, "-P", "-m", "mup_moe.ops.status.forecast"],
+            [sys.executable, "-P", "-m", "mup_moe.ops.progress.forecast"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,9 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mup_moe.ops.cell_folder import SUMMARY
-from mup_moe.ops.status.forecast import Forecast, ask_forecast
-from mup_moe.ops.status.run_watch import RunWatch, Standing
-from mup_moe.ops.status.schedule import duration
+from mup_moe.ops.progress.forecast import Forecast, ask_forecast, duration
+from mup_moe.ops.progress.run_watch import RunWatch, Standing
 
 # Between two lines, and between two looks at the files, which are to cost no more than so much of the time.
 _LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
