@@ -19,7 +19,7 @@ import yaml
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
-from mup_moe.ops.cell_folder import Result
+from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart
 from mup_moe.parametrization import parse_table
 from mup_moe.training.device import precision_on
@@ -72,7 +72,7 @@ def make_request(**changes: Any) -> TrainingRequest:
 def write_result(folder: Path, summary: dict[str, Any]) -> None:
     """A result with this summary, kept and published."""
     result = Result(folder)
-    result.keep([["step", "train_loss"], [0, "4.5"]], summary)
+    keep_all({result: ([["step", "train_loss"], [0, "4.5"]], summary)})
     result.publish()
 
 

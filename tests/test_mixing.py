@@ -9,7 +9,7 @@ import pytest
 
 from conftest import TARGET, edit, smoke
 from mup_moe.files import read_json
-from mup_moe.ops.cell_folder import Result, read_result
+from mup_moe.ops.cell_folder import Result, keep_all, read_result
 
 pytestmark = pytest.mark.workflow
 
@@ -21,7 +21,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     """The result of a cell, as if it had been made otherwise."""
     rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
     result = Result(folder)
-    result.keep(rows, read_result(folder) | changes)
+    keep_all({result: (rows, read_result(folder) | changes)})
     result.publish()
 
 

@@ -25,7 +25,7 @@ from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import read_json
 from mup_moe.model.shape import ModelShape
-from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, read_result
+from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_all, read_result
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs
 from mup_moe.ops.offsite.archive import CellArchives, read_archive
@@ -242,7 +242,9 @@ def make_cells(folder: Path, count: int, rows: int = 3) -> list[Path]:
         # As numbers are in a history: nine digits, hardly two alike.
         history = [[step, *(f"{value:.9g}" for value in generator.random(7))] for step in range(rows)]
         result = Result(path)
-        result.keep([["step", "learning_rate", *METRICS], *history], {"id": path.name, "fingerprint": f"{seed}"})
+        keep_all(
+            {result: ([["step", "learning_rate", *METRICS], *history], {"id": path.name, "fingerprint": f"{seed}"})}
+        )
     return folders
 
 

@@ -120,7 +120,7 @@ READERS = {
 def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_nor_changed(tmp_path, kind):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "runs.csv").write_text("cell\na\n")
-    Result(tmp_path / "cell").keep([["step"], [0]], {"id": "cell", "fingerprint": "f"})
+    keep_all({Result(tmp_path / "cell"): ([["step"], [0]], {"id": "cell", "fingerprint": "f"})})
     work.begin(tmp_path / "work", "mine")
     with work.Stage(tmp_path / "work", "s", ("a",)) as stage:
         stage.append("a", b"12")

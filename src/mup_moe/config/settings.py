@@ -8,6 +8,7 @@ ranges and relations here, so that they hold on every path, on a machine without
 import math
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,6 +84,10 @@ def without_neutral(settings: Any) -> dict[str, Any]:
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
         raise ValueError(sentence)
+
+
+def _require_listed(section: str, known: Collection[str], key: str, name: str, verb: str = "names") -> None:
+    _require(name in known, f"`{key}` {verb} {name!r}, which `{section}` does not list")
 
 
 def _check_name(key: str, name: str, pattern: re.Pattern[str], words: str) -> None:
@@ -422,10 +427,7 @@ class Config(_Section):
                 _check_name(section, name, NAME, "'-'")
         self._check_result_names()
         for name, setup in self.setups.items():
-            _require(
-                setup.corpus in self.corpora,
-                f"`setups.{name}.corpus` is {setup.corpus!r}, which `corpora` does not list",
-            )
+            _require_listed("corpora", self.corpora, f"setups.{name}.corpus", setup.corpus, "is")
         self._check_cell_count()
         for name, figure in self.figures.items():
             self._check_figure(name, figure)
@@ -471,12 +473,9 @@ class Config(_Section):
         )
 
     def _check_cells(self, key: str, result: FigureSettings | ProbeSettings) -> None:
-        _require(result.setup in self.setups, f"`{key}.setup` is {result.setup!r}, which `setups` does not list")
+        _require_listed("setups", self.setups, f"{key}.setup", result.setup, "is")
         for parametrization in result.axes.parametrization:
-            _require(
-                parametrization in self.parametrizations,
-                f"`{key}.axes.parametrization` names {parametrization!r}, which `parametrizations` does not list",
-            )
+            _require_listed("parametrizations", self.parametrizations, f"{key}.axes.parametrization", parametrization)
         try:
             for cell in result.cells():
                 self.setups[result.setup].model.check(cell)
@@ -486,16 +485,9 @@ class Config(_Section):
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
         # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
         for drift in claim.drifts:
-            _require(
-                drift.figure in self.figures, f"`{key}.drifts` names {drift.figure!r}, which `figures` does not list"
-            )
-            _require(
-                self.figures[drift.figure].panel != "parametrization" or drift.panel in self.parametrizations,
-                f"`{key}.drifts` names panel {drift.panel!r}, which `parametrizations` does not list",
-            )
+            _require_listed("figures", self.figures, f"{key}.drifts", drift.figure)
+            if self.figures[drift.figure].panel == "parametrization":
+                _require_listed("parametrizations", self.parametrizations, f"{key}.drifts", drift.panel, "names panel")
         for slope in claim.slopes:
-            _require(slope.probe in self.probes, f"`{key}.slopes` names {slope.probe!r}, which `probes` does not list")
-            _require(
-                slope.parametrization in self.parametrizations,
-                f"`{key}.slopes` names {slope.parametrization!r}, which `parametrizations` does not list",
-            )
+            _require_listed("probes", self.probes, f"{key}.slopes", slope.probe)
+            _require_listed("parametrizations", self.parametrizations, f"{key}.slopes", slope.parametrization)

@@ -124,10 +124,6 @@ class Result:
         except DamagedResultError:
             return {}
 
-    def keep(self, history: Sequence[Sequence[Any]], summary: Mapping[str, Any]) -> None:
-        """Writes the kept copy: the history's rows, its header first, and what the summary says."""
-        keep_all({self: (history, summary)})
-
     def mend(self, request: str) -> bool:
         """Publishes the kept copy anew if it is whole and of the request with this digest; False if not."""
         if self._kept_summary().get("request") != request:
@@ -180,7 +176,10 @@ def _content(path: Path) -> bytes | None:
 
 
 def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:
-    """Writes kept copies as `Result.keep`, all or none: who was trained together is done together."""
+    """Writes kept copies, all or none of them: cells that were trained together are done together.
+
+    results: the rows of each history, its header first, and what the summary says.
+    """
     contents = {}
     for result, (rows, summary) in results.items():
         history = csv_text(rows[0], rows[1:]).encode()
