@@ -20,6 +20,7 @@ from mup_moe.analysis import aggregate
 from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.foreign import mixtures
+from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.analysis.runs import figure_curves
@@ -28,7 +29,6 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError
-from mup_moe.markup import latex_text
 from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"

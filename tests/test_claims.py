@@ -19,12 +19,12 @@ from conftest import CONFIG, ROOT
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict as verdicts
 from mup_moe.analysis.claims import MINUS, markdown, parse_claims
+from mup_moe.analysis.markup import html_page
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import overlay, read_config, read_document, validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest
 from mup_moe.files import write_csv
-from mup_moe.markup import html_page
 
 numbers = st.floats(-3, 3)
 margins = st.floats(0.01, 1)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from conftest import CONFIG, ROOT, snakemake
-from mup_moe.markup import html_page, markdown_table, markdown_text
+from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 
 pytestmark = pytest.mark.workflow
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import UserError, write_csv, write_text
-from mup_moe.markup import html_page, markdown_table, markdown_text
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
 from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
@@ -22,7 +23,6 @@ from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
-from mup_moe.markup import html_page, markdown_table, markdown_text
 from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step
 from mup_moe.tables.machine import START_SECONDS, Machine
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.request import parse_json
 from mup_moe.files import UserError, write_csv, write_text
-from mup_moe.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)

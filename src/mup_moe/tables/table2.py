@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
@@ -19,7 +20,6 @@ from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, Setu
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
-from mup_moe.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.model.shape import ModelShape
 from mup_moe.tables.cost import size_of, tokens_of_run
 
