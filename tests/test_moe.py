@@ -13,10 +13,10 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from conftest import VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
 from mup_moe.model import hardware
+from mup_moe.model.inventory import model_size
 from mup_moe.model.lookup import lookup
 from mup_moe.model.moe import MoE, capacity, collect, combine, dispatch, route
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
 
 

@@ -1,5 +1,7 @@
 """The table against the `mup` package, against itself, and against instantiated models."""
 
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import replace
 
@@ -8,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from conftest import TABLE, VOCABULARY, make_request
-from mup_moe.model.scaling import attention_logit_scale, factors, initialize
+from mup_moe.model.initialize import initialize
+from mup_moe.model.inventory import TensorSpec, model_size, tensors_of
+from mup_moe.model.scaling import attention_logit_scale, factors
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Transformer, model_size
-from mup_moe.model.weight import Weight, weights_of
+from mup_moe.model.transformer import Transformer
+from mup_moe.model.weight import weights_of
 from mup_moe.parametrization import ROLES, Parametrization, Rule
 from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
@@ -185,7 +191,7 @@ def test_instantiated_models_hold_what_the_table_says(name, width):
     ratio = width / request.model.base_width
     by_role = defaultdict(list)
     for tensor, weight in weights_of(model).items():
-        rule = request.parametrization.rules[weight.role]
+        rule = request.parametrization.rules[weight.spec.role]
         expected = {
             factor: ratio ** sum(float(p) for v, p in getattr(rule, factor).exponents if v == "fan_in")
             for factor in ("init_variance", "multiplier", "adam_lr", "weight_decay")
@@ -196,11 +202,11 @@ def test_instantiated_models_hold_what_the_table_says(name, width):
         )
         multiplier = 1.0 if weight.multiplier_R is None else weight.multiplier_R.item()
         assert multiplier == pytest.approx(expected["multiplier"])
-        if weight.fill is None:
-            base_fan_in = 1 if weight.role == "embedding" else weight.fan_in / ratio
-            residual = 1 / (2 * request.model.blocks) if weight.into_residual else 1
+        if weight.spec.fill is None:
+            base_fan_in = 1 if weight.spec.role == "embedding" else weight.spec.fan_in / ratio
+            residual = 1 / (2 * request.model.blocks) if weight.spec.into_residual else 1
             std = (4.0 / base_fan_in * residual * expected["init_variance"]) ** 0.5
-            by_role[weight.role].append((weight.value.detach() / std).flatten())
+            by_role[weight.spec.role].append((weight.value.detach() / std).flatten())
     for role, samples in by_role.items():
         sample = torch.cat(samples)
         # The standard deviation of n normal numbers is within 5 of its own standard errors.
@@ -224,9 +230,15 @@ def test_a_tensor_without_a_role_is_refused():
         weights_of(model)
 
 
+def test_tensors_are_counted_and_scaled_without_torch():
+    modules = ("mup_moe.model.inventory", "mup_moe.model.scaling", "mup_moe.ops.memory")
+    code = f"import sys; sys.modules['torch'] = None; import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_an_unknown_role_is_refused():
     with pytest.raises(ValueError, match="role 'gate' is unknown"):
-        Weight("gate", (2, 2), fan_in=2, fan_out=2, replicas=1)
+        TensorSpec(role="gate", shape=(2, 2), fan_in=2, fan_out=2)
 
 
 def test_a_role_without_a_rule_is_refused():
@@ -237,6 +249,29 @@ def test_a_role_without_a_rule_is_refused():
     del row["router"]
     with pytest.raises(ValueError, match="router` is missing"):
         Parametrization.parse("mine", row)
+
+
+@given(
+    width=st.sampled_from([8, 16, 64, 256]),
+    experts=st.sampled_from([2, 8, 32]),
+    granularity=st.sampled_from([1, 2, 4]),
+    dense=st.booleans(),
+    final_norm=st.booleans(),
+    vocabulary=st.integers(257, 60_000),
+)
+@settings(max_examples=30)
+def test_the_inventory_lists_the_tensors_of_the_model(width, experts, granularity, dense, final_norm, vocabulary):
+    one = {"architecture": "dense", "experts": 1} if dense else {"experts": experts, "granularity": granularity}
+    request = make_request(width=width, final_norm=final_norm, **one)
+    shape = ModelShape.of(request.cell, request.model, vocabulary)
+    with torch.device("meta"):
+        model = Transformer(shape, request.model)
+    tensors = tensors_of(shape, request.model)
+    assert list(tensors.items()) == [(name, weight.spec) for name, weight in weights_of(model).items()]
+    assert {f"{name}.value": (1, *tensor.shape) for name, tensor in tensors.items()} == {
+        name: tuple(parameter.shape) for name, parameter in model.named_parameters()
+    }
+    assert model_size(shape, request.model).parameters == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("changes", [{}, {"granularity": 2}, {"architecture": "dense", "experts": 1}], ids=str)
@@ -261,5 +296,5 @@ def test_draws_depend_on_seed_and_tensor_alone():
         twin = weights_of(two)[name].value
         assert torch.equal(weight.value[0], twin[0])
         assert torch.equal(twin[0], twin[1])
-        if weight.fill is None:
+        if weight.spec.fill is None:
             assert not torch.equal(weight.value, weights_of(other)[name].value)

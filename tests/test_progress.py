@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from mup_moe.config.load import read_config
+from mup_moe.model.inventory import size_of
 from mup_moe.ops import heartbeat
 from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.ops.progress import line
 from mup_moe.ops.status.forecast import CellForecast, Forecast, ask_forecast
 from mup_moe.ops.status.run_watch import RunWatch, Standing
 from mup_moe.ops.status.schedule import makespan
-from mup_moe.tables.cost import size_of
 from mup_moe.tables.machine import START_SECONDS, Machine
 
 START, STEPS, ELSEWHERE = 2.0, 300, "node7"

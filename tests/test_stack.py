@@ -325,7 +325,7 @@ def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
     ]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
     stack = Stack(requests, shape, CPU, "float32", "eager", [0, 1], BLOCK_STEPS)
-    random = [weight for weight in weights_of(stack.model).values() if weight.fill is None]
+    random = [weight for weight in weights_of(stack.model).values() if weight.spec.fill is None]
     assert len(drawn) == 2 * len(random)
     for weight in random:
         assert torch.equal(weight.value[0], weight.value[1])

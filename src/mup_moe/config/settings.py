@@ -232,6 +232,16 @@ class SetupSettings(_Section):
     model: ModelSettings
     training: TrainingSettings
 
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of one step of one cell."""
+        return self.training.batch_size * self.model.sequence
+
+    @property
+    def tokens_per_run(self) -> int:
+        """The tokens that one cell is trained on."""
+        return self.training.steps * self.tokens_per_step
+
 
 @dataclass(frozen=True, kw_only=True)
 class AxesSettings(_Section):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mup_moe.model.inventory import attention_tensors
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.weight import Weight
 
@@ -30,22 +31,19 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ModelShape, replicas: int) -> None:
         super().__init__()
-        width = shape.width
+        tensors = attention_tensors(shape)
         self.heads = shape.heads
-        self.qkv = Weight("attention", (width, 3 * width), fan_in=width, fan_out=width, replicas=replicas)
-        self.out = Weight(
-            "attention", (width, width), fan_in=width, fan_out=width, replicas=replicas, into_residual=True
-        )
-        # The scale of the logits q.k, one per replica; `model.scaling` sets it.
+        self.qkv, self.out = Weight(tensors["qkv"], replicas), Weight(tensors["out"], replicas)
+        # The scale of the logits q.k, one per replica; `model.initialize` sets it.
         self.register_buffer("logit_scale_R", torch.full((replicas,), float("nan")), persistent=False)
         self.logit_scale_R: Tensor
 
     def forward(self, x_RND: Tensor, sequence: int) -> Tensor:
         """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
         replicas, tokens, width = x_RND.shape
-        q, k, v = self.qkv.scale(x_RND @ self.qkv.value).chunk(3, dim=-1)
+        q, k, v = self.qkv.times(x_RND).chunk(3, dim=-1)
         q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)
         heads = (replicas * tokens // sequence, sequence, self.heads, width // self.heads)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))
         mixed_RND = causal_attention(q, k, v).transpose(1, 2).reshape(replicas, tokens, width)
-        return self.out.scale(mixed_RND @ self.out.value)
+        return self.out.times(mixed_RND)

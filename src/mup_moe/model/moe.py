@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import DROPLESS, ModelSettings
 from mup_moe.model import hardware
+from mup_moe.model.inventory import moe_tensors
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight
@@ -222,34 +223,19 @@ class MoE(nn.Module):
         super().__init__()
         self.shape = shape
         self.settings = settings
-        width, size, experts = shape.width, shape.expert_size, shape.experts
-        active = shape.top_k / experts
-        # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
-        down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
-        self.router = Weight("router", (width, experts), fan_in=width, fan_out=experts, replicas=replicas)
-        self.up = Weight(
-            "expert_up", (experts, width, size), fan_in=width, fan_out=size, replicas=replicas, active=active
-        )
-        self.down = Weight(
-            "expert_down",
-            (experts, size, width),
-            fan_in=down_fan_in,
-            fan_out=width,
-            replicas=replicas,
-            active=active,
-            into_residual=True,
-        )
+        tensors = moe_tensors(shape, settings)
+        self.router = Weight(tensors["router"], replicas)
+        self.up, self.down = Weight(tensors["up"], replicas), Weight(tensors["down"], replicas)
         self.logits, self.gates, self.expert_outputs = Tap(), Tap(), Tap()
 
     def router_logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
         with torch.autocast(x_RND.device.type, enabled=False):
-            return self.router.scale(x_RND.to(self.router.value.dtype) @ self.router.value)
+            return self.router.times(x_RND.to(self.router.value.dtype))
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, RouterStatistics]:
         """Tokens [R, N, D] to tokens [R, N, D], and what the router did."""
-        replicas, tokens, width = x_RND.shape
-        places = capacity(tokens, self.shape, self.settings.capacity_factor)
+        places = capacity(x_RND.shape[1], self.shape, self.settings.capacity_factor)
         routing, statistics = route(
             self.logits(self.router_logits(x_RND)),
             self.shape.top_k,
@@ -257,11 +243,6 @@ class MoE(nn.Module):
             renormalize=self.settings.renormalize_gates,
         )
         x_RMD = dispatch(x_RND, routing)
-        # Replicas and experts are one batch of matrix products: (R E) C D @ (R E) D F.
-        hidden = torch.bmm(x_RMD.view(-1, places, width), self.up.value.flatten(0, 1))
-        hidden = self.up.scale(hidden.view(replicas, -1, self.shape.expert_size))
-        hidden = ACTIVATIONS[self.settings.activation](hidden)
-        y = torch.bmm(hidden.view(-1, places, self.shape.expert_size), self.down.value.flatten(0, 1))
-        y_RMD = self.down.scale(y.view(replicas, -1, width))
+        y_RMD = self.down.times(ACTIVATIONS[self.settings.activation](self.up.times(x_RMD)))
         z_RKND = self.expert_outputs(collect(y_RMD, routing))
         return combine(z_RKND, self.gates(routing.gates_RKN)), statistics

@@ -1,8 +1,8 @@
 """The decoder-only transformer of the paper, MoE or dense, for R replicas at once.
 
 Axes: R replicas, B sequences, S positions, N = B * S tokens, D width, F feed-forward size,
-V vocabulary. The model knows nothing of parametrizations but a role per
-tensor: what a role means is applied from outside (`model.scaling`).
+V vocabulary. The model knows nothing of parametrizations but a role per tensor: what a role means
+is applied from outside (`model.scaling`, `model.initialize`).
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
 from mup_moe.model.cross_entropy import cross_entropy
+from mup_moe.model.inventory import feed_forward_tensors, norm_tensors, tensors_of
 from mup_moe.model.lookup import lookup
 from mup_moe.model.moe import ACTIVATIONS, MoE, RouterStatistics
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
-from mup_moe.model.weight import Weight, weights_of
+from mup_moe.model.weight import Weight
 
 
 class Norm(nn.Module):
@@ -26,8 +27,8 @@ class Norm(nn.Module):
 
     def __init__(self, width: int, replicas: int) -> None:
         super().__init__()
-        self.gain = Weight("norm", (width,), fan_in=1, fan_out=1, replicas=replicas, fill=1.0)
-        self.bias = Weight("norm", (width,), fan_in=1, fan_out=1, replicas=replicas, fill=0.0)
+        tensors = norm_tensors(width)
+        self.gain, self.bias = Weight(tensors["gain"], replicas), Weight(tensors["bias"], replicas)
 
     def forward(self, x_RND: Tensor) -> Tensor:
         """Normalised tokens [R, N, D]."""
@@ -40,17 +41,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
         super().__init__()
-        width, size = shape.width, shape.expert_size
+        tensors = feed_forward_tensors(shape)
         self.activation = ACTIVATIONS[settings.activation]
-        self.up = Weight("feed_forward", (width, size), fan_in=width, fan_out=size, replicas=replicas)
-        self.down = Weight(
-            "feed_forward", (size, width), fan_in=size, fan_out=width, replicas=replicas, into_residual=True
-        )
+        self.up, self.down = Weight(tensors["up"], replicas), Weight(tensors["down"], replicas)
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, None]:
         """Tokens [R, N, D] to tokens [R, N, D]; no router, no statistics."""
-        hidden_RNF = self.activation(self.up.scale(x_RND @ self.up.value))
-        return self.down.scale(hidden_RNF @ self.down.value), None
+        return self.down.times(self.activation(self.up.times(x_RND))), None
 
 
 class Block(nn.Module):
@@ -83,22 +80,18 @@ class Losses:
 
 
 class Transformer(nn.Module):
-    """R replicas of one shape. Tensors are uninitialised until `model.scaling.initialize`."""
+    """R replicas of one shape. Tensors are uninitialised until `model.initialize`."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> None:
         super().__init__()
         self.shape = shape
         self.settings = settings
         self.replicas = replicas
-        width, vocabulary = shape.width, shape.vocabulary
-        # A lookup sums over one row: its fan_in is 1.
-        self.token = Weight("embedding", (vocabulary, width), fan_in=1, fan_out=width, replicas=replicas)
-        self.position = Weight("embedding", (settings.sequence, width), fan_in=1, fan_out=width, replicas=replicas)
+        tensors = tensors_of(shape, settings)
+        self.token, self.position = Weight(tensors["token"], replicas), Weight(tensors["position"], replicas)
         self.blocks = nn.ModuleList(Block(shape, settings, replicas) for _ in range(settings.blocks))
-        self.final_norm = Norm(width, replicas) if settings.final_norm else nn.Identity()
-        self.unembedding = Weight(
-            "unembedding", (width, vocabulary), fan_in=width, fan_out=vocabulary, replicas=replicas
-        )
+        self.final_norm = Norm(shape.width, replicas) if settings.final_norm else nn.Identity()
+        self.unembedding = Weight(tensors["unembedding"], replicas)
         self.embedded, self.logits = Tap(), Tap()
 
     @property
@@ -139,29 +132,3 @@ class Transformer(nn.Module):
         """What is minimised: summed over replicas, which share no parameter."""
         settings = self.settings
         return (losses.cross_entropy_R + settings.balance_loss * losses.balance_R + settings.z_loss * losses.z_R).sum()
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What one replica costs.
-
-    parameters: all of them; active_parameters: those that one token meets.
-    flops_per_token: training FLOPs, 6 per active matrix entry and 12 * blocks * width * sequence for
-        attention (PaLM, appendix B; the causal half is not discounted).
-    """
-
-    parameters: int
-    active_parameters: int
-    flops_per_token: int
-
-
-def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
-    """The size of a model of this shape, counted on an instance without storage."""
-    with torch.device("meta"):
-        weights = weights_of(Transformer(shape, settings)).values()
-    matmul = sum(weight.size * weight.active for weight in weights if weight.is_matmul)
-    return ModelSize(
-        parameters=sum(weight.size for weight in weights),
-        active_parameters=round(sum(weight.size * weight.active for weight in weights)),
-        flops_per_token=round(6 * matmul + 12 * settings.blocks * shape.width * settings.sequence),
-    )

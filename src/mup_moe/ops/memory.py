@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from mup_moe.config.settings import ModelSettings
 from mup_moe.files import UserError
+from mup_moe.model.inventory import model_size
 from mup_moe.model.shape import ModelShape
 from mup_moe.training.request import TrainingRequest
 
@@ -52,7 +52,7 @@ def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type:
 
 
 def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:
-    parameters = parameters_of(shape, cells[0].model)
+    parameters = model_size(shape, cells[0].model).parameters
     saved = _SAVED_BYTES * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
@@ -67,14 +67,4 @@ def stack_bytes(shape: ModelShape, request: TrainingRequest, replicas: int) -> i
     per_token = 2 * shape.vocabulary + model.blocks * (
         _ACTIVATIONS_PER_WIDTH * shape.width + shape.heads * model.sequence
     )
-    return replicas * (_TRAINED_BYTES * parameters_of(shape, model) + _ACTIVATION_BYTES * tokens * per_token)
-
-
-def parameters_of(shape: ModelShape, model: ModelSettings) -> int:
-    """The parameters of a model, as `model_size` counts them on the model itself."""
-    attention = 4 * shape.width**2
-    router = 0 if shape.dense else shape.width * shape.experts
-    experts = 2 * shape.experts * shape.width * shape.expert_size
-    norms = shape.width * (4 * model.blocks + (2 if model.final_norm else 0))
-    embeddings = shape.width * (2 * shape.vocabulary + model.sequence)
-    return embeddings + norms + model.blocks * (attention + router + experts)
+    return replicas * (_TRAINED_BYTES * model_size(shape, model).parameters + _ACTIVATION_BYTES * tokens * per_token)

@@ -1,6 +1,6 @@
 """What the sweep will cost, before any of it runs: python -m mup_moe plan.
 
-Counts come from models without storage, hours from a benchmark of the training step, sizes on disk
+Counts come from the inventory of tensors, hours from a benchmark of the training step, sizes on disk
 from what was measured on finished runs. Needs neither tokens nor cells.
 """
 
@@ -22,7 +22,7 @@ from mup_moe.data.tokens import dtype_for
 from mup_moe.data.vocabulary import vocabulary_of
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
-from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step
+from mup_moe.model.inventory import size_of
 from mup_moe.tables.machine import START_SECONDS, Machine
 from mup_moe.tables.markup import html_page, markdown_table, markdown_text
 
@@ -166,7 +166,7 @@ def _text_bytes(corpus: CorpusSettings) -> float:
 
 def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, start_seconds: float) -> _Bill:
     size = size_of(cell, setup.model, vocabulary)
-    tokens = tokens_of_run(setup)
+    tokens = setup.tokens_per_run
     flops = tokens * size.flops_per_token
     return _Bill(
         parameters=size.parameters,
@@ -183,7 +183,7 @@ def _probe_bill(
 ) -> _Bill:
     size = size_of(cell, setup.model, vocabularies[setup.corpus])
     # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
-    tokens = (probe.steps[-1] + len(probe.steps)) * tokens_of_step(setup)
+    tokens = (probe.steps[-1] + len(probe.steps)) * setup.tokens_per_step
     flops = tokens * size.flops_per_token
     start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
     seconds = start + machine.seconds(flops, cell.width)

@@ -2,7 +2,7 @@
 
 The paper's own Table 2 is not public: this is that of the sweep that runs. The CSV has a row per
 model, its sweep and its set-up's hyperparameters beside it; Markdown and LaTeX have a part for each.
-Sizes are counted on instances of the models, with the vocabulary that tokenization found.
+Sizes are counted from each model's inventory of tensors, with the vocabulary that tokenization found.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.names import parametrization_title
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
+from mup_moe.model.inventory import size_of
 from mup_moe.model.shape import ModelShape
-from mup_moe.tables.cost import size_of, tokens_of_run
 from mup_moe.tables.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 
 MODEL_COLUMNS = (
@@ -97,7 +97,7 @@ def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
     models: dict[tuple[Any, ...], Model] = {}
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
-        vocabulary, tokens = vocabularies[setup.corpus], tokens_of_run(setup)
+        vocabulary, tokens = vocabularies[setup.corpus], setup.tokens_per_run
         for cell in figure.cells():
             key = (cell.setup, cell.architecture, cell.width, cell.experts, cell.granularity)
             if key not in models:

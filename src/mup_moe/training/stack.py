@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
-from mup_moe.model.scaling import initialize
+from mup_moe.model.initialize import initialize
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.model.weight import weights_of

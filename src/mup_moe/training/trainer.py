@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mup_moe.model.inventory import model_size
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Losses, Transformer, model_size
+from mup_moe.model.transformer import Losses, Transformer
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import precision_on
 from mup_moe.training.optimizer import schedule
