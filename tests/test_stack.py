@@ -27,12 +27,13 @@ from mup_moe.files import UserError
 from mup_moe.model import hardware
 from mup_moe.model.attention import causal_attention
 from mup_moe.model.cross_entropy import cross_entropy
+from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.weight import weights_of
 from mup_moe.training import optimizer
 from mup_moe.training import stack as stack_module
 from mup_moe.training.device import indexed
-from mup_moe.training.stack import METRICS, Stack
+from mup_moe.training.stack import Stack
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 
 CPU = torch.device("cpu")

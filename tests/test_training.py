@@ -23,6 +23,7 @@ from mup_moe.__main__ import main
 from mup_moe.config.jobs import even_parts
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
+from mup_moe.model.metrics import METRICS, balance, router_z
 from mup_moe.model.weight import weights_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, common_steps
@@ -35,7 +36,6 @@ from mup_moe.training.code import SOURCES
 from mup_moe.training.device import step_on
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, read_lines, to_lines
-from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -124,10 +124,10 @@ def test_the_objective_adds_the_weighted_auxiliary_losses(tokens):
     trainer = make_trainer(tokens, make_request(balance_loss=0.5, z_loss=0.25))
     windows = trainer.training_batch(0)
     losses = trainer.losses(windows)
-    logits, routers = trainer.model(windows[..., :-1].contiguous())
+    logits, routed = trainer.model(windows[..., :-1].contiguous())
     expected = F.cross_entropy(logits[0], windows[..., 1:].flatten())
-    torch.testing.assert_close(losses.cross_entropy_R[0], expected)
-    expected = expected + sum(0.5 * r.balance_R[0] + 0.25 * r.z_R[0] for r in routers) / len(routers)
+    torch.testing.assert_close(losses["train_loss"][0], expected)
+    expected = expected + sum(0.5 * balance(r)[0] + 0.25 * router_z(r)[0] for r in routed) / len(routed)
     torch.testing.assert_close(trainer.model.objective(losses), expected)
 
 

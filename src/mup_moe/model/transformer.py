@@ -5,7 +5,7 @@ V vocabulary. The model knows nothing of parametrizations but a role per tensor:
 is applied from outside (`model.scaling`, `model.initialize`).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
 from mup_moe.model.cross_entropy import cross_entropy
-from mup_moe.model.inventory import feed_forward_tensors, norm_tensors, tensors_of
+from mup_moe.model.feed_forward import FeedForward
+from mup_moe.model.inventory import norm_tensors, tensors_of
 from mup_moe.model.lookup import lookup
-from mup_moe.model.moe import ACTIVATIONS, MoE, RouterStatistics
+from mup_moe.model.metrics import AUXILIARY_LOSSES, Pass, measure
+from mup_moe.model.moe import MoE, Routed
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight
@@ -36,20 +38,6 @@ class Norm(nn.Module):
         return self.gain.scale(normal_RND * self.gain.value[:, None]) + self.bias.scale(self.bias.value[:, None])
 
 
-class FeedForward(nn.Module):
-    """The dense twin of the MoE layer."""
-
-    def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
-        super().__init__()
-        tensors = feed_forward_tensors(shape)
-        self.activation = ACTIVATIONS[settings.activation]
-        self.up, self.down = Weight(tensors["up"], replicas), Weight(tensors["down"], replicas)
-
-    def forward(self, x_RND: Tensor) -> tuple[Tensor, None]:
-        """Tokens [R, N, D] to tokens [R, N, D]; no router, no statistics."""
-        return self.down.times(self.activation(self.up.times(x_RND))), None
-
-
 class Block(nn.Module):
     """Attention and feed-forward, each behind a LayerNorm and added to the residual stream."""
 
@@ -61,22 +49,11 @@ class Block(nn.Module):
         self.feed_forward = (FeedForward if shape.dense else MoE)(shape, settings, replicas)
         self.attention_output, self.feed_forward_output = Tap(), Tap()
 
-    def forward(self, x_RND: Tensor, sequence: int) -> tuple[Tensor, RouterStatistics | None]:
-        """Tokens [R, N, D] to tokens [R, N, D], and the router's statistics, if there is one."""
+    def forward(self, x_RND: Tensor, sequence: int) -> tuple[Tensor, Routed | None]:
+        """Tokens [R, N, D] to tokens [R, N, D], and what the router did, if there is one."""
         x_RND = x_RND + self.attention_output(self.attention(self.attention_norm(x_RND), sequence))
-        y_RND, statistics = self.feed_forward(self.feed_forward_norm(x_RND))
-        return x_RND + self.feed_forward_output(y_RND), statistics
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The losses and router statistics of a batch, each [R]; means over blocks, 0 if dense."""
-
-    cross_entropy_R: Tensor
-    balance_R: Tensor
-    z_R: Tensor
-    dropped_R: Tensor
-    max_load_R: Tensor
+        y_RND, routed = self.feed_forward(self.feed_forward_norm(x_RND))
+        return x_RND + self.feed_forward_output(y_RND), routed
 
 
 class Transformer(nn.Module):
@@ -99,36 +76,31 @@ class Transformer(nn.Module):
         """Where the tensors live, all of them."""
         return self.token.value.device
 
-    def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[RouterStatistics]]:
-        """Token ids [R, B, S] to logits [R, N, V], and the routers' statistics, block by block."""
+    def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
+        """Token ids [R, B, S] to logits [R, N, V], and what the routers did, block by block."""
         sequence = tokens_RBS.shape[-1]
         position_RSD = self.position.scale(self.position.value[:, :sequence])
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
         x_RBSD = x_RND.unflatten(1, (-1, sequence)) + position_RSD[:, None]
         x_RND = (x_RBSD * self.settings.embedding_multiplier).flatten(1, 2)
         x_RND = self.embedded(x_RND)
-        statistics = []
+        routed = []
         for block in self.blocks:
-            x_RND, router = block(x_RND, sequence)
-            if router is not None:
-                statistics.append(router)
+            x_RND, of_block = block(x_RND, sequence)
+            if of_block is not None:
+                routed.append(of_block)
         x_RND = self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier)
-        return self.logits(x_RND @ self.unembedding.value), statistics
+        return self.logits(x_RND @ self.unembedding.value), routed
 
-    def losses(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> Losses:
-        """The losses of predicting `targets_RBS` from `tokens_RBS`; each replica's own batch mean."""
-        logits_RNV, statistics = self(tokens_RBS)
-        cross_entropy_R = cross_entropy(logits_RNV, targets_RBS.flatten(1)).mean(-1)
-        if not statistics:
-            zero_R = torch.zeros_like(cross_entropy_R)
-            return Losses(cross_entropy_R, zero_R, zero_R, zero_R, zero_R)
-        means = (
-            torch.stack([getattr(router, name) for router in statistics]).mean(0)
-            for name in ("balance_R", "z_R", "dropped_R", "max_load_R")
-        )
-        return Losses(cross_entropy_R, *means)
+    def losses(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
+        """The losses of predicting `targets_RBS` from `tokens_RBS`, and what is observed besides: [R] each, by name.
 
-    def objective(self, losses: Losses) -> Tensor:
+        Those of `METRICS` but for the gradient's norm; each replica's own mean over its batch.
+        """
+        logits_RNV, routed = self(tokens_RBS)
+        return measure(Pass(logits_RNV, cross_entropy(logits_RNV, targets_RBS.flatten(1)), routed))
+
+    def objective(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What is minimised: summed over replicas, which share no parameter."""
-        settings = self.settings
-        return (losses.cross_entropy_R + settings.balance_loss * losses.balance_R + settings.z_loss * losses.z_R).sum()
+        auxiliary = [getattr(self.settings, name) * losses[name] for name in AUXILIARY_LOSSES]
+        return sum(auxiliary, start=losses["train_loss"]).sum()

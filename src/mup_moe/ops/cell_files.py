@@ -8,13 +8,13 @@ import torch
 
 from mup_moe import provenance
 from mup_moe.files import remove_leftovers
+from mup_moe.model.metrics import METRICS
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.checkpoint_header import CHECKPOINT
 from mup_moe.ops.result import Result
 from mup_moe.training.code import code_digest
 from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.stack import METRICS
 from mup_moe.training.trainer import Outcome, Trainer, learning_rate
 
 

@@ -20,16 +20,15 @@ from torch.func import functional_call
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
 from mup_moe.model.initialize import initialize
+from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Losses, Transformer
+from mup_moe.model.transformer import Transformer
 from mup_moe.model.weight import weights_of
 from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed, is_out_of_memory
 from mup_moe.training.optimizer import replica_adamw
 from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
-
-METRICS = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 
 # Steps whose kernels are issued one by one before the graph is captured: torch asks for a few, and
 # the compiler works in the first. They are steps of the run like any other.
@@ -97,8 +96,8 @@ class Stack:
         self._row_K11 = torch.arange(block_steps, device=device)[:, None, None]
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def losses(self, windows_RBS: Tensor, places: range | None = None) -> Losses:
-        """The model's losses on windows of S + 1 tokens, in the precision of the training.
+    def losses(self, windows_RBS: Tensor, places: range | None = None) -> dict[str, Tensor]:
+        """The model's losses on windows of S + 1 tokens, in the precision of the training, each [R].
 
         places: of the replicas whose windows those are; None: of all.
         """
@@ -111,7 +110,7 @@ class Stack:
                 name: tensor[places.start : places.stop]
                 for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
             }
-            losses: Losses = functional_call(whole, part, (inputs, targets))
+            losses: dict[str, Tensor] = functional_call(whole, part, (inputs, targets))
             return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
@@ -217,17 +216,8 @@ class Stack:
         losses = (self._compiled or self.losses)(windows_RBS)
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
-        metrics_RM = torch.stack(
-            [
-                losses.cross_entropy_R.detach(),
-                losses.balance_R.detach(),
-                losses.z_R.detach(),
-                norms_R,
-                losses.dropped_R,
-                losses.max_load_R,
-            ],
-            dim=1,
-        )
+        metrics = losses | {"gradient_norm": norms_R}
+        metrics_RM = torch.stack([metrics[name].detach() for name in METRICS], dim=1)
         # Not by an index: a scatter of a GPU is several launches.
         torch.where(self._row_K11 == self._position_1, metrics_RM, self._metrics_KRM, out=self._metrics_KRM)
         self._position_1 += 1
@@ -256,6 +246,6 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
+    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
         """As `Transformer.losses`."""
         return self.model.losses(inputs_RBS, targets_RBS)

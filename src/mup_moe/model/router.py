@@ -1,0 +1,83 @@
+"""Which experts each token goes to, and with which weight.
+
+Axes: R replicas, N tokens, D width, E experts, K experts of a token.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model import hardware
+from mup_moe.model.inventory import TensorSpec
+from mup_moe.model.weight import Weight
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The experts of each token, the best first.
+
+    logits_RNE: the router's. share_RNE: each expert's share of a token, which sums to 1 over experts.
+    expert_RNK: the experts chosen. gates_RNK: the weight of each one's output.
+    """
+
+    logits_RNE: Tensor
+    share_RNE: Tensor
+    expert_RNK: Tensor
+    gates_RNK: Tensor
+
+
+class Router(Weight):
+    """One matrix that scores all experts for each token, and the rule by which the best are chosen."""
+
+    def __init__(self, spec: TensorSpec, settings: ModelSettings, top_k: int, replicas: int) -> None:
+        super().__init__(spec, replicas)
+        self.settings = settings
+        self.top_k = top_k
+
+    def logits(self, x_RND: Tensor) -> Tensor:
+        """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
+        with torch.autocast(x_RND.device.type, enabled=False):
+            return self.times(x_RND.to(self.value.dtype))
+
+    def choose(self, logits_RNE: Tensor) -> Choice:
+        """The choice that the settings ask for."""
+        return choose(logits_RNE, self.top_k, renormalize=self.settings.renormalize_gates)
+
+
+def choose(logits_RNE: Tensor, top_k: int, *, renormalize: bool = False) -> Choice:
+    """The `top_k` experts of highest score for each token.
+
+    The gate is the softmax over all experts, un-renormalised by default (Switch Transformer, eq. 2).
+    """
+    share_RNE = logits_RNE.softmax(-1)
+    top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
+    gates_RNK, expert_RNK = top(share_RNE, top_k)
+    if renormalize:
+        gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
+    return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
+
+
+# In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
+# scatter, which a GPU runs in a few fused launches.
+
+
+def _top_by_sort(scores_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` largest scores of each token, [R, N, K], and their experts; the largest first."""
+    gates_RNK, expert_RNK = scores_RNE.topk(top_k, dim=-1)
+    return gates_RNK, expert_RNK
+
+
+def _top_by_argmax(scores_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """As `_top_by_sort`; of equal scores the first expert's."""
+    number_E = torch.arange(scores_RNE.shape[-1], device=scores_RNE.device)
+    left_RNE, chosen = scores_RNE.detach(), []
+    for _ in range(top_k):
+        chosen.append(left_RNE.argmax(-1, keepdim=True))
+        left_RNE = left_RNE.masked_fill(number_E == chosen[-1], -math.inf)
+    expert_RNK = torch.cat(chosen, -1)
+    # The gradient of a gather would be a scatter.
+    gates_RNK = (scores_RNE[:, :, None] * (expert_RNK[..., None] == number_E)).sum(-1)
+    return gates_RNK, expert_RNK
