@@ -206,6 +206,16 @@ def test_a_mistake_ends_in_one_sentence_naming_the_key(key, value, expected):
     assert "\n" not in sentence
 
 
+def test_rotary_positions_need_heads_of_even_size():
+    document = copy.deepcopy(DOCUMENT)
+    _set(document, f"{MODEL}.positions", "rotary")
+    assert validate(document).setups["small"].model.positions == "rotary"
+    _set(document, f"{MODEL}.heads", None)
+    _set(document, f"{MODEL}.head_size", 1)
+    with pytest.raises(ConfigError, match="its size is 1 at `width` 32: change `head_size` so that it is even"):
+        validate(document)
+
+
 def test_files_lie_over_each_other_key_by_key(tmp_path: Path):
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("setups: {small: {training: {steps: 40}}}")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
-from conftest import VOCABULARY, make_request
+from conftest import MODERN, VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
 from mup_moe.model import hardware
 from mup_moe.model.dispatch import assign_slots, capacity, combine, dispatch, gather_outputs
@@ -38,13 +39,27 @@ def make_layer(replicas: int = 1, seed: int = 0, **changes) -> MoE:
     return layer
 
 
+activation_of = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
+
+
 def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
     """One token after the other, as the paper says it; [N, D] to [N, D]."""
     router, up, down = (w.value[replica] for w in (layer.router, layer.up, layer.down))
+    gate = None if layer.gate is None else layer.gate.value[replica]
+    activation = activation_of[layer.settings.activation]
+
+    def feed_forward(x, expert):
+        if gate is None:
+            return activation(x @ up[expert]) @ down[expert]
+        return (activation(x @ gate[expert]) * (x @ up[expert])) @ down[expert]
+
     slots = capacity(len(x_ND), layer.shape, layer.settings.capacity_factor)
-    activation = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
-    probabilities = [torch.softmax(x @ router, -1) for x in x_ND]
-    ranked = [torch.argsort(p, descending=True)[: layer.shape.top_k].tolist() for p in probabilities]
+    score = {
+        "softmax": lambda logits: torch.softmax(logits, -1),
+        "sigmoid": lambda logits: 1 / (1 + torch.exp(-logits)),
+    }
+    scores = [score[layer.settings.gates](x @ router) for x in x_ND]
+    ranked = [torch.argsort(s, descending=True)[: layer.shape.top_k].tolist() for s in scores]
     taken = [0] * layer.shape.experts
     outputs = [torch.zeros_like(x) for x in x_ND]
     for k in range(layer.shape.top_k):
@@ -53,10 +68,10 @@ def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
             if taken[expert] == slots:
                 continue
             taken[expert] += 1
-            gate = probabilities[n][expert]
+            weight = scores[n][expert]
             if layer.settings.renormalize_gates:
-                gate = gate / sum(probabilities[n][e] for e in ranked[n])
-            outputs[n] = outputs[n] + gate * (activation[layer.settings.activation](x @ up[expert]) @ down[expert])
+                weight = weight / sum(scores[n][e] for e in ranked[n])
+            outputs[n] = outputs[n] + weight * feed_forward(x, expert)
     return torch.stack(outputs)
 
 
@@ -68,6 +83,11 @@ VARIANTS = [
     {"top_k": 2, "granularity": 2, "renormalize_gates": True},
     {"granularity": 4, "activation": "gelu", "experts": 2},
     {"experts": 1, "activation": "silu"},
+    {"gated": True, "activation": "silu"},
+    {"gated": True, "granularity": 2, "top_k": 2},
+    {"gates": "sigmoid"},
+    {"gates": "sigmoid", "top_k": 2, "renormalize_gates": True, "capacity_factor": DROPLESS},
+    MODERN,
 ]
 
 
@@ -131,6 +151,42 @@ def test_dispatch_then_combine_is_the_gated_identity():
     routing = route(torch.randn(2, 30, 5), 2, 30).routing
     expected = x_RND * routing.gates_RKN.sum(1)[..., None]
     torch.testing.assert_close(combine(gather_outputs(dispatch(x_RND, routing), routing), routing.gates_RKN), expected)
+
+
+@pytest.mark.parametrize("width", [8, 24])
+def test_settings_make_the_moe_layer_of_mixtral(width):
+    request = make_request(width=width, **MODERN | {"gates": "softmax", "capacity_factor": DROPLESS})
+    layer = MoE(ModelShape.of(request.cell, request.model, VOCABULARY), request.model, 1)
+    mixtral = MixtralSparseMoeBlock(
+        MixtralConfig(
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            hidden_act="silu",
+            experts_implementation="eager",
+        )
+    )
+    with torch.no_grad():
+        for weight in weights_of(layer).values():
+            weight.value.normal_()
+        mixtral.gate.weight.copy_(layer.router.value[0].T)
+        mixtral.experts.gate_up_proj.copy_(torch.cat([layer.gate.value[0], layer.up.value[0]], -1).mT)
+        mixtral.experts.down_proj.copy_(layer.down.value[0].mT)
+    x_RND = torch.randn(1, 20, width)
+    torch.testing.assert_close(layer(x_RND)[0], mixtral(x_RND), rtol=1e-4, atol=1e-4)
+
+
+def test_sigmoid_gates_are_balanced_by_their_shares():
+    logits_NE = torch.randn(50, 6, dtype=torch.float64) * 2
+    routed = route(logits_NE[None], 2, 50, gates="sigmoid")
+    # DeepSeek-V3, eqs. 17 to 20: the sum over experts of f_i P_i.
+    scores_NE = 1 / (1 + torch.exp(-logits_NE))
+    chosen = scores_NE.argsort(-1, descending=True)[:, :2]
+    f = [6 / (2 * 50) * (chosen == expert).sum() for expert in range(6)]
+    p = [(scores_NE[:, expert] / scores_NE.sum(-1)).mean() for expert in range(6)]
+    torch.testing.assert_close(balance(routed)[0], sum(a * b for a, b in zip(f, p, strict=True)), check_dtype=False)
+    assert balance(route(torch.zeros(1, 20, 4), 4, 20, gates="sigmoid")).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
@@ -211,8 +267,9 @@ def test_replicas_do_not_see_each_other():
     tokens=st.integers(1, 20),
     slots=st.integers(1, 20),
     renormalize=st.booleans(),
+    gates=st.sampled_from(["softmax", "sigmoid"]),
 )
-def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, slots, renormalize):
+def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, slots, renormalize, gates):
     top_k = min(top_k, experts)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, tokens, experts, generator=generator)
@@ -221,7 +278,7 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
     for dense in (False, True):
         mine = logits.clone().requires_grad_()
         with patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense):
-            routed = route(mine, top_k, min(slots, tokens), renormalize=renormalize)
+            routed = route(mine, top_k, min(slots, tokens), renormalize=renormalize, gates=gates)
         metrics = [metric(routed) for metric in (balance, router_z, dropped, max_load)]
         ((routed.routing.gates_RKN * weights).sum() + metrics[0].sum() + metrics[1].sum()).backward()
         made.append((routed.routing, metrics, mine.grad))

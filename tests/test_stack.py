@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import CONFIG, VOCABULARY, make_request
+from conftest import CONFIG, MODERN, VOCABULARY, make_request
 from mup_moe.config.cell import AXES, Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.learning_rate import LearningRate
@@ -38,7 +38,7 @@ from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 
 CPU = torch.device("cpu")
 DENSE = {"architecture": "dense", "experts": 1}
-SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}]
+SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}, MODERN]
 
 
 def make_trainer(tokens, *requests, step_mode="eager"):

@@ -144,6 +144,10 @@ class ModelSettings(_Section):
     logit_multiplier: float
     scale_residual_init: bool
     expert_fan_in: Literal["own", "width"]
+    gated: bool = neutral(False)
+    norm: Literal["layernorm", "rmsnorm"] = neutral("layernorm")
+    positions: Literal["learned", "rotary"] = neutral("learned")
+    gates: Literal["softmax", "sigmoid"] = neutral("softmax")
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "base_width", "base_experts", "top_k", most=2**20)
@@ -166,6 +170,12 @@ class ModelSettings(_Section):
             divisor = self.heads or self.head_size or 1
             name = "heads" if self.heads else "head_size"
             _require(width % divisor == 0, f"`{key}` {width} is not divisible by `{name}` {divisor}")
+            head_size = self.head_size or width // divisor
+            _require(
+                self.positions != "rotary" or head_size % 2 == 0,
+                f"`positions` rotary pairs the entries of a head, but its size is {head_size} at `{key}` {width}:"
+                f" change `{name}` so that it is even",
+            )
         size = self.ffn_ratio * cell.width
         _require(
             size % cell.granularity == 0,

@@ -16,15 +16,29 @@ from mup_moe.model.weight import Weight
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
+def feed_forward(
+    x_RNI: Tensor, up: Weight, gate: Weight | None, down: Weight, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """down(activation(up(x))); with a gate down(activation(gate(x)) * up(x)) (Shazeer 2020, eq. 6).
+
+    Of tokens, or of experts' rows, as the weights are (`Weight.times`).
+    """
+    if gate is None:
+        return down.times(activation(up.times(x_RNI)))
+    return down.times(activation(gate.times(x_RNI)) * up.times(x_RNI))
+
+
 class FeedForward(nn.Module):
     """The dense twin of the MoE layer."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
         super().__init__()
-        tensors = feed_forward_tensors(shape)
+        tensors = feed_forward_tensors(shape, settings)
         self.activation = ACTIVATIONS[settings.activation]
-        self.up, self.down = Weight(tensors["up"], replicas), Weight(tensors["down"], replicas)
+        self.up = Weight(tensors["up"], replicas)
+        self.gate = Weight(tensors["gate"], replicas) if "gate" in tensors else None
+        self.down = Weight(tensors["down"], replicas)
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, None]:
         """Tokens [R, N, D] to tokens [R, N, D]; no router, nothing routed."""
-        return self.down.times(self.activation(self.up.times(x_RND))), None
+        return feed_forward(x_RND, self.up, self.gate, self.down, self.activation), None

@@ -16,6 +16,8 @@ from mup_moe.parametrization import ROLES
 
 # Roles that are looked up or multiplied elementwise rather than by a matrix product.
 _NO_MATMUL = ("embedding", "norm")
+# What the tensors of a norm start from.
+_NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,30 +58,30 @@ Tensors = Mapping[str, TensorSpec]
 def tensors_of(shape: ModelShape, settings: ModelSettings) -> Tensors:
     """All tensors of a model, in the order of its modules."""
     width, vocabulary = shape.width, shape.vocabulary
-    tensors = {
-        # A lookup sums over one row: its fan_in is 1.
-        "token": TensorSpec(role="embedding", shape=(vocabulary, width), fan_in=1, fan_out=width),
-        "position": TensorSpec(role="embedding", shape=(settings.sequence, width), fan_in=1, fan_out=width),
-    }
+    # A lookup sums over one row: its fan_in is 1.
+    tensors = {"token": TensorSpec(role="embedding", shape=(vocabulary, width), fan_in=1, fan_out=width)}
+    if settings.positions == "learned":
+        sequence = settings.sequence
+        tensors["position"] = TensorSpec(role="embedding", shape=(sequence, width), fan_in=1, fan_out=width)
     parts = {
-        "attention_norm": norm_tensors(width),
+        "attention_norm": norm_tensors(shape, settings),
         "attention": attention_tensors(shape),
-        "feed_forward_norm": norm_tensors(width),
-        "feed_forward": feed_forward_tensors(shape) if shape.dense else moe_tensors(shape, settings),
+        "feed_forward_norm": norm_tensors(shape, settings),
+        "feed_forward": feed_forward_tensors(shape, settings) if shape.dense else moe_tensors(shape, settings),
     }
     for block in range(settings.blocks):
         for part, of_part in parts.items():
             tensors |= _within(f"blocks.{block}.{part}", of_part)
     if settings.final_norm:
-        tensors |= _within("final_norm", norm_tensors(width))
+        tensors |= _within("final_norm", norm_tensors(shape, settings))
     return tensors | {"unembedding": _matrix("unembedding", width, vocabulary)}
 
 
-def norm_tensors(width: int) -> Tensors:
+def norm_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
     """The tensors of a norm over the width."""
     return {
-        name: TensorSpec(role="norm", shape=(width,), fan_in=1, fan_out=1, fill=fill)
-        for name, fill in {"gain": 1.0, "bias": 0.0}.items()
+        name: TensorSpec(role="norm", shape=(shape.width,), fan_in=1, fan_out=1, fill=fill)
+        for name, fill in _NORM_FILLS[settings.norm].items()
     }
 
 
@@ -92,13 +94,11 @@ def attention_tensors(shape: ModelShape) -> Tensors:
     }
 
 
-def feed_forward_tensors(shape: ModelShape) -> Tensors:
+def feed_forward_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
     """The tensors of a dense feed-forward layer."""
     width, size = shape.width, shape.expert_size
-    return {
-        "up": _matrix("feed_forward", width, size),
-        "down": _matrix("feed_forward", size, width, into_residual=True),
-    }
+    up = dict.fromkeys(_into_hidden(settings), _matrix("feed_forward", width, size))
+    return up | {"down": _matrix("feed_forward", size, width, into_residual=True)}
 
 
 def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
@@ -107,18 +107,21 @@ def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
     active = shape.top_k / experts
     # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
     down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
-    return {
-        "router": _matrix("router", width, experts),
-        "up": TensorSpec(role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active),
-        "down": TensorSpec(
-            role="expert_down",
-            shape=(experts, size, width),
-            fan_in=down_fan_in,
-            fan_out=width,
-            active=active,
-            into_residual=True,
-        ),
-    }
+    up = TensorSpec(role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active)
+    down = TensorSpec(
+        role="expert_down",
+        shape=(experts, size, width),
+        fan_in=down_fan_in,
+        fan_out=width,
+        active=active,
+        into_residual=True,
+    )
+    return {"router": _matrix("router", width, experts)} | dict.fromkeys(_into_hidden(settings), up) | {"down": down}
+
+
+def _into_hidden(settings: ModelSettings) -> tuple[str, ...]:
+    """The matrices between a layer's input and its hidden units."""
+    return ("up", "gate") if settings.gated else ("up",)
 
 
 def _matrix(role: str, fan_in: int, fan_out: int, *, into_residual: bool = False) -> TensorSpec:

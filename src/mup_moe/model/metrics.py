@@ -43,7 +43,8 @@ def _of_routers(of_one: Callable[[Routed], Tensor]) -> Metric:
 def balance(routed: Routed) -> Tensor:
     """The load-balancing loss [R], 1 at perfect balance (Switch Transformer, eq. 4).
 
-    Divided by top-k, so that granularity does not change its scale.
+    Of sigmoid gates as DeepSeek-V3 (eqs. 17 to 20) has it, over the whole batch. Divided by top-k, so that
+    granularity does not change its scale.
     """
     load_RE = routed.routing.load_RE
     return load_RE.shape[-1] * (load_RE * routed.choice.share_RNE.mean(1)).sum(-1)

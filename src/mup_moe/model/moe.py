@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.dispatch import Routing, assign_slots, capacity, combine, dispatch, gather_outputs
-from mup_moe.model.feed_forward import ACTIVATIONS
+from mup_moe.model.feed_forward import ACTIVATIONS, feed_forward
 from mup_moe.model.inventory import moe_tensors
 from mup_moe.model.router import Choice, Router
 from mup_moe.model.shape import ModelShape
@@ -36,12 +36,14 @@ class MoE(nn.Module):
         self.settings = settings
         tensors = moe_tensors(shape, settings)
         self.router = Router(tensors["router"], settings, shape.top_k, replicas)
-        self.up, self.down = Weight(tensors["up"], replicas), Weight(tensors["down"], replicas)
+        self.up = Weight(tensors["up"], replicas)
+        self.gate = Weight(tensors["gate"], replicas) if "gate" in tensors else None
+        self.down = Weight(tensors["down"], replicas)
         self.logits, self.gates, self.expert_outputs = Tap(), Tap(), Tap()
 
     def experts(self, x_RMD: Tensor) -> Tensor:
         """Each expert's output for the rows in its slots, [R, M, D]."""
-        return self.down.times(ACTIVATIONS[self.settings.activation](self.up.times(x_RMD)))
+        return feed_forward(x_RMD, self.up, self.gate, self.down, ACTIVATIONS[self.settings.activation])
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, Routed]:
         """Tokens [R, N, D] to tokens [R, N, D], and what the router did."""

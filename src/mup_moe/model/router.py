@@ -44,17 +44,24 @@ class Router(Weight):
 
     def choose(self, logits_RNE: Tensor) -> Choice:
         """The choice that the settings ask for."""
-        return choose(logits_RNE, self.top_k, renormalize=self.settings.renormalize_gates)
+        settings = self.settings
+        return choose(logits_RNE, self.top_k, gates=settings.gates, renormalize=settings.renormalize_gates)
 
 
-def choose(logits_RNE: Tensor, top_k: int, *, renormalize: bool = False) -> Choice:
-    """The `top_k` experts of highest score for each token.
+def choose(logits_RNE: Tensor, top_k: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
+    """The `top_k` experts of highest score for each token, with their scores as gates.
 
-    The gate is the softmax over all experts, un-renormalised by default (Switch Transformer, eq. 2).
+    gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each
+    logit, whose share of a token is over the sum of all experts' (DeepSeek-V3, eqs. 15 and 19).
+    renormalize: the gates of a token are made to sum to 1.
     """
-    share_RNE = logits_RNE.softmax(-1)
+    if gates == "softmax":
+        scores_RNE = share_RNE = logits_RNE.softmax(-1)
+    else:
+        scores_RNE = logits_RNE.sigmoid()
+        share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
     top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
-    gates_RNK, expert_RNK = top(share_RNE, top_k)
+    gates_RNK, expert_RNK = top(scores_RNE, top_k)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)

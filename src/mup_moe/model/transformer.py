@@ -8,44 +8,30 @@ is applied from outside (`model.scaling`, `model.initialize`).
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
 from mup_moe.model.cross_entropy import cross_entropy
 from mup_moe.model.feed_forward import FeedForward
-from mup_moe.model.inventory import norm_tensors, tensors_of
+from mup_moe.model.inventory import tensors_of
 from mup_moe.model.lookup import lookup
 from mup_moe.model.metrics import AUXILIARY_LOSSES, Pass, measure
 from mup_moe.model.moe import MoE, Routed
+from mup_moe.model.norm import Norm
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.tap import Tap
 from mup_moe.model.weight import Weight
 
 
-class Norm(nn.Module):
-    """LayerNorm over D with gain and bias, each replica its own."""
-
-    def __init__(self, width: int, replicas: int) -> None:
-        super().__init__()
-        tensors = norm_tensors(width)
-        self.gain, self.bias = Weight(tensors["gain"], replicas), Weight(tensors["bias"], replicas)
-
-    def forward(self, x_RND: Tensor) -> Tensor:
-        """Normalised tokens [R, N, D]."""
-        normal_RND = F.layer_norm(x_RND, x_RND.shape[-1:])
-        return self.gain.scale(normal_RND * self.gain.value[:, None]) + self.bias.scale(self.bias.value[:, None])
-
-
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and added to the residual stream."""
+    """Attention and feed-forward, each behind a norm and added to the residual stream."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
         super().__init__()
-        self.attention_norm = Norm(shape.width, replicas)
-        self.attention = Attention(shape, replicas)
-        self.feed_forward_norm = Norm(shape.width, replicas)
+        self.attention_norm = Norm(shape, settings, replicas)
+        self.attention = Attention(shape, settings, replicas)
+        self.feed_forward_norm = Norm(shape, settings, replicas)
         self.feed_forward = (FeedForward if shape.dense else MoE)(shape, settings, replicas)
         self.attention_output, self.feed_forward_output = Tap(), Tap()
 
@@ -65,9 +51,10 @@ class Transformer(nn.Module):
         self.settings = settings
         self.replicas = replicas
         tensors = tensors_of(shape, settings)
-        self.token, self.position = Weight(tensors["token"], replicas), Weight(tensors["position"], replicas)
+        self.token = Weight(tensors["token"], replicas)
+        self.position = Weight(tensors["position"], replicas) if "position" in tensors else None
         self.blocks = nn.ModuleList(Block(shape, settings, replicas) for _ in range(settings.blocks))
-        self.final_norm = Norm(shape.width, replicas) if settings.final_norm else nn.Identity()
+        self.final_norm = Norm(shape, settings, replicas) if settings.final_norm else nn.Identity()
         self.unembedding = Weight(tensors["unembedding"], replicas)
         self.embedded, self.logits = Tap(), Tap()
 
@@ -79,11 +66,11 @@ class Transformer(nn.Module):
     def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
         """Token ids [R, B, S] to logits [R, N, V], and what the routers did, block by block."""
         sequence = tokens_RBS.shape[-1]
-        position_RSD = self.position.scale(self.position.value[:, :sequence])
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
-        x_RBSD = x_RND.unflatten(1, (-1, sequence)) + position_RSD[:, None]
-        x_RND = (x_RBSD * self.settings.embedding_multiplier).flatten(1, 2)
-        x_RND = self.embedded(x_RND)
+        if self.position is not None:
+            position_RSD = self.position.scale(self.position.value[:, :sequence])
+            x_RND = (x_RND.unflatten(1, (-1, sequence)) + position_RSD[:, None]).flatten(1, 2)
+        x_RND = self.embedded(x_RND * self.settings.embedding_multiplier)
         routed = []
         for block in self.blocks:
             x_RND, of_block = block(x_RND, sequence)
