@@ -91,14 +91,14 @@ def test_a_power_is_its_text(exponents):
 
 
 def test_powers_read_as_arithmetic():
-    sizes, base = {"fan_in": 64, "experts": 8}, {"fan_in": 16, "experts": 2}
+    sizes, base = {"fan_in": 64, "total_experts": 8}, {"fan_in": 16, "total_experts": 2}
     for text, expected in {
         "1": 1,
         1: 1,
         "1/fan_in": 1 / 4,
         "1/sqrt(fan_in)": 1 / 2,
         "fan_in^-0.5": 1 / 2,
-        "experts/fan_in*experts": 4.0,
+        "total_experts/fan_in*total_experts": 4.0,
         "fan_in^1/2": 2,
     }.items():
         assert Power.parse(text).ratio(sizes, base) == pytest.approx(expected, rel=1e-12)
@@ -180,6 +180,8 @@ BAD = [
     ("parametrizations.mup.rooter", [1, 1, 1, 1], "parametrizations.mup.rooter"),
     ("parametrizations.mup.router", [1, 1], "init_variance"),
     ("parametrizations.mup.router", [1, "1/fanin", 1, 1], "'1/fanin' is no factor"),
+    ("parametrizations.mup.router", [1, "experts/fan_in", 1, 1], "write `total_experts`"),
+    ("parametrizations.mup.router", [1, "1/sqrt(top_k)", 1, 1], "write `active_experts`"),
     ("parametrizations.mup.like", "mup", "parametrizations.mup.like"),
     ("parametrizations.sp.router", ..., "`parametrizations.sp.router` is missing"),
     ("parametrizations.sp.attention_logits", "1/fan_in", "scales no tensor"),

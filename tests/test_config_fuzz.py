@@ -62,7 +62,17 @@ PATHS = sorted(paths(DOCUMENT), key=repr)
 KEYS = sorted({key for path in PATHS for key in path if isinstance(key, str)})
 VALUES = sorted({value for path in PATHS if isinstance(value := at(DOCUMENT, path), str)})
 # Of a learning rate or a factor.
-SPELLED = ["2^-7", "1e-3", "2^-6.25", "2^900", "1", "width^2", "experts/fan_in", "fan_in^-99", "1/sqrt(head_size)"]
+SPELLED = [
+    "2^-7",
+    "1e-3",
+    "2^-6.25",
+    "2^900",
+    "1",
+    "width^2",
+    "total_experts/fan_in",
+    "fan_in^-99",
+    "1/sqrt(head_size)",
+]
 
 
 # Most models of most configs are those of the config before.

@@ -59,10 +59,10 @@ def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
         "sigmoid": lambda logits: 1 / (1 + torch.exp(-logits)),
     }
     scores = [score[layer.settings.gates](x @ router) for x in x_ND]
-    ranked = [torch.argsort(s, descending=True)[: layer.shape.top_k].tolist() for s in scores]
-    taken = [0] * layer.shape.experts
+    ranked = [torch.argsort(s, descending=True)[: layer.shape.active_experts].tolist() for s in scores]
+    taken = [0] * layer.shape.total_experts
     outputs = [torch.zeros_like(x) for x in x_ND]
-    for k in range(layer.shape.top_k):
+    for k in range(layer.shape.active_experts):
         for n, x in enumerate(x_ND):
             expert = ranked[n][k]
             if taken[expert] == slots:
@@ -243,7 +243,7 @@ def test_granularity_keeps_parameters_and_flops_up_to_the_router(granularity):
         request = make_request(granularity=g)
         shape = ModelShape.of(request.cell, request.model, VOCABULARY)
         size = model_size(shape, request.model)
-        router = request.model.blocks * shape.width * shape.experts
+        router = request.model.blocks * shape.width * shape.total_experts
         return size.parameters - router, size.active_parameters - router, size.flops_per_token - 6 * router
 
     assert expert_entries(granularity) == expert_entries(1)

@@ -359,7 +359,7 @@ def test_sizes_count_the_instantiated_tensors(changes):
     assert size.parameters == sum(p.numel() for p in model.parameters())
     d, s, v, blocks = model.shape.width, request.model.sequence, VOCABULARY, request.model.blocks
     feed_forward = (3 if request.model.gated else 2) * d * 3 * d
-    router = 0 if model.shape.dense else d * model.shape.experts
+    router = 0 if model.shape.dense else d * model.shape.total_experts
     per_block = 4 * d * d + feed_forward + router
     assert size.flops_per_token == 6 * (blocks * per_block + d * v) + 12 * blocks * d * s
     assert size.active_parameters == blocks * (per_block + 4 * d) + 2 * d * v + d * s

@@ -238,7 +238,7 @@ def test_granularity_changes_nothing_but_the_router():
     assert len(granularities) > 2
 
     def beside_the_router(model: table2.Model) -> tuple[int, int, int]:
-        router = model.setup.model.blocks * model.shape.width * model.shape.experts
+        router = model.setup.model.blocks * model.shape.width * model.shape.total_experts
         flops = 6 * router * model.tokens
         return model.parameters - router, model.active_parameters - router, model.flops - flops
 

@@ -23,7 +23,9 @@ ROLES = (
 )
 FACTORS = ("init_variance", "multiplier", "adam_lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
-VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "experts", "top_k", "granularity", "head_size")
+VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")
+# An axis and a setting have these names, and count at granularity 1; a rule counts what a layer has.
+_NOT_IN_RULES = {"experts": "total_experts", "top_k": "active_experts"}
 
 _TERM = re.compile(r"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/[1-9]\d*)?))?|1")
 
@@ -36,13 +38,15 @@ class Power:
 
     @classmethod
     def parse(cls, text: str | float) -> Self:
-        """Reads "1", "1/fan_in", "sqrt(experts)/width", "fan_in^-0.5". Raises ValueError."""
+        """Reads "1", "1/fan_in", "sqrt(total_experts)/width", "fan_in^-0.5". Raises ValueError."""
         exponents: dict[str, Fraction] = {}
         # "a/b*c" is ((a/b)*c), as everywhere: each factor takes the sign of the operator before it.
         tokens = re.split(r"\s*([*/])(?![\d.])\s*", f"{text}".strip())
         for operator, term in zip(["*", *tokens[1::2]], tokens[0::2], strict=True):
             match = _TERM.fullmatch(term)
             name = match["name"] if match else None
+            if name in _NOT_IN_RULES:
+                raise ValueError(f"{text!r}: `{name}` is no size of a layer: write `{_NOT_IN_RULES[name]}`")
             if not match or (name and name not in VARIABLES):
                 raise ValueError(
                     f"{text!r} is no factor: write a product of powers of {', '.join(VARIABLES)}, such as 1 or 1/fan_in"

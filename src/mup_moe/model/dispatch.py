@@ -44,24 +44,24 @@ def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
     if factor == DROPLESS:
         return tokens
     # The small subtrahend undoes rounding: 1.1 * 100 tokens on 10 experts is 11 slots, not 12.
-    return min(tokens, max(1, math.ceil(float(factor) * tokens * shape.top_k / shape.experts - 1e-9)))
+    return min(tokens, max(1, math.ceil(float(factor) * tokens * shape.active_experts / shape.total_experts - 1e-9)))
 
 
 def assign_slots(choice: Choice, capacity: int) -> Routing:
     """Gives each expert's `capacity` slots to first choices before second ones, and to earlier tokens before later."""
     replicas, tokens, experts = choice.logits_RNE.shape
-    top_k, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
-    assignments = top_k * tokens
+    active, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
+    assignments = active * tokens
     expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, assignments)
     queue = _queue_by_count if hardware.prefers_dense(device) else _queue_by_sort
     position_RA, assignment_REC, counts_RE = queue(expert_RA, experts, capacity)
     kept_RA = position_RA < capacity
-    kept_RKN = kept_RA.view(replicas, top_k, tokens)
+    kept_RKN = kept_RA.view(replicas, active, tokens)
     slot_RA = (expert_RA * capacity + position_RA).where(kept_RA, 0)
     filled_REC = torch.arange(capacity, device=device) < counts_RE[:, :, None]
     return Routing(
         gates_RKN=choice.gates_RNK.transpose(1, 2) * kept_RKN,
-        slot_RKN=slot_RA.view(replicas, top_k, tokens),
+        slot_RKN=slot_RA.view(replicas, active, tokens),
         kept_RKN=kept_RKN,
         assignment_RM=assignment_REC.reshape(replicas, -1),
         filled_RM=filled_REC.reshape(replicas, -1),
@@ -145,11 +145,11 @@ def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
 
 def gather_outputs(y_RMD: Tensor, routing: Routing) -> Tensor:
     """The expert's output of each assignment, [R, K, N, D]; of a dropped one some other output."""
-    replicas, top_k, tokens = routing.slot_RKN.shape
+    replicas, active, tokens = routing.slot_RKN.shape
     z_RAD: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
         y_RMD, routing.slot_RKN.view(replicas, -1), routing.assignment_RM[:, None], routing.filled_RM[:, None]
     )
-    return z_RAD.view(replicas, top_k, tokens, -1)
+    return z_RAD.view(replicas, active, tokens, -1)
 
 
 def combine(z_RKND: Tensor, gates_RKN: Tensor) -> Tensor:

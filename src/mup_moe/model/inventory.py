@@ -103,8 +103,8 @@ def feed_forward_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
 
 def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
     """The tensors of a mixture of experts: a router, and experts stacked on the leading axis."""
-    width, size, experts = shape.width, shape.expert_size, shape.experts
-    active = shape.top_k / experts
+    width, size, experts = shape.width, shape.expert_size, shape.total_experts
+    active = shape.active_experts / experts
     # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
     down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
     up = TensorSpec(role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active)

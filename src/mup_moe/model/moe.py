@@ -35,7 +35,7 @@ class MoE(nn.Module):
         self.shape = shape
         self.settings = settings
         tensors = moe_tensors(shape, settings)
-        self.router = Router(tensors["router"], settings, shape.top_k, replicas)
+        self.router = Router(tensors["router"], settings, shape.active_experts, replicas)
         self.up = Weight(tensors["up"], replicas)
         self.gate = Weight(tensors["gate"], replicas) if "gate" in tensors else None
         self.down = Weight(tensors["down"], replicas)

@@ -32,10 +32,10 @@ class Choice:
 class Router(Weight):
     """One matrix that scores all experts for each token, and the rule by which the best are chosen."""
 
-    def __init__(self, spec: TensorSpec, settings: ModelSettings, top_k: int, replicas: int) -> None:
+    def __init__(self, spec: TensorSpec, settings: ModelSettings, active_experts: int, replicas: int) -> None:
         super().__init__(spec, replicas)
         self.settings = settings
-        self.top_k = top_k
+        self.active_experts = active_experts
 
     def logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
@@ -45,11 +45,11 @@ class Router(Weight):
     def choose(self, logits_RNE: Tensor) -> Choice:
         """The choice that the settings ask for."""
         settings = self.settings
-        return choose(logits_RNE, self.top_k, gates=settings.gates, renormalize=settings.renormalize_gates)
+        return choose(logits_RNE, self.active_experts, gates=settings.gates, renormalize=settings.renormalize_gates)
 
 
-def choose(logits_RNE: Tensor, top_k: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
-    """The `top_k` experts of highest score for each token, with their scores as gates.
+def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
+    """The `active_experts` experts of highest score for each token, with their scores as gates.
 
     gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each
     logit, whose share of a token is over the sum of all experts' (DeepSeek-V3, eqs. 15 and 19).
@@ -61,7 +61,7 @@ def choose(logits_RNE: Tensor, top_k: int, *, gates: str = "softmax", renormaliz
         scores_RNE = logits_RNE.sigmoid()
         share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
     top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
-    gates_RNK, expert_RNK = top(scores_RNE, top_k)
+    gates_RNK, expert_RNK = top(scores_RNE, active_experts)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
@@ -71,17 +71,17 @@ def choose(logits_RNE: Tensor, top_k: int, *, gates: str = "softmax", renormaliz
 # scatter, which a GPU runs in a few fused launches.
 
 
-def _top_by_sort(scores_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The `top_k` largest scores of each token, [R, N, K], and their experts; the largest first."""
-    gates_RNK, expert_RNK = scores_RNE.topk(top_k, dim=-1)
+def _top_by_sort(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
+    """The `active_experts` largest scores of each token, [R, N, K], and their experts; the largest first."""
+    gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
     return gates_RNK, expert_RNK
 
 
-def _top_by_argmax(scores_RNE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def _top_by_argmax(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
     """As `_top_by_sort`; of equal scores the first expert's."""
     number_E = torch.arange(scores_RNE.shape[-1], device=scores_RNE.device)
     left_RNE, chosen = scores_RNE.detach(), []
-    for _ in range(top_k):
+    for _ in range(active_experts):
         chosen.append(left_RNE.argmax(-1, keepdim=True))
         left_RNE = left_RNE.masked_fill(number_E == chosen[-1], -math.inf)
     expert_RNK = torch.cat(chosen, -1)
