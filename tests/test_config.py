@@ -11,7 +11,7 @@ from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_config, validate
-from mup_moe.parametrization import VARIABLES, Parametrization, Power
+from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
 
@@ -104,7 +104,23 @@ def test_powers_read_as_arithmetic():
         assert Power.parse(text).ratio(sizes, base) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "2", "0", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"])
+def test_one_is_written_in_many_ways_and_read_as_1():
+    for one in (1, 1.0, "1", "1.", "1.0", "1e0", "1E+00"):
+        assert str(Power.parse(one)) == "1"
+        assert str(Power.parse(f"{one}/fan_in")) == "1/fan_in"
+
+
+def test_factors_may_be_named_and_those_left_out_are_1():
+    assert Rule.parse({"multiplier": "1/fan_in"}) == Rule.parse([1, "1/fan_in", 1, 1])
+    assert Rule.parse({}) == Rule.parse([1, 1, 1, 1])
+    assert Rule.parse({"lr": "1/fan_in", "init_variance": 1.0}).as_row() == ["1", "1", "1/fan_in", "1"]
+    with pytest.raises(ValueError, match="'adam_lr' is not a factor: the factors are init_variance, multiplier, lr"):
+        Rule.parse({"adam_lr": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "0", "10", "1.5", "1e1", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"]
+)
 def test_what_is_no_factor_is_refused(text):
     with pytest.raises(ValueError, match="factor"):
         Power.parse(text)

@@ -68,7 +68,7 @@ def test_expert_fan_in_is_a_switch():
     def down_rate(granularity, switch):
         request = make_request(width=16, granularity=granularity, expert_fan_in=switch)
         rows = factors(request.parametrization, *shapes(request), request.model)
-        return next(f.adam_lr for name, f in rows.items() if name.endswith("down"))
+        return next(f.lr for name, f in rows.items() if name.endswith("down"))
 
     assert down_rate(4, "width") == down_rate(1, "width") == down_rate(1, "own") == 1 / 2
     assert down_rate(4, "own") == 4 / 2
@@ -160,7 +160,7 @@ def test_dense_mup_agrees_with_the_mup_package(width, changes):
     counterparts = list(reference.named_counterparts())
     assert sorted(name for name, _, _ in counterparts) == sorted(weights)
     for name, parameter, _ in counterparts:
-        assert rates[id(parameter)] == pytest.approx(rate * table[name].adam_lr), name
+        assert rates[id(parameter)] == pytest.approx(rate * table[name].lr), name
 
     # Init variance: the factor by which mup scales a given standard deviation.
     base_table = build(replace(request, cell=replace(request.cell, width=8)))[1]
@@ -266,11 +266,11 @@ def test_instantiated_models_hold_what_the_table_says(name, width):
         rule = request.parametrization.rules[weight.spec.role]
         expected = {
             factor: ratio ** sum(float(p) for v, p in getattr(rule, factor).exponents if v == "fan_in")
-            for factor in ("init_variance", "multiplier", "adam_lr", "weight_decay")
+            for factor in ("init_variance", "multiplier", "lr", "weight_decay")
         }
         got = table[tensor]
-        assert (got.multiplier, got.adam_lr, got.weight_decay) == pytest.approx(
-            (expected["multiplier"], expected["adam_lr"], expected["weight_decay"])
+        assert (got.multiplier, got.lr, got.weight_decay) == pytest.approx(
+            (expected["multiplier"], expected["lr"], expected["weight_decay"])
         )
         multiplier = 1.0 if weight.multiplier_R is None else weight.multiplier_R.item()
         assert multiplier == pytest.approx(expected["multiplier"])

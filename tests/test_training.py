@@ -120,6 +120,23 @@ def test_a_step_is_torch_adamw_with_clipping_on_the_whole_gradient(tokens):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_records_every_metric_in_the_order_of_the_history(tokens):
+    assert (
+        *("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load"),
+    ) == METRICS
+    for changes in ({}, {"architecture": "dense", "experts": 1}):
+        trainer = make_trainer(tokens, make_request(**changes))
+        measured = trainer.losses(trainer.training_batch(0))
+        assert measured.keys() == set(METRICS) - {"gradient_norm"}
+        trainer.run()
+        first = dict(zip(METRICS, trainer.outcomes()[0].history_TM[0], strict=True))
+        assert first["gradient_norm"] > 0
+        for name, value in measured.items():
+            assert first[name] == value.item()
+            assert changes or value.item() != 0 or name == "dropped_fraction"
+            assert not changes or name == "train_loss" or value.item() == 0
+
+
 def test_the_objective_adds_the_weighted_auxiliary_losses(tokens):
     trainer = make_trainer(tokens, make_request(balance_loss=0.5, z_loss=0.25))
     windows = trainer.training_batch(0)
@@ -401,6 +418,8 @@ COMPILERS = {
     "none": None,
     "fails": "exit 1",
     "lacks headers": '[ "$1" = --version ] && echo g++ 13 && exit 0; echo "no cstdlib" >&2; exit 1',
+    "lacks a header": '[ "$1" = --version ] && echo g++ 13 && exit 0;'
+    ' echo "a.cpp:1:10: fatal error: Python.h: No such file or directory" >&2; exit 1',
 }
 
 
@@ -423,7 +442,8 @@ def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sente
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("mup-moe: a step cannot be compiled here")
-    assert "install a C++ compiler" in said
+    remedy = "install the package that has the header Python.h" if "a header" in compiler else "install a C++ compiler"
+    assert remedy in said
 
 
 def test_a_compiler_that_cannot_write_its_cache_ends_in_one_sentence(corpus, tmp_path):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.optimizers import OPTIMIZERS
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.
@@ -214,6 +215,7 @@ class TrainingSettings(_Section):
     divergence_margin: float
     divergence_span: float
     precision: Literal["auto", "float32", "bfloat16"]
+    optimizer: str = neutral("adamw")
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "steps", "final_loss_steps", most=2**31)
@@ -229,6 +231,8 @@ class TrainingSettings(_Section):
         _require(self.final_lr_fraction <= 1, f"`final_lr_fraction` is {self.final_lr_fraction} but must be at most 1")
         for beta in self.adam_betas:
             _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
+        known = ", ".join(OPTIMIZERS)
+        _require(self.optimizer in OPTIMIZERS, f"`optimizer` is {self.optimizer!r} but must be one of {known}")
         _positive(self, "adam_eps", "divergence_margin", "divergence_span")
         if self.clip_norm is not None:
             _positive(self, "clip_norm")

@@ -14,13 +14,13 @@ from mup_moe.parametrization import Parametrization
 class Factors:
     """What a tensor's rule comes to at its shape.
 
-    init_std: standard deviation of its entries; multiplier: of its product; adam_lr and
+    init_std: standard deviation of its entries; multiplier: of its product; lr and
     weight_decay: factors of the global ones.
     """
 
     init_std: float
     multiplier: float
-    adam_lr: float
+    lr: float
     weight_decay: float
 
 
@@ -39,7 +39,7 @@ def factors(
         result[name] = Factors(
             init_std=math.sqrt(variance * rule.init_variance.ratio(sizes, base_sizes)),
             multiplier=rule.multiplier.ratio(sizes, base_sizes),
-            adam_lr=rule.adam_lr.ratio(sizes, base_sizes),
+            lr=rule.lr.ratio(sizes, base_sizes),
             weight_decay=rule.weight_decay.ratio(sizes, base_sizes),
         )
     return result

@@ -16,6 +16,7 @@ from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
+from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
@@ -29,7 +30,6 @@ from mup_moe.tables.markup import html_page, markdown_table, markdown_text
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
 COPIES = 2  # a cell's result and the copy that it keeps
-STATE_BYTES = 12  # a parameter and its two moments in a checkpoint
 # Bytes of text per token. A tokenizer trained on its own corpus, by vocabulary (measured on Python
 # source); GPT-2's on English web text (assumed: The Pile's share of Common Crawl has about 4.4).
 _BPE_VOCABULARY = (300, 512, 1024, 2048, 8192, 32768)
@@ -112,6 +112,7 @@ class _Bill:
     flops: int
     seconds: float
     disk_bytes: int
+    checkpoint_bytes: int
 
 
 def plan(config: Config, machine: Machine) -> list[Row]:
@@ -175,6 +176,7 @@ def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, s
         flops=flops,
         seconds=start_seconds + machine.seconds(flops, cell.width),
         disk_bytes=COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES),
+        checkpoint_bytes=OPTIMIZERS[setup.training.optimizer].bytes_per_parameter * size.parameters,
     )
 
 
@@ -187,7 +189,7 @@ def _probe_bill(
     flops = tokens * size.flops_per_token
     start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
     seconds = start + machine.seconds(flops, cell.width)
-    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0)
+    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0, checkpoint_bytes=0)
 
 
 def _tuning(
@@ -229,7 +231,7 @@ def _row(
         flops=sum(bill.flops for bill in every),
         device_hours=sum(bill.seconds for bill in every) / 3600,
         disk_bytes=sum(bill.disk_bytes for bill in every),
-        checkpoint_bytes=STATE_BYTES * largest.parameters if kind == "figure" else None,
+        checkpoint_bytes=largest.checkpoint_bytes if kind == "figure" else None,
         flops_at_base=at_base,
         flops_at_target=at_target,
         saving=at_target / at_base if at_base and at_target else None,

@@ -16,7 +16,7 @@ from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, 
 from mup_moe.tables.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 
 COLUMNS = ("parametrization", "role", *FACTORS)
-_HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Adam LR", "Weight decay")
+_HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Learning rate", "Weight decay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block
 """
 
 import gc
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
 from mup_moe.model.weight import weights_of
 from mup_moe.training.device import allow_nondeterministic, explain_lost_device, indexed, is_out_of_memory
-from mup_moe.training.optimizer import replica_adamw
+from mup_moe.training.optimizer import make_optimizer
 from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ _BEFORE_CAPTURE = 3
 _NEXT_MODE = {"graph": "compiled", "compiled": "eager"}
 _DONE_AS = {"graph": "captured as a CUDA graph", "compiled": "compiled", "eager": "issued operator by operator"}
 _REMEDY = {"graph": "report this", "compiled": "install a C++ compiler (g++) if there is none"}
+# As g++ and clang++ say it.
+_MISSING_HEADER = re.compile(r"fatal error: '?(?P<header>[\w./+-]+)'?(?:: No such file|\s+file not found)")
 # From here on torch's compiler says how to see more of its own code.
 _HINTS = "Set TORCHDYNAMO_VERBOSE"
 _MOST_OF_A_REASON = 300
@@ -64,6 +67,7 @@ class Stack:
         requests: Sequence[TrainingRequest],
         shape: ModelShape,
         device: torch.device,
+        *,
         precision: str,
         step_mode: str,
         seeds: Sequence[int],
@@ -80,7 +84,7 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
-        self._optimizer = replica_adamw(self.model, factors, rates, first.training)
+        self._optimizer = make_optimizer(self.model, factors, rates, first.training)
         self._optimizer.use(self._compile)
         self._compiled = self._compile(self.losses)
         self._precision = precision
@@ -148,7 +152,9 @@ class Stack:
         reason = " ".join(str(error).partition(_HINTS)[0].split())[:_MOST_OF_A_REASON]
         what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
         if not self._may_fall_back:
-            raise UserError(f"{what}: {_REMEDY[failed]}, or set `execution.step` to auto") from error
+            missing = _MISSING_HEADER.search(str(error))
+            remedy = f"install the package that has the header {missing['header']}" if missing else _REMEDY[failed]
+            raise UserError(f"{what}: {remedy}, or set `execution.step` to auto") from error
         # Nothing has changed yet but gradients: neither a compiler nor a capture runs anything.
         self.step_mode = _NEXT_MODE[failed]
         print(f"{what}: it is {_DONE_AS[self.step_mode]} instead", file=sys.stderr, flush=True)
