@@ -44,8 +44,8 @@ def peer_model(variant: Variant, request: TrainingRequest, vocabulary: int) -> n
         return transformers.LlamaForCausalLM._from_config(dense, attn_implementation=variant.attention)
     mixture = transformers.MixtralConfig(
         **common,
-        num_local_experts=shape.experts,
-        num_experts_per_tok=shape.top_k,
+        num_local_experts=shape.total_experts,
+        num_experts_per_tok=shape.active_experts,
         output_router_logits=True,
         router_aux_loss_coef=request.model.balance_loss,
     )

@@ -23,8 +23,8 @@ from common import PROVENANCE, ROOT, machine_row, out_path, parser, told
 from variants import CURVE, VOCABULARY, default_variant, read_request
 
 from mup_moe.files import UserError, write_csv
-from mup_moe.model.shape import ModelShape
-from mup_moe.ops.memory import parameters_of, replicas_on
+from mup_moe.model.inventory import size_of
+from mup_moe.ops.memory import replicas_on
 
 COLUMNS = (
     *("architecture", "width", "replicas", "precision", "step", "other", "tokens_per_second"),
@@ -109,7 +109,7 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
             shape = {"architecture": architecture, "width": width} | ({"experts": 1} if architecture == "dense" else {})
             variant = default_variant(base, options.device, **shape)
             request = variant.request(base)
-            size = parameters_of(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
+            size = size_of(request.cell, request.model, VOCABULARY).parameters
             replicas = replicas_on(options.device, "auto", size) or CURVE
             with told(f"{architecture}, width {width}"):
                 mine, other, *rest = compare(architecture, width, replicas, options)

@@ -30,6 +30,10 @@ CONFIG = read_config(ROOT / "config.yaml")
 TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
+# All settings of a model that another architecture would have.
+MODERN = {"gated": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary", "gates": "sigmoid"}
+MODERN |= {"top_k": 2, "renormalize_gates": True, "final_norm": True}
+
 # A slow or busy machine fails no test: what takes long is no error, and pytest's own timeout ends what hangs.
 hypothesis.settings.register_profile(
     "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

@@ -716,7 +716,7 @@ def test_a_wrong_request_is_one_sentence(figure1, capsys, text):
 @pytest.fixture
 def tables(tmp_path):
     parsed = parse_table(read_config(CONFIG).parametrizations)
-    strange = {role: ["sqrt(experts)/fan_in/width", 1, "fan_in^-1/3", 1] for role in ROLES}
+    strange = {role: ["sqrt(total_experts)/fan_in/width", 1, "fan_in^-1/3", 1] for role in ROLES}
     parsed["mine"] = Parametrization.parse("mine", strange | {"attention_logits": "1/sqrt(head_size)"})
     rows = json.dumps({name: row.as_row() for name, row in parsed.items()})
     assert main(["table1", "--parametrizations", rows, "--out", str(tmp_path / "table1")]) == 0

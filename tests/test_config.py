@@ -13,7 +13,7 @@ from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_config, validate
-from mup_moe.parametrization import VARIABLES, Parametrization, Power
+from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
 
@@ -93,20 +93,36 @@ def test_a_power_is_its_text(exponents):
 
 
 def test_powers_read_as_arithmetic():
-    sizes, base = {"fan_in": 64, "experts": 8}, {"fan_in": 16, "experts": 2}
+    sizes, base = {"fan_in": 64, "total_experts": 8}, {"fan_in": 16, "total_experts": 2}
     for text, expected in {
         "1": 1,
         1: 1,
         "1/fan_in": 1 / 4,
         "1/sqrt(fan_in)": 1 / 2,
         "fan_in^-0.5": 1 / 2,
-        "experts/fan_in*experts": 4.0,
+        "total_experts/fan_in*total_experts": 4.0,
         "fan_in^1/2": 2,
     }.items():
         assert Power.parse(text).ratio(sizes, base) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", ["", "2", "0", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"])
+def test_one_is_written_in_many_ways_and_read_as_1():
+    for one in (1, 1.0, "1", "1.", "1.0", "1e0", "1E+00"):
+        assert str(Power.parse(one)) == "1"
+        assert str(Power.parse(f"{one}/fan_in")) == "1/fan_in"
+
+
+def test_factors_may_be_named_and_those_left_out_are_1():
+    assert Rule.parse({"multiplier": "1/fan_in"}) == Rule.parse([1, "1/fan_in", 1, 1])
+    assert Rule.parse({}) == Rule.parse([1, 1, 1, 1])
+    assert Rule.parse({"lr": "1/fan_in", "init_variance": 1.0}).as_row() == ["1", "1", "1/fan_in", "1"]
+    with pytest.raises(ValueError, match="'adam_lr' is not a factor: the factors are init_variance, multiplier, lr"):
+        Rule.parse({"adam_lr": 1})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "0", "10", "1.5", "1e1", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"]
+)
 def test_what_is_no_factor_is_refused(text):
     with pytest.raises(ValueError, match="factor"):
         Power.parse(text)
@@ -182,6 +198,8 @@ BAD = [
     ("parametrizations.mup.rooter", [1, 1, 1, 1], "parametrizations.mup.rooter"),
     ("parametrizations.mup.router", [1, 1], "init_variance"),
     ("parametrizations.mup.router", [1, "1/fanin", 1, 1], "'1/fanin' is no factor"),
+    ("parametrizations.mup.router", [1, "experts/fan_in", 1, 1], "write `total_experts`"),
+    ("parametrizations.mup.router", [1, "1/sqrt(top_k)", 1, 1], "write `active_experts`"),
     ("parametrizations.mup.like", "mup", "parametrizations.mup.like"),
     ("parametrizations.sp.router", ..., "`parametrizations.sp.router` is missing"),
     ("parametrizations.sp.attention_logits", "1/fan_in", "scales no tensor"),
@@ -206,6 +224,16 @@ def test_a_mistake_ends_in_one_sentence_naming_the_key(key, value, expected):
     sentence = str(error.value)
     assert expected in sentence
     assert "\n" not in sentence
+
+
+def test_rotary_positions_need_heads_of_even_size():
+    document = copy.deepcopy(DOCUMENT)
+    _set(document, f"{MODEL}.positions", "rotary")
+    assert validate(document).setups["small"].model.positions == "rotary"
+    _set(document, f"{MODEL}.heads", None)
+    _set(document, f"{MODEL}.head_size", 1)
+    with pytest.raises(ConfigError, match="its size is 1 at `width` 32: change `head_size` so that it is even"):
+        validate(document)
 
 
 def test_files_lie_over_each_other_key_by_key(tmp_path: Path):

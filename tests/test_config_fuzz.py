@@ -23,10 +23,10 @@ from mup_moe.config.jobs import jobs
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
-from mup_moe.model.moe import capacity
+from mup_moe.model.dispatch import capacity
+from mup_moe.model.inventory import model_size
 from mup_moe.model.scaling import attention_logit_scale, factors
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import model_size
 from mup_moe.parametrization import ROLES, VARIABLES, parse_table
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
@@ -62,7 +62,17 @@ PATHS = sorted(paths(DOCUMENT), key=repr)
 KEYS = sorted({key for path in PATHS for key in path if isinstance(key, str)})
 VALUES = sorted({value for path in PATHS if isinstance(value := at(DOCUMENT, path), str)})
 # Of a learning rate or a factor.
-SPELLED = ["2^-7", "1e-3", "2^-6.25", "2^900", "1", "width^2", "experts/fan_in", "fan_in^-99", "1/sqrt(head_size)"]
+SPELLED = [
+    "2^-7",
+    "1e-3",
+    "2^-6.25",
+    "2^900",
+    "1",
+    "width^2",
+    "total_experts/fan_in",
+    "fan_in^-99",
+    "1/sqrt(head_size)",
+]
 
 
 # Most models of most configs are those of the config before.

@@ -7,17 +7,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+from transformers import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 from transformers.models.switch_transformers.modeling_switch_transformers import router_z_loss_func
 
-from conftest import VOCABULARY, make_request
+from conftest import MODERN, VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
 from mup_moe.model import hardware
+from mup_moe.model.dispatch import assign_slots, capacity, combine, dispatch, gather_outputs
+from mup_moe.model.inventory import model_size
 from mup_moe.model.lookup import lookup
-from mup_moe.model.moe import MoE, capacity, collect, combine, dispatch, route
+from mup_moe.model.metrics import balance, dropped, max_load, router_z
+from mup_moe.model.moe import MoE, Routed
+from mup_moe.model.router import choose
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import model_size
 from mup_moe.model.weight import weights_of
+
+
+def route(logits_RNE: torch.Tensor, top_k: int, slots: int, **how) -> Routed:
+    choice = choose(logits_RNE, top_k, **how)
+    return Routed(choice, assign_slots(choice, slots))
 
 
 def make_layer(replicas: int = 1, seed: int = 0, **changes) -> MoE:
@@ -30,25 +39,39 @@ def make_layer(replicas: int = 1, seed: int = 0, **changes) -> MoE:
     return layer
 
 
+activation_of = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
+
+
 def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
     """One token after the other, as the paper says it; [N, D] to [N, D]."""
     router, up, down = (w.value[replica] for w in (layer.router, layer.up, layer.down))
-    places = capacity(len(x_ND), layer.shape, layer.settings.capacity_factor)
-    activation = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}
-    probabilities = [torch.softmax(x @ router, -1) for x in x_ND]
-    ranked = [torch.argsort(p, descending=True)[: layer.shape.top_k].tolist() for p in probabilities]
-    taken = [0] * layer.shape.experts
+    gate = None if layer.gate is None else layer.gate.value[replica]
+    activation = activation_of[layer.settings.activation]
+
+    def feed_forward(x, expert):
+        if gate is None:
+            return activation(x @ up[expert]) @ down[expert]
+        return (activation(x @ gate[expert]) * (x @ up[expert])) @ down[expert]
+
+    slots = capacity(len(x_ND), layer.shape, layer.settings.capacity_factor)
+    score = {
+        "softmax": lambda logits: torch.softmax(logits, -1),
+        "sigmoid": lambda logits: 1 / (1 + torch.exp(-logits)),
+    }
+    scores = [score[layer.settings.gates](x @ router) for x in x_ND]
+    ranked = [torch.argsort(s, descending=True)[: layer.shape.active_experts].tolist() for s in scores]
+    taken = [0] * layer.shape.total_experts
     outputs = [torch.zeros_like(x) for x in x_ND]
-    for k in range(layer.shape.top_k):
+    for k in range(layer.shape.active_experts):
         for n, x in enumerate(x_ND):
             expert = ranked[n][k]
-            if taken[expert] == places:
+            if taken[expert] == slots:
                 continue
             taken[expert] += 1
-            gate = probabilities[n][expert]
+            weight = scores[n][expert]
             if layer.settings.renormalize_gates:
-                gate = gate / sum(probabilities[n][e] for e in ranked[n])
-            outputs[n] = outputs[n] + gate * (activation[layer.settings.activation](x @ up[expert]) @ down[expert])
+                weight = weight / sum(scores[n][e] for e in ranked[n])
+            outputs[n] = outputs[n] + weight * feed_forward(x, expert)
     return torch.stack(outputs)
 
 
@@ -60,6 +83,11 @@ VARIANTS = [
     {"top_k": 2, "granularity": 2, "renormalize_gates": True},
     {"granularity": 4, "activation": "gelu", "experts": 2},
     {"experts": 1, "activation": "silu"},
+    {"gated": True, "activation": "silu"},
+    {"gated": True, "granularity": 2, "top_k": 2},
+    {"gates": "sigmoid"},
+    {"gates": "sigmoid", "top_k": 2, "renormalize_gates": True, "capacity_factor": DROPLESS},
+    MODERN,
 ]
 
 
@@ -88,58 +116,95 @@ def test_layer_equals_a_loop_over_tokens_forward_and_backward(changes, replicas)
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=200)
-def test_places_are_filled_in_order_and_never_twice(tokens, experts, top_k, factor, seed):
+def test_slots_are_filled_in_order_and_never_twice(tokens, experts, top_k, factor, seed):
     top_k = min(top_k, experts)
     request = make_request(experts=experts, top_k=top_k, capacity_factor=factor, granularity=1)
-    places = capacity(tokens, ModelShape.of(request.cell, request.model, VOCABULARY), factor)
+    slots = capacity(tokens, ModelShape.of(request.cell, request.model, VOCABULARY), factor)
     logits = torch.randn(2, tokens, experts, generator=torch.Generator().manual_seed(seed)) * 3
-    routing, statistics = route(logits, top_k, places)
+    routed = route(logits, top_k, slots)
+    routing = routed.routing
     chosen = logits.softmax(-1).topk(top_k).indices
     for r in range(2):
         expected = []
         for expert in range(experts):
             queue = [k * tokens + n for k in range(top_k) for n in range(tokens) if chosen[r, n, k] == expert]
-            expected.append(queue[:places])
+            expected.append(queue[:slots])
         seated = [
             [int(c) for c, f in zip(*row, strict=True) if f]
             for row in zip(
-                routing.choice_RM[r].view(experts, places), routing.filled_RM[r].view(experts, places), strict=True
+                routing.assignment_RM[r].view(experts, slots), routing.filled_RM[r].view(experts, slots), strict=True
             )
         ]
         assert seated == expected
-        kept = sorted(choice for queue in expected for choice in queue)
+        kept = sorted(assignment for queue in expected for assignment in queue)
         assert routing.kept_RKN[r].flatten().nonzero().flatten().tolist() == kept
         for expert, queue in enumerate(expected):
-            for position, choice in enumerate(queue):
-                assert routing.place_RKN[r].flatten()[choice] == expert * places + position
-        assert statistics.dropped_R[r] == pytest.approx(1 - len(kept) / (top_k * tokens), abs=1e-6)
+            for position, assignment in enumerate(queue):
+                assert routing.slot_RKN[r].flatten()[assignment] == expert * slots + position
+        assert dropped(routed)[r] == pytest.approx(1 - len(kept) / (top_k * tokens), abs=1e-6)
     if factor == DROPLESS:
         assert routing.kept_RKN.all()
 
 
 def test_dispatch_then_combine_is_the_gated_identity():
     x_RND = torch.randn(2, 30, 4)
-    routing, _ = route(torch.randn(2, 30, 5), 2, 30)
+    routing = route(torch.randn(2, 30, 5), 2, 30).routing
     expected = x_RND * routing.gates_RKN.sum(1)[..., None]
-    torch.testing.assert_close(combine(collect(dispatch(x_RND, routing), routing), routing.gates_RKN), expected)
+    torch.testing.assert_close(combine(gather_outputs(dispatch(x_RND, routing), routing), routing.gates_RKN), expected)
+
+
+@pytest.mark.parametrize("width", [8, 24])
+def test_settings_make_the_moe_layer_of_mixtral(width):
+    request = make_request(width=width, **MODERN | {"gates": "softmax", "capacity_factor": DROPLESS})
+    layer = MoE(ModelShape.of(request.cell, request.model, VOCABULARY), request.model, 1)
+    mixtral = MixtralSparseMoeBlock(
+        MixtralConfig(
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            hidden_act="silu",
+            experts_implementation="eager",
+        )
+    )
+    with torch.no_grad():
+        for weight in weights_of(layer).values():
+            weight.value.normal_()
+        mixtral.gate.weight.copy_(layer.router.value[0].T)
+        mixtral.experts.gate_up_proj.copy_(torch.cat([layer.gate.value[0], layer.up.value[0]], -1).mT)
+        mixtral.experts.down_proj.copy_(layer.down.value[0].mT)
+    x_RND = torch.randn(1, 20, width)
+    torch.testing.assert_close(layer(x_RND)[0], mixtral(x_RND), rtol=1e-4, atol=1e-4)
+
+
+def test_sigmoid_gates_are_balanced_by_their_shares():
+    logits_NE = torch.randn(50, 6, dtype=torch.float64) * 2
+    routed = route(logits_NE[None], 2, 50, gates="sigmoid")
+    # DeepSeek-V3, eqs. 17 to 20: the sum over experts of f_i P_i.
+    scores_NE = 1 / (1 + torch.exp(-logits_NE))
+    chosen = scores_NE.argsort(-1, descending=True)[:, :2]
+    f = [6 / (2 * 50) * (chosen == expert).sum() for expert in range(6)]
+    p = [(scores_NE[:, expert] / scores_NE.sum(-1)).mean() for expert in range(6)]
+    torch.testing.assert_close(balance(routed)[0], sum(a * b for a, b in zip(f, p, strict=True)), check_dtype=False)
+    assert balance(route(torch.zeros(1, 20, 4), 4, 20, gates="sigmoid")).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 def test_losses_are_those_of_transformers(top_k):
     logits_NE = torch.randn(50, 6) * 2
-    _, statistics = route(logits_NE[None], top_k, 50)
-    # Mixtral's balance loss sums over the top-k choices, ours averages.
+    routed = route(logits_NE[None], top_k, 50)
+    # Mixtral's balance loss sums over a token's experts, ours averages.
     theirs = load_balancing_loss_func((logits_NE,), num_experts=6, top_k=top_k) / top_k
-    torch.testing.assert_close(statistics.balance_R[0], theirs)
-    torch.testing.assert_close(statistics.z_R[0], router_z_loss_func(logits_NE[None]))
+    torch.testing.assert_close(balance(routed)[0], theirs)
+    torch.testing.assert_close(router_z(routed)[0], router_z_loss_func(logits_NE[None]))
 
 
 def test_balance_is_one_when_balanced_and_experts_when_collapsed():
     balanced = torch.eye(4).repeat(5, 1)[None] * 1e-3
     collapsed = torch.tensor([100.0, 0, 0, 0]).expand(1, 20, 4)
-    assert route(balanced, 1, 20)[1].balance_R.item() == pytest.approx(1, abs=1e-4)
-    assert route(collapsed, 1, 20)[1].balance_R.item() == pytest.approx(4)
-    assert route(collapsed, 1, 20)[1].max_load_R.item() == pytest.approx(4)
+    assert balance(route(balanced, 1, 20)).item() == pytest.approx(1, abs=1e-4)
+    assert balance(route(collapsed, 1, 20)).item() == pytest.approx(4)
+    assert max_load(route(collapsed, 1, 20)).item() == pytest.approx(4)
 
 
 def test_capacity_is_the_expected_load_times_the_factor():
@@ -155,19 +220,19 @@ def test_capacity_is_the_expected_load_times_the_factor():
 def test_a_dropped_token_gets_nothing_and_gives_no_gradient():
     layer = make_layer(capacity_factor=0.25, experts=2)
     x = torch.randn(1, 16, 8, dtype=torch.float64, requires_grad=True)
-    y, statistics = layer(x)
-    dropped = (y == 0).all(-1)
-    assert statistics.dropped_R[0] == pytest.approx(dropped.double().mean().item())
-    assert dropped.any()
+    y, routed = layer(x)
+    without = (y == 0).all(-1)
+    assert dropped(routed)[0] == pytest.approx(without.double().mean().item())
+    assert without.any()
     y.sum().backward()
-    assert (x.grad[dropped] == 0).all()
+    assert (x.grad[without] == 0).all()
 
 
 def test_router_stays_in_float32_under_autocast():
     layer = make_layer().float()
     x = torch.randn(1, 64, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = layer.router_logits(x)
+        logits = layer.router.logits(x)
     assert logits.dtype == torch.float32
     assert torch.equal(logits, x @ layer.router.value)
 
@@ -178,7 +243,7 @@ def test_granularity_keeps_parameters_and_flops_up_to_the_router(granularity):
         request = make_request(granularity=g)
         shape = ModelShape.of(request.cell, request.model, VOCABULARY)
         size = model_size(shape, request.model)
-        router = request.model.blocks * shape.width * shape.experts
+        router = request.model.blocks * shape.width * shape.total_experts
         return size.parameters - router, size.active_parameters - router, size.flops_per_token - 6 * router
 
     assert expert_entries(granularity) == expert_entries(1)
@@ -200,10 +265,11 @@ def test_replicas_do_not_see_each_other():
     experts=st.integers(1, 9),
     top_k=st.integers(1, 4),
     tokens=st.integers(1, 20),
-    places=st.integers(1, 20),
+    slots=st.integers(1, 20),
     renormalize=st.booleans(),
+    gates=st.sampled_from(["softmax", "sigmoid"]),
 )
-def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, places, renormalize):
+def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, slots, renormalize, gates):
     top_k = min(top_k, experts)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, tokens, experts, generator=generator)
@@ -212,19 +278,19 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
     for dense in (False, True):
         mine = logits.clone().requires_grad_()
         with patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense):
-            routing, statistics = route(mine, top_k, min(places, tokens), renormalize=renormalize)
-        ((routing.gates_RKN * weights).sum() + statistics.balance_R.sum() + statistics.z_R.sum()).backward()
-        made.append((routing, statistics, mine.grad))
-    (ours, our_statistics, our_gradient), (theirs, their_statistics, their_gradient) = made
+            routed = route(mine, top_k, min(slots, tokens), renormalize=renormalize, gates=gates)
+        metrics = [metric(routed) for metric in (balance, router_z, dropped, max_load)]
+        ((routed.routing.gates_RKN * weights).sum() + metrics[0].sum() + metrics[1].sum()).backward()
+        made.append((routed.routing, metrics, mine.grad))
+    (ours, our_metrics, our_gradient), (theirs, their_metrics, their_gradient) = made
     torch.testing.assert_close(ours.gates_RKN, theirs.gates_RKN)
     torch.testing.assert_close(our_gradient, their_gradient)
     assert torch.equal(ours.kept_RKN, theirs.kept_RKN)
     assert torch.equal(ours.filled_RM, theirs.filled_RM)
     # Where nothing is kept or filled, the index may be any.
-    assert torch.equal(ours.place_RKN[ours.kept_RKN], theirs.place_RKN[theirs.kept_RKN])
-    assert torch.equal(ours.choice_RM[ours.filled_RM], theirs.choice_RM[theirs.filled_RM])
-    for name, value in vars(our_statistics).items():
-        torch.testing.assert_close(value, getattr(their_statistics, name))
+    assert torch.equal(ours.slot_RKN[ours.kept_RKN], theirs.slot_RKN[theirs.kept_RKN])
+    assert torch.equal(ours.assignment_RM[ours.filled_RM], theirs.assignment_RM[theirs.filled_RM])
+    torch.testing.assert_close(our_metrics, their_metrics)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
@@ -232,11 +298,11 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
 def test_routing_without_sorting_stays_within_its_bounds_whatever_the_logits(value, top_k):
     logits = torch.full((2, 7, 4), value)
     with patch.object(hardware, "prefers_dense", lambda _device: True):
-        routing, _ = route(logits, top_k, 5)
-    for index, end in ((routing.place_RKN, 4 * 5), (routing.choice_RM, top_k * 7)):
+        routing = route(logits, top_k, 5).routing
+    for index, end in ((routing.slot_RKN, 4 * 5), (routing.assignment_RM, top_k * 7)):
         assert ((index >= 0) & (index < end)).all()
-    kept = routing.place_RKN[0][routing.kept_RKN[0]]
-    assert len(kept) == len(kept.unique()), "a place holds one choice"
+    kept = routing.slot_RKN[0][routing.kept_RKN[0]]
+    assert len(kept) == len(kept.unique()), "a slot holds one assignment"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -24,6 +24,7 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import read_json
+from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_all, read_result
 from mup_moe.ops.memory import stack_bytes
@@ -32,7 +33,6 @@ from mup_moe.ops.offsite.archive import CellArchives, read_archive
 from mup_moe.ops.offsite.job_list import Job, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
 from mup_moe.provenance import versions
-from mup_moe.training.stack import METRICS
 from mup_moe.training.version import VERSION
 from test_analysis import summary_of
 

@@ -19,9 +19,9 @@ from mup_moe.config.settings import Config
 from mup_moe.data.corpus import BYTES, vocabulary_of
 from mup_moe.data.tokenizer import gpt2
 from mup_moe.files import UserError
+from mup_moe.model.inventory import size_of
 from mup_moe.model.transformer import Transformer
 from mup_moe.tables import plan, table2
-from mup_moe.tables.cost import size_of, tokens_of_run
 
 BENCHMARK = ROOT / "benchmarks" / "step.csv"
 MACHINE = plan.Machine.read(BENCHMARK)
@@ -82,7 +82,7 @@ def test_the_total_has_every_cell_once():
     for cell in cells.values():
         setup = CONFIG.setups[cell.setup]
         vocabulary = vocabulary_of(CONFIG.corpora[setup.corpus])
-        flops += tokens_of_run(setup) * size_of(cell, setup.model, vocabulary).flops_per_token
+        flops += setup.tokens_per_run * size_of(cell, setup.model, vocabulary).flops_per_token
     assert total.flops == flops + sum(rows[name].flops for name in CONFIG.probes)
     assert total.disk_bytes == sum(
         row.disk_bytes * row.new_cells // row.cells if row.cells else row.disk_bytes for row in rows.values()
@@ -108,7 +108,7 @@ def test_the_saving_is_that_of_the_widths_whatever_the_grid():
         for width in (setup.model.base_width, max(figure.axes.width))
     )
     assert row.saving == pytest.approx(target / base)
-    assert row.flops_at_base == base * tokens_of_run(setup) * len(figure.axes.learning_rate)
+    assert row.flops_at_base == base * setup.tokens_per_run * len(figure.axes.learning_rate)
     more = bill(with_figure("figure1", seed=(0, 1)))["figure1"]
     assert (more.flops_at_base, more.flops_at_target) == (2 * row.flops_at_base, 2 * row.flops_at_target)
     assert bill()["figure2a"].saving is None
@@ -238,7 +238,7 @@ def test_granularity_changes_nothing_but_the_router():
     assert len(granularities) > 2
 
     def beside_the_router(model: table2.Model) -> tuple[int, int, int]:
-        router = model.setup.model.blocks * model.shape.width * model.shape.experts
+        router = model.setup.model.blocks * model.shape.width * model.shape.total_experts
         flops = 6 * router * model.tokens
         return model.parameters - router, model.active_parameters - router, model.flops - flops
 

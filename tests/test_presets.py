@@ -17,7 +17,6 @@ from mup_moe.config.load import ConfigError, overlay, read_document, read_preset
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
 from mup_moe.tables import plan
-from mup_moe.tables.cost import tokens_of_run, tokens_of_step
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
@@ -75,7 +74,7 @@ def test_the_text_lasts_for_an_epoch(name):
     for figure in config.figures.values():
         setup = config.setups[figure.setup]
         kept = 1 - config.corpora[setup.corpus].validation_fraction
-        assert rows[setup.corpus].tokens * kept > tokens_of_run(setup)
+        assert rows[setup.corpus].tokens * kept > setup.tokens_per_run
 
 
 def test_authors_has_the_settings_of_their_public_code():
@@ -90,8 +89,8 @@ def test_authors_has_the_settings_of_their_public_code():
     assert (model.base_experts, model.top_k, model.ffn_ratio) == (8, 1, 3)
     assert (model.activation, model.capacity_factor) == ("relu", 1.0)
     assert (training.steps, training.batch_size, model.sequence) == (25_000, 64, 128)
-    assert tokens_of_step(setup) == 8_192
-    assert tokens_of_run(setup) == 204_800_000
+    assert setup.tokens_per_step == 8_192
+    assert setup.tokens_per_run == 204_800_000
     assert (training.warmup_steps, training.final_lr_fraction) == (250, 0.1)
     assert (training.adam_betas, training.adam_eps, training.weight_decay) == ((0.9, 0.999), 1e-8, 0.01)
     assert training.clip_norm == 1.0
@@ -137,7 +136,7 @@ def test_gpu_is_what_one_device_does():
     setup = config.setups[figure.setup]
     assert len(figure.cells()) == 108
     assert max(figure.axes.width) >= 512
-    assert (setup.training.steps, tokens_of_step(setup)) == (3_000, 8_192)
+    assert (setup.training.steps, setup.tokens_per_step) == (3_000, 8_192)
     assert config.corpora[setup.corpus].source == "python"
 
 

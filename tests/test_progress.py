@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from mup_moe.config.load import read_config
+from mup_moe.model.inventory import size_of
 from mup_moe.ops import heartbeat
 from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.ops.progress.forecast import CellForecast, Forecast, ask_forecast, makespan
 from mup_moe.ops.progress.report import line
 from mup_moe.ops.progress.run_watch import RunWatch, Standing
-from mup_moe.tables.cost import size_of
 from mup_moe.tables.machine import START_SECONDS, Machine
 
 START, STEPS, ELSEWHERE = 2.0, 300, "node7"

@@ -19,25 +19,33 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from conftest import CONFIG, VOCABULARY, make_request
+from conftest import CONFIG, MODERN, VOCABULARY, make_request
 from mup_moe.config.cell import AXES, Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.optimizers import OPTIMIZERS, OptimizerEntry
 from mup_moe.files import UserError
 from mup_moe.model import hardware
 from mup_moe.model.attention import causal_attention
 from mup_moe.model.cross_entropy import cross_entropy
+from mup_moe.model.inventory import size_of
+from mup_moe.model.metrics import METRICS
+from mup_moe.model.scaling import factors
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.weight import weights_of
+from mup_moe.ops.memory import memory_mb
 from mup_moe.training import optimizer
 from mup_moe.training import stack as stack_module
+from mup_moe.training.adamw import StackedAdamW
 from mup_moe.training.device import indexed
-from mup_moe.training.stack import METRICS, Stack
-from mup_moe.training.trainer import BLOCK_STEPS, Trainer
+from mup_moe.training.optimizer import StackedOptimizer
+from mup_moe.training.stack import Stack
+from mup_moe.training.trainer import BLOCK_STEPS, Trainer, learning_rate
 
 CPU = torch.device("cpu")
 DENSE = {"architecture": "dense", "experts": 1}
-SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}]
+SHAPES = [{}, DENSE, {"top_k": 2, "width": 16}, {"granularity": 4, "experts": 8, "final_norm": True}, MODERN]
+HOW = {"precision": "float32", "block_steps": BLOCK_STEPS}
 
 
 def make_trainer(tokens, *requests, step_mode="eager"):
@@ -180,6 +188,8 @@ def test_cells_of_different_shapes_are_not_trained_in_lockstep(tokens):
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_losses_compile_as_one_graph_with_the_same_gradients(tokens, changes, precision):
+    # All cases compile one function, and torch gives up on it after a few.
+    torch._dynamo.reset()
     requests = [make_request(**changes, precision=precision, seed=seed) for seed in (0, 1)]
     trainer = make_trainer(tokens, *requests)
     windows = trainer.training_batch(0)
@@ -223,7 +233,15 @@ def step_on(device, monkeypatch, **changes):
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
     requests = [make_request(**changes, seed=seed) for seed in (0, 1, 1)]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
-    stack = Stack(requests, shape, torch.device(device), "float32", "eager", [0, 1], BLOCK_STEPS)
+    stack = Stack(
+        requests,
+        shape,
+        torch.device(device),
+        precision="float32",
+        step_mode="eager",
+        seeds=[0, 1],
+        block_steps=BLOCK_STEPS,
+    )
     settings = requests[0].training
     windows = torch.zeros(BLOCK_STEPS, 2, settings.batch_size, requests[0].model.sequence + 1, dtype=torch.long)
     stack.load_block(windows, torch.ones(BLOCK_STEPS), 0)
@@ -297,9 +315,10 @@ def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, b
     gradients = [[torch.randn(t.shape, generator=generator) for t in start] for _ in range(steps)]
     how = replace(make_request().training, clip_norm=clip, adam_betas=betas)
     stacked = [tensor.clone() for tensor in start]
-    moments = [[torch.zeros_like(tensor) for tensor in start] for _ in range(2)]
+    states = [{name: torch.zeros_like(tensor) for name in ("exp_avg", "exp_avg_sq")} for tensor in start]
     taken = torch.zeros(())
-    norms = [optimizer._clip_and_update(stacked, g, *moments, rates, decays, taken, how) for g in gradients]
+    update = StackedAdamW.update
+    norms = [optimizer._clip_and_update(update, stacked, g, states, rates, decays, taken, how) for g in gradients]
     for replica in range(3):
         alone = [nn.Parameter(tensor[replica].clone()) for tensor in start]
         groups = [
@@ -317,6 +336,68 @@ def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, b
             torch.testing.assert_close(ours[replica], theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
+class Lion(StackedOptimizer):
+    """Lion (Chen et al., 2023, algorithm 2), as one adds an optimizer."""
+
+    @staticmethod
+    def update(tensor, gradient, state, rate, decay, taken, settings):  # noqa: ARG004
+        """As of `StackedOptimizer`."""
+        beta1, beta2 = settings.adam_betas
+        step = torch.lerp(gradient, state["momentum"], beta1).sign()
+        tensor.mul_(1 - rate * decay).sub_(rate * step)
+        state["momentum"].lerp_(gradient, 1 - beta2)
+
+
+@pytest.fixture
+def lion(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "lion", OptimizerEntry(state=("momentum",), made_by=f"{__name__}:Lion"))
+
+
+@pytest.mark.usefixtures("lion")
+def test_another_optimizer_is_a_class_and_a_line_of_the_registry(tokens):
+    changes = {"optimizer": "lion", "steps": BLOCK_STEPS + 7, "width": 16}
+    requests = [
+        make_request(learning_rate=LearningRate(rate), parametrization=rules, **changes)
+        for rate, rules in (("2^-9", "mup"), ("2^-8", "sp"))
+    ]
+    whole, first, rest = (make_trainer(tokens, *requests) for _ in range(3))
+    whole.run()
+    first.run(until=BLOCK_STEPS + 3)
+    rest.load_states(BLOCK_STEPS + 3, list(first.states().values()))
+    rest.run()
+    for ours, theirs in zip(rest.outcomes(), whole.outcomes(), strict=True):
+        np.testing.assert_array_equal(ours.history_TM, theirs.history_TM)
+        assert ours.history_TM[-1, 0] < ours.history_TM[0, 0]
+    names = {name.partition("/")[0] for name in whole.states()[0]}
+    assert names == {"parameter", "momentum", "history"}
+    # Every entry takes steps of the tensor's own rate.
+    alone = make_trainer(tokens, *requests)
+    before = [weight.value.detach().clone() for weight in weights_of(alone.model).values()]
+    alone.run(until=1)
+    shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
+    base = ModelShape.base_of(requests[0].cell, requests[0].model, VOCABULARY)
+    for replica, request in enumerate(requests):
+        table = factors(request.parametrization, shape, base, request.model)
+        for (name, weight), old in zip(weights_of(alone.model).items(), before, strict=True):
+            rate = learning_rate(request, 0) * table[name].lr
+            kept = 1 - rate * request.training.weight_decay * table[name].weight_decay
+            moved = (weight.value[replica] - old[replica] * kept).detach().abs()
+            assert ((moved - rate).abs().lt(1e-5) | moved.lt(1e-6)).all(), name
+
+
+@pytest.mark.usefixtures("lion")
+def test_memory_and_the_bill_follow_what_an_optimizer_keeps():
+    large = {"width": 512, "experts": 32}
+    adamw, lion = make_request(**large), make_request(optimizer="lion", **large)
+    parameters = size_of(lion.cell, lion.model, VOCABULARY).parameters
+    for device, copies in {"cpu": 4, "cuda": 3}.items():
+        mb = [memory_mb([request], VOCABULARY, device, "1") for request in (adamw, lion)]
+        # 4 bytes for a parameter, a quarter more for what was not thought of.
+        assert mb[0] - mb[1] == pytest.approx(1.25 * copies * 4 * parameters / 1e6, abs=1)
+    with pytest.raises(ValueError, match="`optimizer` is 'muon' but must be one of adamw, lion"):
+        make_request(optimizer="muon")
+
+
 def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
     drawn = []
     monkeypatch.setattr(torch, "randn", lambda *args, randn=torch.randn, **how: drawn.append(1) or randn(*args, **how))
@@ -324,8 +405,8 @@ def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
         make_request(seed=seed, learning_rate=LearningRate(rate)) for seed in (0, 1) for rate in ("2^-6", "2^-7")
     ]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
-    stack = Stack(requests, shape, CPU, "float32", "eager", [0, 1], BLOCK_STEPS)
-    random = [weight for weight in weights_of(stack.model).values() if weight.fill is None]
+    stack = Stack(requests, shape, CPU, step_mode="eager", seeds=[0, 1], **HOW)
+    random = [weight for weight in weights_of(stack.model).values() if weight.spec.fill is None]
     assert len(drawn) == 2 * len(random)
     for weight in random:
         assert torch.equal(weight.value[0], weight.value[1])
@@ -487,7 +568,7 @@ def test_a_stack_that_nobody_uses_gives_its_memory_back_at_once():
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
     gc.disable()
     try:
-        stack = Stack([request], shape, CPU, "float32", "eager", [0], BLOCK_STEPS)
+        stack = Stack([request], shape, CPU, step_mode="eager", seeds=[0], **HOW)
         model = weakref.ref(stack.model)
         del stack
         assert model() is None
@@ -506,7 +587,15 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
     request = make_request()
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
     with pytest.raises(AttributeError):  # the model that is not there
-        Stack([request], shape, torch.device("cuda"), "float32", "graph", [0], BLOCK_STEPS)
+        Stack(
+            [request],
+            shape,
+            torch.device("cuda"),
+            precision="float32",
+            step_mode="graph",
+            seeds=[0],
+            block_steps=BLOCK_STEPS,
+        )
     assert default == [torch.device("cuda", 3)]
 
 

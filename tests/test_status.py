@@ -27,13 +27,13 @@ from mup_moe.__main__ import main
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import read_config
 from mup_moe.data.tokens import Tokens
+from mup_moe.model.inventory import size_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.cell_folder import Result
 from mup_moe.ops.checkpoint import Checkpoint
 from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.ops.status.survey import State
 from mup_moe.parametrization import parse_table
-from mup_moe.tables.cost import size_of
 from mup_moe.training.request import TrainingRequest
 
 VOCABULARY, STEPS, TOKENS_OF_STEP = 300, 400, 4 * 16

@@ -1,4 +1,4 @@
-"""The parametrization table: role x (init variance, multiplier, Adam LR, weight decay).
+"""The parametrization table: role x (init variance, multiplier, learning rate, weight decay).
 
 A parametrization is data (config.yaml, `parametrizations`); this module reads it. Paper, Table 1.
 """
@@ -21,11 +21,14 @@ ROLES = (
     "router",
     "unembedding",
 )
-FACTORS = ("init_variance", "multiplier", "adam_lr", "weight_decay")
+FACTORS = ("init_variance", "multiplier", "lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
-VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "experts", "top_k", "granularity", "head_size")
+VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")
+# An axis and a setting have these names, and count at granularity 1; a rule counts what a layer has.
+_NOT_IN_RULES = {"experts": "total_experts", "top_k": "active_experts"}
 
-_TERM = re.compile(r"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/[1-9]\d*)?))?|1")
+_ONE = r"1(?:\.0*)?(?:[eE][+-]?0+)?"
+_TERM = re.compile(rf"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<power>-?\d+(?:\.\d+|/[1-9]\d*)?))?|{_ONE}")
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,15 @@ class Power:
 
     @classmethod
     def parse(cls, text: str | float) -> Self:
-        """Reads "1", "1/fan_in", "sqrt(experts)/width", "fan_in^-0.5". Raises ValueError."""
+        """Reads "1", "1/fan_in", "sqrt(total_experts)/width", "fan_in^-0.5". Raises ValueError."""
         exponents: dict[str, Fraction] = {}
         # "a/b*c" is ((a/b)*c), as everywhere: each factor takes the sign of the operator before it.
         tokens = re.split(r"\s*([*/])(?![\d.])\s*", f"{text}".strip())
         for operator, term in zip(["*", *tokens[1::2]], tokens[0::2], strict=True):
             match = _TERM.fullmatch(term)
             name = match["name"] if match else None
+            if name in _NOT_IN_RULES:
+                raise ValueError(f"{text!r}: `{name}` is no size of a layer: write `{_NOT_IN_RULES[name]}`")
             if not match or (name and name not in VARIABLES):
                 raise ValueError(
                     f"{text!r} is no factor: write a product of powers of {', '.join(VARIABLES)}, such as 1 or 1/fan_in"
@@ -73,14 +78,19 @@ class Rule:
 
     init_variance: Power
     multiplier: Power
-    adam_lr: Power
+    lr: Power
     weight_decay: Power
 
     @classmethod
     def parse(cls, factors: Any) -> Self:
-        """Reads [init variance, multiplier, Adam LR, weight decay]. Raises ValueError."""
+        """Reads a list of all `FACTORS`, or some by name, the others 1. Raises ValueError."""
+        if isinstance(factors, Mapping):
+            for name in factors:
+                if name not in FACTORS:
+                    raise ValueError(f"{name!r} is not a factor: the factors are {', '.join(FACTORS)}")
+            factors = [factors.get(name, 1) for name in FACTORS]
         if not isinstance(factors, (list, tuple)) or len(factors) != len(FACTORS):
-            raise ValueError(f"{factors!r} must list {len(FACTORS)} factors: {', '.join(FACTORS)}")
+            raise ValueError(f"{factors!r} must list {len(FACTORS)} factors, or name some: {', '.join(FACTORS)}")
         return cls(*(Power.parse(factor) for factor in factors))
 
     def as_row(self) -> list[str]:

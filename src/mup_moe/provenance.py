@@ -46,7 +46,7 @@ _PACKAGE = Path(__file__).parent
 SOURCES = tuple(
     [_PACKAGE / "parametrization.py", *sorted(_PACKAGE.glob("model/*.py"))]
     + [_PACKAGE / "config" / "learning_rate.py", _PACKAGE / "data" / "tokens.py"]
-    + [_PACKAGE / "training" / name for name in ("batches.py", "optimizer.py", "stack.py", "trainer.py")]
+    + [_PACKAGE / "training" / name for name in ("adamw.py", "batches.py", "optimizer.py", "stack.py", "trainer.py")]
 )
 
 

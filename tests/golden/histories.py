@@ -20,9 +20,10 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.tokenize import tokenize
 from mup_moe.data.tokens import Tokens
+from mup_moe.model.metrics import METRICS
 from mup_moe.training.probe import measure
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.trainer import METRICS, Trainer
+from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION
 
 FILE = Path(__file__).with_name("histories.json")

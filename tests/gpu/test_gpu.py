@@ -19,11 +19,11 @@ sys.path.insert(0, str(ROOT / "src"))
 from mup_moe.config.cell import Cell  # noqa: E402
 from mup_moe.config.learning_rate import LearningRate  # noqa: E402
 from mup_moe.config.settings import ModelSettings, TrainingSettings  # noqa: E402
+from mup_moe.model.metrics import METRICS  # noqa: E402
 from mup_moe.ops.device import claim_device  # noqa: E402
 from mup_moe.parametrization import parse_table  # noqa: E402
 from mup_moe.training.device import precision_on  # noqa: E402
 from mup_moe.training.request import TrainingRequest  # noqa: E402
-from mup_moe.training.stack import METRICS  # noqa: E402
 from mup_moe.training.trainer import Outcome, Trainer  # noqa: E402
 
 VOCABULARY = 97

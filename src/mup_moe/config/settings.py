@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.optimizers import OPTIMIZERS
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.
@@ -153,6 +154,10 @@ class ModelSettings(_Section):
     logit_multiplier: Annotated[float, _POSITIVE]
     scale_residual_init: bool
     expert_fan_in: Literal["own", "width"]
+    gated: bool = neutral(False)
+    norm: Literal["layernorm", "rmsnorm"] = neutral("layernorm")
+    positions: Literal["learned", "rotary"] = neutral("learned")
+    gates: Literal["softmax", "sigmoid"] = neutral("softmax")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,6 +173,12 @@ class ModelSettings(_Section):
             divisor = self.heads or self.head_size or 1
             name = "heads" if self.heads else "head_size"
             _require(width % divisor == 0, f"`{key}` {width} is not divisible by `{name}` {divisor}")
+            head_size = self.head_size or width // divisor
+            _require(
+                self.positions != "rotary" or head_size % 2 == 0,
+                f"`positions` rotary pairs the entries of a head, but its size is {head_size} at `{key}` {width}:"
+                f" change `{name}` so that it is even",
+            )
         size = self.ffn_ratio * cell.width
         _require(
             size % cell.granularity == 0,
@@ -206,6 +217,7 @@ class TrainingSettings(_Section):
     divergence_margin: Annotated[float, _POSITIVE]
     divergence_span: Annotated[float, _POSITIVE]
     precision: Literal["auto", "float32", "bfloat16"]
+    optimizer: str = neutral("adamw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -218,6 +230,8 @@ class TrainingSettings(_Section):
         )
         for beta in self.adam_betas:
             _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
+        known = ", ".join(OPTIMIZERS)
+        _require(self.optimizer in OPTIMIZERS, f"`optimizer` is {self.optimizer!r} but must be one of {known}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +241,16 @@ class SetupSettings(_Section):
     corpus: str
     model: ModelSettings
     training: TrainingSettings
+
+    @property
+    def tokens_per_step(self) -> int:
+        """The tokens of one step of one cell."""
+        return self.training.batch_size * self.model.sequence
+
+    @property
+    def tokens_per_run(self) -> int:
+        """The tokens that one cell is trained on."""
+        return self.training.steps * self.tokens_per_step
 
 
 @dataclass(frozen=True, kw_only=True)

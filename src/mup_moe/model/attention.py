@@ -9,8 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model.inventory import attention_tensors
 from mup_moe.model.shape import ModelShape
 from mup_moe.model.weight import Weight
+
+_ROTARY_BASE = 10_000.0
 
 
 def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
@@ -25,27 +29,37 @@ def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
     return torch.bmm(weights.to(v.dtype), v).view(shape)
 
 
+def rotate(x_XHSP: Tensor) -> Tensor:
+    """Queries or keys with their positions in them (RoFormer, eq. 34), the halves of a head paired as Llama's are."""
+    positions, size = x_XHSP.shape[-2:]
+    frequency_P = _ROTARY_BASE ** (-torch.arange(0, size, 2, device=x_XHSP.device) / size).repeat(2)
+    angle_SP = torch.arange(positions, device=x_XHSP.device)[:, None] * frequency_P
+    first, second = x_XHSP.chunk(2, dim=-1)
+    cosine_SP, sine_SP = angle_SP.cos().to(x_XHSP.dtype), angle_SP.sin().to(x_XHSP.dtype)
+    return x_XHSP * cosine_SP + torch.cat([-second, first], -1) * sine_SP
+
+
 class Attention(nn.Module):
     """Causal multi-head attention without biases."""
 
-    def __init__(self, shape: ModelShape, replicas: int) -> None:
+    def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
         super().__init__()
-        width = shape.width
+        tensors = attention_tensors(shape)
         self.heads = shape.heads
-        self.qkv = Weight("attention", (width, 3 * width), fan_in=width, fan_out=width, replicas=replicas)
-        self.out = Weight(
-            "attention", (width, width), fan_in=width, fan_out=width, replicas=replicas, into_residual=True
-        )
-        # The scale of the logits q.k, one per replica; `model.scaling` sets it.
+        self.rotary = settings.positions == "rotary"
+        self.qkv, self.out = Weight(tensors["qkv"], replicas), Weight(tensors["out"], replicas)
+        # The scale of the logits q.k, one per replica; `model.initialize` sets it.
         self.register_buffer("logit_scale_R", torch.full((replicas,), float("nan")), persistent=False)
         self.logit_scale_R: Tensor
 
     def forward(self, x_RND: Tensor, sequence: int) -> Tensor:
         """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
         replicas, tokens, width = x_RND.shape
-        q, k, v = self.qkv.scale(x_RND @ self.qkv.value).chunk(3, dim=-1)
+        q, k, v = self.qkv.times(x_RND).chunk(3, dim=-1)
         q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)
         heads = (replicas * tokens // sequence, sequence, self.heads, width // self.heads)
         q, k, v = (t.reshape(heads).transpose(1, 2) for t in (q, k, v))
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
         mixed_RND = causal_attention(q, k, v).transpose(1, 2).reshape(replicas, tokens, width)
-        return self.out.scale(mixed_RND @ self.out.value)
+        return self.out.times(mixed_RND)

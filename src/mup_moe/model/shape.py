@@ -11,15 +11,16 @@ from mup_moe.config.settings import ModelSettings
 class ModelShape:
     """Every number that a rule of the parametrization table may refer to, and the vocabulary.
 
-    `experts`, `top_k` and `expert_size` are the instantiated ones, granularity included. A dense
+    `total_experts`, `active_experts` (of a token) and `expert_size` include granularity, unlike the axis
+    `experts` and the setting `top_k`. A dense
     model is one feed-forward layer of the size that an MoE's token is routed through.
     """
 
     dense: bool
     width: int
     head_size: int
-    experts: int
-    top_k: int
+    total_experts: int
+    active_experts: int
     granularity: int
     expert_size: int
     vocabulary: int
@@ -33,8 +34,8 @@ class ModelShape:
             dense=dense,
             width=cell.width,
             head_size=settings.head_size or cell.width // (settings.heads or 1),
-            experts=1 if dense else cell.experts * cell.granularity,
-            top_k=1 if dense else settings.top_k * cell.granularity,
+            total_experts=1 if dense else cell.experts * cell.granularity,
+            active_experts=1 if dense else settings.top_k * cell.granularity,
             granularity=cell.granularity,
             expert_size=settings.ffn_ratio * cell.width * (settings.top_k if dense else 1) // cell.granularity,
             vocabulary=vocabulary,

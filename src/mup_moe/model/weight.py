@@ -1,51 +1,18 @@
-"""A tensor of the model and its role."""
+"""A parameter of R replicas, and what a parametrization knows of it."""
 
 import torch
 from torch import Tensor, nn
 
-from mup_moe.parametrization import ROLES
-
-# Roles that are looked up or multiplied elementwise rather than by a matrix product.
-_NO_MATMUL = ("embedding", "norm")
+from mup_moe.model.inventory import TensorSpec
 
 
 class Weight(nn.Module):
-    """One parameter, stacked over R replicas, with what a parametrization needs to know of it.
+    """One tensor of the inventory, stacked over R replicas: `value` [R, *spec.shape], uninitialised."""
 
-    Args:
-        role: one of `ROLES`; anything else raises ValueError.
-        shape: the tensor's own shape, without the replica axis.
-        fan_in: entries that one output sums over.
-        fan_out: outputs that one input feeds.
-        replicas: R, the leading axis of `value`.
-        into_residual: the output is added to the residual stream.
-        active: the share of the tensor that one token is multiplied by (top_k / experts).
-        fill: a constant to start from in place of random numbers (norms).
-
-    """
-
-    def __init__(
-        self,
-        role: str,
-        shape: tuple[int, ...],
-        *,
-        fan_in: int,
-        fan_out: int,
-        replicas: int,
-        into_residual: bool = False,
-        active: float = 1.0,
-        fill: float | None = None,
-    ) -> None:
+    def __init__(self, spec: TensorSpec, replicas: int) -> None:
         super().__init__()
-        if role not in ROLES:
-            raise ValueError(f"role {role!r} is unknown: use one of {', '.join(ROLES)}, or add it to the table")
-        self.role = role
-        self.fan_in = fan_in
-        self.fan_out = fan_out
-        self.into_residual = into_residual
-        self.active = active
-        self.fill = fill
-        self.value = nn.Parameter(torch.empty(replicas, *shape))
+        self.spec = spec
+        self.value = nn.Parameter(torch.empty(replicas, *spec.shape))
         # One per replica, or None where all are 1 and the product is left out.
         self.register_buffer("multiplier_R", None, persistent=False)
         self.multiplier_R: Tensor | None
@@ -54,15 +21,17 @@ class Weight(nn.Module):
         """`x_RXY` times the multiplier of each replica."""
         return x_RXY if self.multiplier_R is None else (x_RXY * self.multiplier_R[:, None, None]).to(x_RXY.dtype)
 
-    @property
-    def size(self) -> int:
-        """Entries of one replica."""
-        return self.value.numel() // self.value.shape[0]
+    def times(self, x_RNI: Tensor) -> Tensor:
+        """Each row times the matrix and the multiplier, [R, N, O].
 
-    @property
-    def is_matmul(self) -> bool:
-        """Whether a token's FLOPs include a product with this tensor."""
-        return self.role not in _NO_MATMUL
+        Of a stack of E matrices, each is for one of E runs of rows, all of one length.
+        """
+        if self.value.dim() == 3:
+            return self.scale(x_RNI @ self.value)
+        replicas, experts, fan_in, fan_out = self.value.shape
+        # Replicas and experts are one batch of matrix products: (R E) C I @ (R E) I O.
+        product = torch.bmm(x_RNI.view(replicas * experts, -1, fan_in), self.value.flatten(0, 1))
+        return self.scale(product.view(replicas, -1, fan_out))
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:

@@ -236,7 +236,7 @@ class CellFiles:
         """The rows of history.csv, its header first, and the content of summary.json."""
         import torch
 
-        from mup_moe.training.stack import METRICS
+        from mup_moe.model.metrics import METRICS
         from mup_moe.training.trainer import learning_rate
 
         steps = len(outcome.history_TM)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mup_moe.config.jobs import even_parts
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
-from mup_moe.model.transformer import model_size
+from mup_moe.model.inventory import model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.cell_folder import CellFiles, keep_all
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, load_together

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 
-from mup_moe.config.settings import ModelSettings
+from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.files import UserError
+from mup_moe.model.inventory import model_size
 from mup_moe.model.shape import ModelShape
 from mup_moe.training.request import TrainingRequest
 
@@ -12,8 +13,8 @@ from mup_moe.training.request import TrainingRequest
 _CPU_REPLICAS, _CPU_PARAMETERS = 6, 16_000_000
 # Of a process with torch, with the pages that malloc keeps, or with CUDA; and of the Snakemake around it.
 _CPU_PROCESS_MB, _GPU_PROCESS_MB = 1300, 6000
-# A parameter with its gradient, two moments and temporaries; in a checkpoint, with a copy being written.
-_TRAINED_BYTES, _SAVED_BYTES = 24, 36
+# A parameter's gradient and temporaries; what a checkpoint takes while it is written, in its own size.
+_STEP_BYTES, _SAVING = 12, 3
 # Of an activation, forward and backward; a token has some dozens of them per unit of width.
 _ACTIVATION_BYTES, _ACTIVATIONS_PER_WIDTH = 8, 40
 _SLACK = 1.25
@@ -52,8 +53,8 @@ def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type:
 
 
 def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:
-    parameters = parameters_of(shape, cells[0].model)
-    saved = _SAVED_BYTES * parameters
+    parameters = model_size(shape, cells[0].model).parameters
+    saved = _SAVING * OPTIMIZERS[cells[0].training.optimizer].bytes_per_parameter * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
     replicas = min(len(cells), replicas_on(device_type, wanted, parameters) or len(cells))
@@ -61,20 +62,11 @@ def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str,
 
 
 def stack_bytes(shape: ModelShape, request: TrainingRequest, replicas: int) -> int:
-    """About what so many replicas of a cell hold while they train: parameters, Adam's state, activations."""
+    """About what so many replicas of a cell hold while they train: parameters, the optimizer's state, activations."""
     training, model = request.training, request.model
     tokens = training.batch_size * model.sequence
     per_token = 2 * shape.vocabulary + model.blocks * (
         _ACTIVATIONS_PER_WIDTH * shape.width + shape.heads * model.sequence
     )
-    return replicas * (_TRAINED_BYTES * parameters_of(shape, model) + _ACTIVATION_BYTES * tokens * per_token)
-
-
-def parameters_of(shape: ModelShape, model: ModelSettings) -> int:
-    """The parameters of a model, as `model_size` counts them on the model itself."""
-    attention = 4 * shape.width**2
-    router = 0 if shape.dense else shape.width * shape.experts
-    experts = 2 * shape.experts * shape.width * shape.expert_size
-    norms = shape.width * (4 * model.blocks + (2 if model.final_norm else 0))
-    embeddings = shape.width * (2 * shape.vocabulary + model.sequence)
-    return embeddings + norms + model.blocks * (attention + router + experts)
+    per_parameter = OPTIMIZERS[training.optimizer].bytes_per_parameter + _STEP_BYTES
+    return replicas * (per_parameter * model_size(shape, model).parameters + _ACTIVATION_BYTES * tokens * per_token)

@@ -1,6 +1,6 @@
 """What the sweep will cost, before any of it runs: python -m mup_moe plan.
 
-Counts come from models without storage, hours from a benchmark of the training step, sizes on disk
+Counts come from the inventory of tensors, hours from a benchmark of the training step, sizes on disk
 from what was measured on finished runs. Needs neither tokens nor cells.
 """
 
@@ -17,19 +17,19 @@ from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.load import validate
+from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
 from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
-from mup_moe.tables.cost import size_of, tokens_of_run, tokens_of_step
+from mup_moe.model.inventory import size_of
 from mup_moe.tables.machine import START_SECONDS, Machine
 
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
 COPIES = 2  # a cell's result and the copy that it keeps
-STATE_BYTES = 12  # a parameter and its two moments in a checkpoint
 # Bytes of text per token. A tokenizer trained on its own corpus, by vocabulary (measured on Python
 # source); GPT-2's on English web text (assumed: The Pile's share of Common Crawl has about 4.4).
 _BPE_VOCABULARY = (300, 512, 1024, 2048, 8192, 32768)
@@ -112,6 +112,7 @@ class _Bill:
     flops: int
     seconds: float
     disk_bytes: int
+    checkpoint_bytes: int
 
 
 def plan(config: Config, machine: Machine) -> list[Row]:
@@ -166,7 +167,7 @@ def _text_bytes(corpus: CorpusSettings) -> float:
 
 def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, start_seconds: float) -> _Bill:
     size = size_of(cell, setup.model, vocabulary)
-    tokens = tokens_of_run(setup)
+    tokens = setup.tokens_per_run
     flops = tokens * size.flops_per_token
     return _Bill(
         parameters=size.parameters,
@@ -175,6 +176,7 @@ def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, s
         flops=flops,
         seconds=start_seconds + machine.seconds(flops, cell.width),
         disk_bytes=COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES),
+        checkpoint_bytes=OPTIMIZERS[setup.training.optimizer].bytes_per_parameter * size.parameters,
     )
 
 
@@ -183,11 +185,11 @@ def _probe_bill(
 ) -> _Bill:
     size = size_of(cell, setup.model, vocabularies[setup.corpus])
     # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
-    tokens = (probe.steps[-1] + len(probe.steps)) * tokens_of_step(setup)
+    tokens = (probe.steps[-1] + len(probe.steps)) * setup.tokens_per_step
     flops = tokens * size.flops_per_token
     start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
     seconds = start + machine.seconds(flops, cell.width)
-    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0)
+    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0, checkpoint_bytes=0)
 
 
 def _tuning(
@@ -229,7 +231,7 @@ def _row(
         flops=sum(bill.flops for bill in every),
         device_hours=sum(bill.seconds for bill in every) / 3600,
         disk_bytes=sum(bill.disk_bytes for bill in every),
-        checkpoint_bytes=STATE_BYTES * largest.parameters if kind == "figure" else None,
+        checkpoint_bytes=largest.checkpoint_bytes if kind == "figure" else None,
         flops_at_base=at_base,
         flops_at_target=at_target,
         saving=at_target / at_base if at_base and at_target else None,

@@ -16,7 +16,7 @@ from mup_moe.files import UserError, write_csv, write_text
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)
-_HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Adam LR", "Weight decay")
+_HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Learning rate", "Weight decay")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

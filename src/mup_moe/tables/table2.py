@@ -2,7 +2,7 @@
 
 The paper's own Table 2 is not public: this is that of the sweep that runs. The CSV has a row per
 model, its sweep and its set-up's hyperparameters beside it; Markdown and LaTeX have a part for each.
-Sizes are counted on instances of the models, with the vocabulary that tokenization found.
+Sizes are counted from each model's inventory of tensors, with the vocabulary that tokenization found.
 """
 
 import argparse
@@ -20,17 +20,17 @@ from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, Setu
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
+from mup_moe.model.inventory import size_of
 from mup_moe.model.shape import ModelShape
-from mup_moe.tables.cost import size_of, tokens_of_run
 
 MODEL_COLUMNS = (
     *("setup", "architecture", "width", "experts", "granularity", "figures", "blocks", "heads", "head_size"),
-    *("instantiated_experts", "top_k", "expert_size", "parameters", "active_parameters", "tokens", "flops"),
+    *("total_experts", "active_experts", "expert_size", "parameters", "active_parameters", "tokens", "flops"),
     *("parametrizations", "learning_rates", "seeds"),
 )
 CORPUS_COLUMNS = ("corpus", "source", "tokenizer", "vocabulary", "training_tokens", "validation_tokens")
 # What MODEL_COLUMNS tells of each model.
-_TOLD = {"blocks", "heads", "head_size", "top_k"}
+_TOLD = {"blocks", "heads", "head_size"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ class Model:
         values = (
             *(cell.setup, cell.architecture, cell.width, cell.experts, cell.granularity),
             *(self.figures, self.setup.model.blocks, shape.heads, shape.head_size),
-            *((None, None) if shape.dense else (shape.experts, shape.top_k)),
+            *((None, None) if shape.dense else (shape.total_experts, shape.active_experts)),
             *(shape.expert_size, self.parameters, self.active_parameters, self.tokens, self.flops),
             _distinct(cell.parametrization for cell in self.cells),
             _distinct(cell.learning_rate for cell in self.cells),
@@ -97,7 +97,7 @@ def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
     models: dict[tuple[Any, ...], Model] = {}
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
-        vocabulary, tokens = vocabularies[setup.corpus], tokens_of_run(setup)
+        vocabulary, tokens = vocabularies[setup.corpus], setup.tokens_per_run
         for cell in figure.cells():
             key = (cell.setup, cell.architecture, cell.width, cell.experts, cell.granularity)
             if key not in models:
@@ -148,17 +148,17 @@ _Part = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
 
 def _model_part(models: Iterable[Model]) -> _Part:
     headings = (
-        *("Set-up", "Figures", "Model", "Width", "Blocks", "Heads", "Head size", "Experts", "Top-k", "Granularity"),
-        *("Expert size", "Parameters", "Active", "Tokens", "FLOPs"),
+        *("Set-up", "Figures", "Model", "Width", "Blocks", "Heads", "Head size"),
+        *("Total experts", "Active experts", "Granularity", "Expert size", "Parameters", "Active", "Tokens", "FLOPs"),
     )
     prefixed = EngFormatter(places=2)
     rows = []
     for model in models:
         row = model.row()
-        sizes = ("width", "blocks", "heads", "head_size", "instantiated_experts", "top_k", "granularity", "expert_size")
+        counts = ("total_experts", "active_experts", "granularity", "expert_size")
         rows.append(
             [row["setup"], ", ".join(row["figures"]), {"moe": "MoE"}.get(row["architecture"], row["architecture"])]
-            + [_shown(row[name]) for name in sizes]
+            + [_shown(row[name]) for name in ("width", "blocks", "heads", "head_size", *counts)]
             + [prefixed(row[name]) for name in ("parameters", "active_parameters", "tokens", "flops")]
         )
     return headings, _grouped(rows)

@@ -115,7 +115,7 @@ def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
     The gradients are those of the mean cross-entropy, without the auxiliary losses that are minimised too.
     """
     with _tapped(trainer) as seen:
-        trainer.losses(windows_RBS).cross_entropy_R.sum().backward()
+        trainer.losses(windows_RBS)["train_loss"].sum().backward()
     for parameter in trainer.model.parameters():
         parameter.grad = None
     return seen
@@ -143,7 +143,7 @@ def _tapped(trainer: Trainer) -> Iterator[Seen]:
 def activations(seen: Seen) -> Values:
     """Mean absolute entries (Tensor Programs V, coordinate check) of what `ACTIVATIONS` lists.
 
-    A token that no expert had a place for has no MoE output, and does not count there.
+    A token that no expert had a slot for has no MoE output, and does not count there.
     """
 
     def size(path: str, tensor: Tensor) -> float:
@@ -164,7 +164,7 @@ def activations(seen: Seen) -> Values:
 def covariance(seen: Seen, first: Seen) -> Values:
     """How experts and the gradient they receive align (paper, Lemma B.1), block by block.
 
-    Over the choices that found a place, with E the expert's output and g the gradient, with respect
+    Over the assignments that found a slot, with E the expert's output and g the gradient, with respect
     to the layer's output, of the cross-entropy summed over tokens: the root mean squares of their
     inner product (the gradient with respect to the gate) and of their cosine. Over tokens and
     experts: the root mean squares of that loss's gradient with respect to a router logit and of a

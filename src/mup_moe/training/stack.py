@@ -8,6 +8,7 @@ Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block
 """
 
 import gc
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,17 +20,16 @@ from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
-from mup_moe.model.scaling import initialize
+from mup_moe.model.initialize import initialize
+from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Losses, Transformer
+from mup_moe.model.transformer import Transformer
 from mup_moe.model.weight import weights_of
 from mup_moe.training.device import allow_nondeterministic, indexed, is_lost_device, is_out_of_memory
-from mup_moe.training.optimizer import replica_adamw
+from mup_moe.training.optimizer import make_optimizer
 from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
-
-METRICS = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 
 # Steps whose kernels are issued one by one before the graph is captured: torch asks for a few, and
 # the compiler works in the first. They are steps of the run like any other.
@@ -38,6 +38,8 @@ _BEFORE_CAPTURE = 3
 _NEXT_MODE = {"graph": "compiled", "compiled": "eager"}
 _DONE_AS = {"graph": "captured as a CUDA graph", "compiled": "compiled", "eager": "issued operator by operator"}
 _REMEDY = {"graph": "report this", "compiled": "install a C++ compiler (g++) if there is none"}
+# As g++ and clang++ say it.
+_MISSING_HEADER = re.compile(r"fatal error: '?(?P<header>[\w./+-]+)'?(?:: No such file|\s+file not found)")
 # From here on torch's compiler says how to see more of its own code.
 _HINTS = "Set TORCHDYNAMO_VERBOSE"
 _MOST_OF_A_REASON = 300
@@ -65,6 +67,7 @@ class Stack:
         requests: Sequence[TrainingRequest],
         shape: ModelShape,
         device: torch.device,
+        *,
         precision: str,
         step_mode: str,
         seeds: Sequence[int],
@@ -81,7 +84,7 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
-        self._optimizer = replica_adamw(self.model, factors, rates, first.training)
+        self._optimizer = make_optimizer(self.model, factors, rates, first.training)
         self._optimizer.use(self._compile)
         self._compiled = self._compile(self.losses)
         self._precision = precision
@@ -97,8 +100,8 @@ class Stack:
         self._row_K11 = torch.arange(block_steps, device=device)[:, None, None]
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
 
-    def losses(self, windows_RBS: Tensor, places: range | None = None) -> Losses:
-        """The model's losses on windows of S + 1 tokens, in the precision of the training.
+    def losses(self, windows_RBS: Tensor, places: range | None = None) -> dict[str, Tensor]:
+        """The model's losses on windows of S + 1 tokens, in the precision of the training, each [R].
 
         places: of the replicas whose windows those are; None: of all.
         """
@@ -111,7 +114,7 @@ class Stack:
                 name: tensor[places.start : places.stop]
                 for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
             }
-            losses: Losses = functional_call(whole, part, (inputs, targets))
+            losses: dict[str, Tensor] = functional_call(whole, part, (inputs, targets))
             return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
@@ -149,7 +152,9 @@ class Stack:
         reason = " ".join(str(error).partition(_HINTS)[0].split())[:_MOST_OF_A_REASON]
         what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
         if not self._may_fall_back:
-            raise UserError(f"{what}: {_REMEDY[failed]}, or set `execution.step` to auto") from error
+            missing = _MISSING_HEADER.search(str(error))
+            remedy = f"install the package that has the header {missing['header']}" if missing else _REMEDY[failed]
+            raise UserError(f"{what}: {remedy}, or set `execution.step` to auto") from error
         # Nothing has changed yet but gradients: neither a compiler nor a capture runs anything.
         self.step_mode = _NEXT_MODE[failed]
         print(f"{what}: it is {_DONE_AS[self.step_mode]} instead", file=sys.stderr, flush=True)
@@ -217,17 +222,8 @@ class Stack:
         losses = (self._compiled or self.losses)(windows_RBS)
         self.model.objective(losses).backward()
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
-        metrics_RM = torch.stack(
-            [
-                losses.cross_entropy_R.detach(),
-                losses.balance_R.detach(),
-                losses.z_R.detach(),
-                norms_R,
-                losses.dropped_R,
-                losses.max_load_R,
-            ],
-            dim=1,
-        )
+        metrics = losses | {"gradient_norm": norms_R}
+        metrics_RM = torch.stack([metrics[name].detach() for name in METRICS], dim=1)
         # Not by an index: a scatter of a GPU is several launches.
         torch.where(self._row_K11 == self._position_1, metrics_RM, self._metrics_KRM, out=self._metrics_KRM)
         self._position_1 += 1
@@ -256,6 +252,6 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> Losses:
+    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
         """As `Transformer.losses`."""
         return self.model.losses(inputs_RBS, targets_RBS)

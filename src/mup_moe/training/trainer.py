@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mup_moe.model.inventory import model_size
+from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
-from mup_moe.model.transformer import Losses, Transformer, model_size
+from mup_moe.model.transformer import Transformer
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import precision_on
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
-from mup_moe.training.stack import METRICS, Stack
+from mup_moe.training.stack import Stack
 
 # A block of steps is issued to the device at once. Divergence is looked for between blocks; which
 # step it is found at does not depend on their length.
@@ -185,8 +187,8 @@ class Trainer:
         seeds = (self.requests[replica].cell.seed for replica in self._active)
         return torch.stack([self._train.training(seed, step) for seed in seeds]).to(self.device)
 
-    def losses(self, windows_RBS: Tensor) -> Losses:
-        """The losses of the stack's models on windows, in the precision of the training."""
+    def losses(self, windows_RBS: Tensor) -> dict[str, Tensor]:
+        """The losses of the stack's models on windows, in the precision of the training, each [R]."""
         return self._stack.losses(windows_RBS)
 
     def _diverged_steps(self) -> list[int | None]:
@@ -215,7 +217,7 @@ class Trainer:
             for index in range(count):
                 windows_BS = self._valid.fixed(index, count).to(self.device)
                 windows_RBS = windows_BS.expand(len(places), -1, -1)
-                total_R += self._stack.losses(windows_RBS, places).cross_entropy_R.double()
+                total_R += self._stack.losses(windows_RBS, places)["train_loss"].double()
             return (total_R / count).tolist()
         except torch.OutOfMemoryError:
             if len(places) == 1:

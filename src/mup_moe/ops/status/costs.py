@@ -10,7 +10,7 @@ from mup_moe.config.settings import Config
 from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
-from mup_moe.tables.cost import size_of, tokens_of_step
+from mup_moe.model.inventory import size_of
 from mup_moe.tables.machine import Machine
 
 _FLAT_RATE = 1e9
@@ -40,7 +40,7 @@ class Costs:
             if setup.corpus not in vocabularies:
                 vocabularies[setup.corpus] = _vocabulary(config, setup.corpus, data)
             size = size_of(cell, setup.model, vocabularies[setup.corpus])
-            flops[cell] = tokens_of_step(setup) * size.flops_per_token
+            flops[cell] = setup.tokens_per_step * size.flops_per_token
         try:
             return cls(flops, Machine.read(benchmark))
         except UserError as error:

@@ -1,0 +1,56 @@
+"""The tensors that training starts from."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mup_moe.model.attention import Attention
+from mup_moe.model.scaling import Factors, attention_logit_scale, factors
+from mup_moe.model.shape import ModelShape
+from mup_moe.model.transformer import Transformer
+from mup_moe.model.weight import Weight, weights_of
+from mup_moe.parametrization import Parametrization
+
+
+def initialize(
+    model: Transformer, base: ModelShape, replicas: Sequence[tuple[Parametrization, int]]
+) -> list[dict[str, Factors]]:
+    """Fills every tensor of every replica, given as (parametrization, seed); returns their factors.
+
+    The numbers drawn depend on the seed, the tensor's name and its shape alone, so parametrizations
+    that agree on a tensor start from the same values, on every device.
+    """
+    table = [factors(rules, model.shape, base, model.settings) for rules, _ in replicas]
+    with torch.no_grad():
+        for name, weight in weights_of(model).items():
+            for seed in dict.fromkeys(seed for _, seed in replicas):
+                # Drawn once for all replicas of a seed, on the CPU: a large model has many numbers.
+                unit = _draw(weight, name, seed).to(weight.value.device)
+                for replica, (_, its_seed) in enumerate(replicas):
+                    if its_seed == seed:
+                        std = 1.0 if weight.spec.fill is not None else table[replica][name].init_std
+                        torch.mul(unit, std, out=weight.value[replica])
+            weight.multiplier_R = _unless_all_one([row[name].multiplier for row in table], weight.value.device)
+        scales = [attention_logit_scale(rules, model.shape, base) for rules, _ in replicas]
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.logit_scale_R.copy_(torch.tensor(scales))
+    return table
+
+
+def _draw(weight: Weight, name: str, seed: int) -> Tensor:
+    """What a replica's tensor is in units of its standard deviation, or its fill."""
+    spec = weight.spec
+    if spec.fill is not None:
+        return torch.full(spec.shape, spec.fill)
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+    return torch.randn(spec.shape, generator=generator)
+
+
+def _unless_all_one(multipliers: Sequence[float], device: torch.device) -> Tensor | None:
+    if all(multiplier == 1 for multiplier in multipliers):
+        return None
+    return torch.tensor(multipliers, device=device)

@@ -1,0 +1,163 @@
+"""Every tensor of a model, by name, and what a parametrization and a count need to know of it; needs no torch.
+
+A name is the tensor's path in the model: it enters the random numbers that the tensor starts from, and
+checkpoints.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from mup_moe.config.cell import Cell
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model.shape import ModelShape
+from mup_moe.parametrization import ROLES
+
+# Roles that are looked up or multiplied elementwise rather than by a matrix product.
+_NO_MATMUL = ("embedding", "norm")
+# What the tensors of a norm start from.
+_NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One tensor of one replica. Raises ValueError for a role that is not in `ROLES`.
+
+    fan_in: entries that one output sums over. fan_out: outputs that one input feeds. into_residual:
+    the output is added to the residual stream. active: the share of the tensor that one token is
+    multiplied by. fill: a constant to start from in place of random numbers (norms).
+    """
+
+    role: str
+    shape: tuple[int, ...]
+    fan_in: int
+    fan_out: int
+    into_residual: bool = False
+    active: float = 1.0
+    fill: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is unknown: use one of {', '.join(ROLES)}, or add it to the table")
+
+    @property
+    def size(self) -> int:
+        """The number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def is_matmul(self) -> bool:
+        """Whether a token's FLOPs include a product with this tensor."""
+        return self.role not in _NO_MATMUL
+
+
+Tensors = Mapping[str, TensorSpec]
+
+
+def tensors_of(shape: ModelShape, settings: ModelSettings) -> Tensors:
+    """All tensors of a model, in the order of its modules."""
+    width, vocabulary = shape.width, shape.vocabulary
+    # A lookup sums over one row: its fan_in is 1.
+    tensors = {"token": TensorSpec(role="embedding", shape=(vocabulary, width), fan_in=1, fan_out=width)}
+    if settings.positions == "learned":
+        sequence = settings.sequence
+        tensors["position"] = TensorSpec(role="embedding", shape=(sequence, width), fan_in=1, fan_out=width)
+    parts = {
+        "attention_norm": norm_tensors(shape, settings),
+        "attention": attention_tensors(shape),
+        "feed_forward_norm": norm_tensors(shape, settings),
+        "feed_forward": feed_forward_tensors(shape, settings) if shape.dense else moe_tensors(shape, settings),
+    }
+    for block in range(settings.blocks):
+        for part, of_part in parts.items():
+            tensors |= _within(f"blocks.{block}.{part}", of_part)
+    if settings.final_norm:
+        tensors |= _within("final_norm", norm_tensors(shape, settings))
+    return tensors | {"unembedding": _matrix("unembedding", width, vocabulary)}
+
+
+def norm_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
+    """The tensors of a norm over the width."""
+    return {
+        name: TensorSpec(role="norm", shape=(shape.width,), fan_in=1, fan_out=1, fill=fill)
+        for name, fill in _NORM_FILLS[settings.norm].items()
+    }
+
+
+def attention_tensors(shape: ModelShape) -> Tensors:
+    """The tensors of attention: queries, keys and values are one."""
+    width = shape.width
+    return {
+        "qkv": _matrix("attention", width, 3 * width),
+        "out": _matrix("attention", width, width, into_residual=True),
+    }
+
+
+def feed_forward_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
+    """The tensors of a dense feed-forward layer."""
+    width, size = shape.width, shape.expert_size
+    up = dict.fromkeys(_into_hidden(settings), _matrix("feed_forward", width, size))
+    return up | {"down": _matrix("feed_forward", size, width, into_residual=True)}
+
+
+def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
+    """The tensors of a mixture of experts: a router, and experts stacked on the leading axis."""
+    width, size, experts = shape.width, shape.expert_size, shape.total_experts
+    active = shape.active_experts / experts
+    # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
+    down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
+    up = TensorSpec(role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active)
+    down = TensorSpec(
+        role="expert_down",
+        shape=(experts, size, width),
+        fan_in=down_fan_in,
+        fan_out=width,
+        active=active,
+        into_residual=True,
+    )
+    return {"router": _matrix("router", width, experts)} | dict.fromkeys(_into_hidden(settings), up) | {"down": down}
+
+
+def _into_hidden(settings: ModelSettings) -> tuple[str, ...]:
+    """The matrices between a layer's input and its hidden units."""
+    return ("up", "gate") if settings.gated else ("up",)
+
+
+def _matrix(role: str, fan_in: int, fan_out: int, *, into_residual: bool = False) -> TensorSpec:
+    return TensorSpec(role=role, shape=(fan_in, fan_out), fan_in=fan_in, fan_out=fan_out, into_residual=into_residual)
+
+
+def _within(path: str, tensors: Tensors) -> Tensors:
+    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What one replica costs.
+
+    parameters: all of them; active_parameters: those that one token meets.
+    flops_per_token: training FLOPs, 6 per active matrix entry and 12 * blocks * width * sequence for
+        attention (PaLM, appendix B; the causal half is not discounted).
+    """
+
+    parameters: int
+    active_parameters: int
+    flops_per_token: int
+
+
+@cache
+def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
+    """The size of a model of this shape."""
+    tensors = tensors_of(shape, settings).values()
+    matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.is_matmul)
+    return ModelSize(
+        parameters=sum(tensor.size for tensor in tensors),
+        active_parameters=round(sum(tensor.size * tensor.active for tensor in tensors)),
+        flops_per_token=round(6 * matmul + 12 * settings.blocks * shape.width * settings.sequence),
+    )
+
+
+def size_of(cell: Cell, settings: ModelSettings, vocabulary: int) -> ModelSize:
+    """The size of a cell's model."""
+    return model_size(ModelShape.of(cell, settings, vocabulary), settings)

@@ -1,0 +1,90 @@
+"""Which experts each token goes to, and with which weight.
+
+Axes: R replicas, N tokens, D width, E experts, K experts of a token.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model import hardware
+from mup_moe.model.inventory import TensorSpec
+from mup_moe.model.weight import Weight
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The experts of each token, the best first.
+
+    logits_RNE: the router's. share_RNE: each expert's share of a token, which sums to 1 over experts.
+    expert_RNK: the experts chosen. gates_RNK: the weight of each one's output.
+    """
+
+    logits_RNE: Tensor
+    share_RNE: Tensor
+    expert_RNK: Tensor
+    gates_RNK: Tensor
+
+
+class Router(Weight):
+    """One matrix that scores all experts for each token, and the rule by which the best are chosen."""
+
+    def __init__(self, spec: TensorSpec, settings: ModelSettings, active_experts: int, replicas: int) -> None:
+        super().__init__(spec, replicas)
+        self.settings = settings
+        self.active_experts = active_experts
+
+    def logits(self, x_RND: Tensor) -> Tensor:
+        """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
+        with torch.autocast(x_RND.device.type, enabled=False):
+            return self.times(x_RND.to(self.value.dtype))
+
+    def choose(self, logits_RNE: Tensor) -> Choice:
+        """The choice that the settings ask for."""
+        settings = self.settings
+        return choose(logits_RNE, self.active_experts, gates=settings.gates, renormalize=settings.renormalize_gates)
+
+
+def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
+    """The `active_experts` experts of highest score for each token, with their scores as gates.
+
+    gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each
+    logit, whose share of a token is over the sum of all experts' (DeepSeek-V3, eqs. 15 and 19).
+    renormalize: the gates of a token are made to sum to 1.
+    """
+    if gates == "softmax":
+        scores_RNE = share_RNE = logits_RNE.softmax(-1)
+    else:
+        scores_RNE = logits_RNE.sigmoid()
+        share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
+    top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
+    gates_RNK, expert_RNK = top(scores_RNE, active_experts)
+    if renormalize:
+        gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
+    return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
+
+
+# In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
+# scatter, which a GPU runs in a few fused launches.
+
+
+def _top_by_sort(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
+    """The `active_experts` largest scores of each token, [R, N, K], and their experts; the largest first."""
+    gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
+    return gates_RNK, expert_RNK
+
+
+def _top_by_argmax(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
+    """As `_top_by_sort`; of equal scores the first expert's."""
+    number_E = torch.arange(scores_RNE.shape[-1], device=scores_RNE.device)
+    left_RNE, chosen = scores_RNE.detach(), []
+    for _ in range(active_experts):
+        chosen.append(left_RNE.argmax(-1, keepdim=True))
+        left_RNE = left_RNE.masked_fill(number_E == chosen[-1], -math.inf)
+    expert_RNK = torch.cat(chosen, -1)
+    # The gradient of a gather would be a scatter.
+    gates_RNK = (scores_RNE[:, :, None] * (expert_RNK[..., None] == number_E)).sum(-1)
+    return gates_RNK, expert_RNK
