@@ -11,16 +11,7 @@ from mup_moe.config.settings import Config
 from mup_moe.figures.names import parametrization_title
 from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator, sns
 from mup_moe.figures.style import WIDTH, draw_legend, wrap
-from mup_moe.figures.widths import (
-    ROW_HEIGHT,
-    Y_LABELS,
-    label_widths,
-    means,
-    new_grid,
-    powers,
-    read_probe,
-    widen,
-)
+from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_widths, means, new_grid, powers, read_probe, widen
 
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 

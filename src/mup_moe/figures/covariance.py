@@ -14,16 +14,7 @@ from mup_moe.figures.names import parametrization_title
 from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator, sns
 from mup_moe.figures.style import DOTTED, FAINT, INK, WIDTH, draw_legend
 from mup_moe.figures.ticks import excess, labels, number_formatter
-from mup_moe.figures.widths import (
-    Y_LABELS,
-    label,
-    label_widths,
-    means,
-    new_grid,
-    powers,
-    read_probe,
-    widen,
-)
+from mup_moe.figures.widths import Y_LABELS, label, label_widths, means, new_grid, powers, read_probe, widen
 
 # What Lemma B.1 and its neighbourhood predict under muP: steps taken -> slope.
 _ALIGNING = {range(1): -0.5, range(2, 1000): 0.0}

@@ -30,18 +30,7 @@ from mup_moe.figures.panel import (
     draw_panel,
 )
 from mup_moe.figures.plotting import Figure, FixedLocator, Line2D, MaxNLocator, Patch, SubFigure, sns
-from mup_moe.figures.style import (
-    DOTTED,
-    FAINT,
-    INK,
-    MARGIN,
-    RC,
-    WIDTH,
-    add_lines,
-    draw_legend,
-    new_figure,
-    wrap,
-)
+from mup_moe.figures.style import DOTTED, FAINT, INK, MARGIN, RC, WIDTH, add_lines, draw_legend, new_figure, wrap
 from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
 
 COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
