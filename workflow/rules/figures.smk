@@ -29,8 +29,8 @@ rule figure:
         lambda wildcards: [
             f"results/{path}" for path in files_of(CONFIG, wildcards.name)
         ],
-        # Says what the panels' names mean. It comes along with every figure, of which it changes nothing.
-        legend=ancient("results/table1.csv"),
+        # Drawing reads nothing of it: it says what the panels' names mean, and comes along with every figure.
+        legend="results/table1.csv",
     output:
         pdf=report(
             "results/{name}.pdf",
