@@ -13,6 +13,7 @@ from conftest import ROOT, TABLE
 from mup_moe.config.cell import ARCHITECTURES, Cell, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_config, validate
+from mup_moe.figures.kinds import KINDS
 from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())
@@ -308,11 +309,21 @@ def test_a_parent_that_is_no_mapping_is_told_as_that():
         validate(document)
 
 
+def test_a_figure_of_another_kind_is_refused_in_a_composition(monkeypatch):
+    monkeypatch.setitem(KINDS, "other", KINDS["transfer"])
+    document = copy.deepcopy(DOCUMENT)
+    document["figures"]["figure2b"]["kind"] = "other"
+    with pytest.raises(ConfigError, match=r"`compositions\.figure2` names 'figure2b' of kind other, not transfer"):
+        validate(document)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
         ("compositions.figure9", ["figure8"], "figure8"),
         ("compositions.figure9", [], "empty"),
+        ("figures.figure1.kind", "histogram", "must be one of transfer"),
+        ("figures.figure1.kind", "activations", "must be one of transfer"),
         ("compositions.figure9", ["figure1", "figure1"], "more than once"),
         ("compositions.figure1", ["figure3"], "rename it"),
         ("compositions.claims", ["figure3"], "rename it"),

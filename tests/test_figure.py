@@ -3,20 +3,24 @@ import json
 import math
 import re
 import zlib
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from conftest import CONFIG
 from mup_moe.__main__ import main
 from mup_moe.analysis.optima import read_optima
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
-from mup_moe.figures import transfer as drawing
+from mup_moe.config.settings import AnalysisSettings
+from mup_moe.figures import composition
 from mup_moe.figures.panel import summary
 from mup_moe.figures.plotting import matplotlib
-from mup_moe.figures.transfer import shared_scale
+from mup_moe.figures.style import drawing_style, new_figure
+from mup_moe.figures.transfer import draw_content, read_content, shared_scale
 from mup_moe.files import UserError
 
 ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200, "foreign_cells": "stop"}
@@ -60,8 +64,10 @@ def synthetic_loss(cell, noise):
     return math.nan if distance > 2.6 else 4.2 - 0.22 * doublings + 0.07 * distance**2 + noise
 
 
-def make_tables(folder, request, loss=synthetic_loss, name="f"):
-    """Runs and optima; a cell whose loss is None is left out."""
+def make_tables(results, request, loss=synthetic_loss, name="f"):
+    """Runs and optima of a figure; a cell whose loss is None is left out."""
+    folder = results / name
+    folder.mkdir(exist_ok=True)
     cells = FigureRequest.of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
@@ -80,10 +86,27 @@ def make_tables(folder, request, loss=synthetic_loss, name="f"):
     assert main(["optima", *map(str, arguments)]) == 0
 
 
-def draw(folder, request, name="f"):
-    inputs = ["--runs", folder / "runs.csv", "--optima", folder / "optima.csv"]
-    outputs = ["--out", folder / f"{name}.pdf", "--png", folder / f"{name}.png"]
-    return main(["figure", *map(str, [*inputs, "--figure", json.dumps(request), "--name", "f", *outputs])])
+def config_of(requests, **sections):
+    """The config of figures with these requests, by name, and nothing else that is drawn."""
+    figures = {name: FigureRequest.of(request).figure for name, request in requests.items()}
+    rules = [rule for figure in figures.values() for rule in figure.axes.parametrization]
+    (analysis,) = {json.dumps(request["analysis"]): request["analysis"] for request in requests.values()}.values()
+    empty = {"compositions": {}, "probes": {}, "claims": replace(CONFIG.claims, table={})}
+    table = dict.fromkeys(rules, CONFIG.parametrizations["sp"]) | CONFIG.parametrizations
+    parts = {"figures": figures, "parametrizations": table, "analysis": AnalysisSettings(**analysis)}
+    return replace(CONFIG, **empty | parts | sections)
+
+
+def call(command, name, results, config):
+    """Calls a command on a figure of a config."""
+    path = results / "config.json"
+    path.write_text(json.dumps(asdict(config)))
+    return main([command, name, "--config", str(path), "--results", str(results)])
+
+
+def draw(folder, request):
+    """Draws the figure `f`, whose tables are in the folder of this name."""
+    return call("figure", "f", folder, config_of({"f": request}))
 
 
 def pdf_text(data):
@@ -101,9 +124,9 @@ def test_a_figure_of_three_seeds_is_embedded_and_the_same_twice(tmp_path):
     request = make_request(("sp", "simplep", "mup"), seeds=3)
     make_tables(tmp_path, request)
     assert draw(tmp_path, request) == 0
-    assert draw(tmp_path, request, "again") == 0
-    for suffix in ("pdf", "png"):
-        assert (tmp_path / f"f.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()
+    first = {suffix: (tmp_path / f"f.{suffix}").read_bytes() for suffix in ("pdf", "png")}
+    assert draw(tmp_path, request) == 0
+    assert {suffix: (tmp_path / f"f.{suffix}").read_bytes() for suffix in first} == first
     pdf = pdf_text((tmp_path / "f.pdf").read_bytes())
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
@@ -163,16 +186,16 @@ def test_optima_of_another_config_are_refused(tmp_path, capsys):
 
 def parts(folder, request):
     parsed = FigureRequest.of(request)
-    curves = figure_curves(read_runs(folder / "runs.csv"), parsed)
-    return curves, read_optima(folder / "optima.csv", "f", parsed)
+    curves = figure_curves(read_runs(folder / "f/runs.csv"), parsed)
+    return curves, read_optima(folder / "f/optima.csv", "f", parsed)
 
 
 def drawn(folder, request, letter=""):
     """The figure as matplotlib has it, laid out."""
-    content = drawing.read_content("f", folder / "runs.csv", folder / "optima.csv", request)
-    with drawing.drawing_style():
-        figure = drawing.new_figure(*content.size)
-        drawing.draw(figure, content, content.size[0], letter)
+    content = read_content(config_of({"f": request}), "f", folder)
+    with drawing_style():
+        figure = new_figure(*content.size)
+        draw_content(figure, content, content.size[0], letter)
         figure.draw_without_rendering()
     return figure
 
@@ -259,24 +282,18 @@ def test_no_summary_runs_into_another(tmp_path, parametrizations):
         assert not a.overlaps(b)
 
 
-def compose(folder, requests, out="both"):
-    """A folder per figure, and the composition of all."""
+def compose(folder, requests):
+    """A folder per figure, and the config of these and of the composition `both`."""
     for name, request in requests.items():
-        (folder / name).mkdir(exist_ok=True)
-        make_tables(folder / name, request, name=name)
-    inputs = ["--runs", *(folder / name / "runs.csv" for name in requests)]
-    inputs += ["--optima", *(folder / name / "optima.csv" for name in requests)]
-    inputs += ["--figures", json.dumps(requests), "--out", folder / f"{out}.pdf", "--png", folder / f"{out}.png"]
-    return main(["composition", *map(str, inputs)])
+        make_tables(folder, request, name=name)
+    return config_of(requests, compositions={"both": tuple(requests)})
 
 
-def test_a_composition_draws_its_figures_below_each_other(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr("mup_moe.figures.composition.save", lambda figure, *_: figures.append(figure))
+def test_a_composition_draws_its_figures_below_each_other(tmp_path):
     requests = {"a": over("experts", (2, 8, 32), 8), "b": over("granularity", (1, 2, 4), 1)}
-    assert compose(tmp_path, requests) == 0
-    (figure,) = figures
-    figure.draw_without_rendering()
+    with drawing_style():
+        figure = composition.draw(compose(tmp_path, requests), "both", tmp_path)
+        figure.draw_without_rendering()
     above, below = figure.subfigs
     legends = [part.legends[0].get_texts() for part in (above, below)]
     assert [[text.get_text() for text in of_part] for of_part in legends] == [
@@ -291,10 +308,11 @@ def test_a_composition_draws_its_figures_below_each_other(tmp_path, monkeypatch)
 
 def test_a_composition_is_the_same_twice(tmp_path):
     requests = {"a": over("experts", (2, 8), 8), "b": make_request(architecture="dense")}
-    assert compose(tmp_path, requests) == 0
-    assert compose(tmp_path, requests, "again") == 0
-    for suffix in ("pdf", "png"):
-        assert (tmp_path / f"both.{suffix}").read_bytes() == (tmp_path / f"again.{suffix}").read_bytes()
+    config = compose(tmp_path, requests)
+    assert call("figure", "both", tmp_path, config) == 0
+    first = {suffix: (tmp_path / f"both.{suffix}").read_bytes() for suffix in ("pdf", "png")}
+    assert call("figure", "both", tmp_path, config) == 0
+    assert {suffix: (tmp_path / f"both.{suffix}").read_bytes() for suffix in first} == first
 
 
 def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path):
@@ -303,4 +321,4 @@ def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path
     parsed = FigureRequest.of(request)
     last = parsed.figure.cells()[-1].id
     with pytest.raises(UserError, match=f"lack cell {re.escape(last)}, .*: delete its runs.csv"):
-        figure_curves(read_runs(tmp_path / "runs.csv").iloc[:-1], parsed)
+        figure_curves(read_runs(tmp_path / "f/runs.csv").iloc[:-1], parsed)

@@ -90,7 +90,7 @@ def test_what_can_be_long_is_an_argument_of_no_command(project):
     assert done.returncode == 0, done.stdout[-2000:]
     commands = commands_in(done.stdout)
     kinds = {rule.partition("_small")[0].partition("_medium")[0].partition("_probe_")[0] for rule in commands}
-    assert {"tokenize", "train", "aggregate", "optima", "figure", "composition", "plan", "claims", "probe"} <= kinds
+    assert {"tokenize", "train", "aggregate", "optima", "figure", "plan", "claims", "probe"} <= kinds
     lengths = {}
     for rule, command in commands.items():
         words = shlex.split(command)

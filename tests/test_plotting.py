@@ -5,12 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 
-from conftest import ROOT
+from conftest import CONFIG, ROOT
 from mup_moe.__main__ import main
-from test_figure import make_request, make_tables, over
+from test_figure import compose, make_request, over
 
 # What changes a figure, or ends its drawing, if it is heeded.
 HEEDED = """
@@ -34,38 +35,35 @@ MEASURED = "parametrization,width,seed,step,quantity,block,value\n"
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """What every command that draws reads, and the commands."""
+    """A folder with what every figure is drawn from, and the config of them all."""
     folder = tmp_path_factory.mktemp("inputs")
-    requests = {"f": make_request(("sp", "mup"), (32, 64)), "g": over("experts", (2, 8), 8)}
-    for name, request in requests.items():
-        (folder / name).mkdir()
-        make_tables(folder / name, request, name=name)
-    values = [folder / f"w{width}.csv" for width in (8, 16, 32)]
-    for width, path in zip((8, 16, 32), values, strict=True):
-        rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
-        path.write_text(MEASURED + "".join(rows))
-        path.with_suffix(".json").write_text("{}")
-    assert main(["slopes", *map(str, values), "--confidence", "0.9", "--out", str(folder / "slopes.csv")]) == 0
-    runs, optima = ([folder / name / table for name in requests] for table in ("runs.csv", "optima.csv"))
-    probe = ["probe-figure", *values, "--slopes", folder / "slopes.csv", "--measure"]
-    commands = {
-        "figure": ["figure", "--runs", runs[0], "--optima", optima[0], "--figure", json.dumps(requests["f"])],
-        "both": ["composition", "--runs", *runs, "--optima", *optima, "--figures", json.dumps(requests)],
-        "activations": [*probe, "activations"],
-        "covariance": [*probe, "covariance"],
+    axes = replace(CONFIG.probes["lemma_b1"].axes, width=(8, 16, 32))
+    probes = {
+        measure: replace(CONFIG.probes["lemma_b1"], measure=measure, axes=axes)
+        for measure in ("activations", "covariance")
     }
-    commands["figure"] += ["--name", "f"]
-    return {name: [str(part) for part in command] for name, command in commands.items()}
+    for probe in probes:
+        (folder / probe).mkdir()
+        values = [folder / probe / f"w{width}.csv" for width in axes.width]
+        for width, path in zip(axes.width, values, strict=True):
+            rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
+            path.write_text(MEASURED + "".join(rows))
+            path.with_suffix(".json").write_text("{}")
+        assert main(["slopes", *map(str, values), "--confidence", "0.9", "--out", str(folder / f"{probe}.csv")]) == 0
+    requests = {"f": make_request(("sp", "mup"), (32, 64)), "g": over("experts", (2, 8), 8)}
+    config = compose(folder, requests)
+    (folder / "config.json").write_text(json.dumps(asdict(replace(config, probes=probes))))
+    return folder
 
 
 def drawn(inputs, folder, **environment):
     """Every figure, drawn by a process that works in a folder: name -> bytes."""
     out = folder / "out"
-    out.mkdir(parents=True)
+    shutil.copytree(inputs, out)
     shutil.copy(ROOT / "benchmarks" / "sweep.csv", out)
     commands = [
-        [*command, "--out", str(out / f"{name}.pdf"), "--png", str(out / f"{name}.png")]
-        for name, command in inputs.items()
+        ["figure", name, "--config", str(out / "config.json"), "--results", str(out)]
+        for name in ("f", "both", "activations", "covariance")
     ]
     code = (
         "import json, runpy, sys; from mup_moe.__main__ import main\n"
@@ -83,7 +81,7 @@ def drawn(inputs, folder, **environment):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.suffix in (".pdf", ".png")}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +89,7 @@ def plain(inputs, tmp_path_factory):
     """The figures without any settings."""
     folder = tmp_path_factory.mktemp("plain")
     figures = drawn(inputs, folder / "work", HOME=str(folder))
-    assert len(figures) == 2 * 4 + 2
+    assert len(figures) == 2 * 4 + 1
     return figures
 
 

@@ -5,20 +5,24 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from conftest import ROOT, snakemake
+from conftest import CONFIG, ROOT, snakemake
 from mup_moe.__main__ import main
 from mup_moe.analysis.curve import Curve, find_optimum, regret
 from mup_moe.analysis.published import check_reference, read_published
 from mup_moe.analysis.reference import compare, published_curves
 from mup_moe.analysis.request import FigureRequest
-from mup_moe.figures.transfer import draw, drawing_style, new_figure, read_content, shared_scale
+from mup_moe.figures.style import drawing_style, new_figure
+from mup_moe.figures.transfer import draw_content, read_content, shared_scale
 from mup_moe.files import UserError
+from test_figure import call
+from test_figure import config_of as figure_config
 
 AUTHORS = ROOT / "reference" / "authors_sp.csv"
 RATES = ["1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2", "5e-2"]
@@ -52,6 +56,9 @@ def make_request(reference=AUTHORS, widths=(64, 128, 256, 512), seeds=1, **axes)
 
 
 def make_tables(folder, request, loss):
+    """Runs and optima of the figure `f`."""
+    folder = folder / "f"
+    folder.mkdir(exist_ok=True)
     cells = FigureRequest.of(request).figure.cells()
     losses = [loss(cell) for cell in cells]
     runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
@@ -67,13 +74,18 @@ def published_at(cell):
     return points[cell.width, float(cell.learning_rate)]
 
 
-def content_of(folder, request):
-    return read_content("f", folder / "runs.csv", folder / "optima.csv", request)
+def config_of(request):
+    setups = {"authors": replace(CONFIG.setups["small"], model=replace(CONFIG.setups["small"].model, base_width=64))}
+    return figure_config({"f": request}, setups=setups)
 
 
 def command(folder, request, name="reference"):
-    inputs = ["--runs", folder / "runs.csv", "--figure", json.dumps(request)]
-    return main([name, *map(str, [*inputs, "--out", folder / "reference.csv"])])
+    return call(name, "f", folder, config_of(request))
+
+
+def content_of(folder, request):
+    assert command(folder, request) == 0
+    return read_content(config_of(request), "f", folder)
 
 
 def test_the_authors_losses_have_the_optima_that_the_decisions_name():
@@ -118,7 +130,7 @@ def test_the_differences_are_ours_minus_theirs(tmp_path):
 
     make_tables(tmp_path, request, loss)
     assert command(tmp_path, request) == 0
-    with (tmp_path / "reference.csv").open(newline="") as file:
+    with (tmp_path / "f/reference.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     columns = ["parametrization", "width", "learning_rate", "published_loss", "our_loss", "difference"]
     assert list(rows[0]) == columns
@@ -135,7 +147,7 @@ def test_points_without_a_cell_of_ours_are_kept_and_empty(tmp_path):
     request = make_request(widths=(64, 128), learning_rate=["2^-10", *RATES[:4]])
     make_tables(tmp_path, request, lambda _: 5.0)
     assert command(tmp_path, request) == 0
-    rows = pd.read_csv(tmp_path / "reference.csv")
+    rows = pd.read_csv(tmp_path / "f/reference.csv")
     assert len(rows) == 36
     ours = rows[rows["our_loss"].notna()]
     assert set(ours["width"]) == {64, 128}
@@ -184,10 +196,8 @@ def test_a_file_that_does_not_serve_is_named(tmp_path, capsys, text, sentence):
     error = capsys.readouterr().err
     assert "theirs.csv" in error
     assert sentence in error
-    figure = ["--optima", tmp_path / "optima.csv", "--name", "f", "--out", tmp_path / "f.pdf"]
-    inputs = ["--runs", tmp_path / "runs.csv", "--figure", json.dumps(request)]
-    assert main(["figure", *map(str, [*inputs, *figure])]) == 1
-    assert sentence in capsys.readouterr().err
+    assert command(tmp_path, request, "figure") == 1
+    assert "f/reference.csv does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", ["64", "64.0", "6.4e1"])
@@ -221,7 +231,7 @@ def test_published_points_lie_over_their_own_panel_alone(tmp_path):
     assert content.published["mup"] == {}
     with drawing_style():
         figure = new_figure(*content.size)
-        draw(figure, content, content.size[0])
+        draw_content(figure, content, content.size[0])
         sp, mup = figure.axes
         theirs = {tuple(line.get_ydata()) for line in sp.lines}
         assert tuple(content.published["sp"][64].mean) in theirs

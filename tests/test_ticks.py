@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from mup_moe.analysis.slopes import VALUES, slopes
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.figures.checks import draw_activations, draw_covariance
+from mup_moe.figures import composition
+from mup_moe.figures.activations import draw_activations
+from mup_moe.figures.covariance import draw_covariance
 from mup_moe.figures.plotting import Text
-from mup_moe.figures.transfer import draw, drawing_style, new_figure, read_content
-from test_figure import drawn, make_request, make_tables, over
+from mup_moe.figures.style import drawing_style
+from test_figure import compose, drawn, make_request, make_tables, over
 from test_names import names
 
 few = settings(
@@ -196,10 +198,10 @@ def test_the_legend_of_all_marks_is_on_the_page(tmp_path, rules, seeds):
             return math.nan
         return 3 - 0.1 * place if cell.parametrization == "mup" else 3 + 0.1 * (place + 7) ** 2 + 9 * (place < -8)
 
-    published = tmp_path / "published.csv"
-    published.write_text("parametrization,width,learning_rate,train_loss\nsp,32,2^-6,3.1\nsp,32,2^-7,9.9\n")
-    request = make_request(rules, (32, 64), seeds) | {"reference": str(published)}
+    request = make_request(rules, (32, 64), seeds) | {"reference": "published.csv"}
     make_tables(tmp_path, request, loss)
+    points = "sp,32,2^-6,3.1\nsp,32,2^-7,9.9\n"
+    (tmp_path / "f/reference.csv").write_text(f"parametrization,width,learning_rate,published_loss\n{points}")
     figure = drawn(tmp_path, request)
     with drawing_style():
         check_names(figure)
@@ -210,10 +212,6 @@ def test_titles_and_legends_of_a_composition_lie_apart(tmp_path):
     requests = [over("experts", [2**power for power in range(14)], 8), make_request(("mup",)) | {"panel": "experts"}]
     requests[1]["axes"] |= {"experts": [8, 16, 32], "parametrization": ["experts-only"]}
     with drawing_style():
-        figure = new_figure(7, 6)
-        for part, request, letter in zip(figure.subfigures(2, 1), requests, ("(a)", "(b)"), strict=True):
-            make_tables(tmp_path, request)
-            content = read_content("f", tmp_path / "runs.csv", tmp_path / "optima.csv", request)
-            draw(part, content, 7, letter)
+        figure = composition.draw(compose(tmp_path, dict(zip("ab", requests, strict=True))), "both", tmp_path)
         figure.draw_without_rendering()
         check_names(figure)

@@ -1,4 +1,5 @@
 # What the results say of the paper's claims, and the whole paper as one target.
+from mup_moe.figures.shown import drawn_in_paper
 
 CLAIMS = CONFIG.claims.table.values()
 
@@ -48,8 +49,7 @@ rule claims:
 
 rule paper:
     input:
-        expand("results/{figure}.pdf", figure=DRAWN),
-        expand("results/{probe}.pdf", probe=CONFIG.probes),
+        expand("results/{name}.pdf", name=drawn_in_paper(CONFIG)),
         expand(
             "results/{table}.csv",
             table=["table1", "table2", "plan", "runs", "optima", "claims"],

@@ -1,88 +1,62 @@
-# What is drawn from the tables of runs and optima: figures, and compositions of several.
+# What is drawn: the figures, compositions and probes of the config. mup_moe/figures/kinds.py has their kinds.
+from mup_moe.analysis.published import find_reference
+from mup_moe.figures.shown import all_names, caption_of, category_of, files_of
+from mup_moe.figures.shown import settings_of as figure_settings
 
 
-include: "drawing.smk"
+def reference_of(figure):
+    """A figure's published losses, found and read before anything runs."""
+    try:
+        (path,) = literal([str(find_reference(CONFIG, figure))])
+    except UserError as error:
+        raise WorkflowError(
+            f"config.yaml: `figures.{figure}.reference`: {error}"
+        ) from None
+    return path
+
+
+REFERENCES = {
+    name: reference_of(name)
+    for name, figure in CONFIG.figures.items()
+    if figure.reference is not None
+}
+# For report/figure.rst: a caption may read the config, and is no part of what a figure depends on.
+config["captions"] = {name: caption_of(CONFIG, name) for name in all_names(CONFIG)}
 
 
 rule figure:
     input:
-        runs="results/{figure}/runs.csv",
-        optima="results/{figure}/optima.csv",
-        reference=lambda wildcards: references_of(wildcards.figure),
-        # What the panels' names mean: made along with every figure.
-        table="results/table1.csv",
+        lambda wildcards: [
+            f"results/{path}" for path in files_of(CONFIG, wildcards.name)
+        ],
+        # Drawing reads nothing of it: it says what the panels' names mean, and comes along with every figure.
+        legend="results/table1.csv",
     output:
         pdf=report(
-            "results/{figure}.pdf",
+            "results/{name}.pdf",
             caption="../report/figure.rst",
-            category=lambda wildcards: FIGURE_CATEGORIES[kind_of(wildcards.figure)],
-            labels={"result": "{figure}", "format": "print (PDF)"},
+            category=lambda wildcards: category_of(CONFIG, wildcards.name),
+            labels={"result": "{name}", "format": "print (PDF)"},
         ),
         png=report(
-            "results/{figure}.png",
+            "results/{name}.png",
             caption="../report/figure.rst",
-            category=lambda wildcards: FIGURE_CATEGORIES[kind_of(wildcards.figure)],
-            labels={"result": "{figure}", "format": "image"},
+            category=lambda wildcards: category_of(CONFIG, wildcards.name),
+            labels={"result": "{name}", "format": "image"},
         ),
     log:
-        "results/logs/figure/{figure}.log",
+        "results/logs/figure/{name}.log",
     benchmark:
-        "results/benchmarks/figure/{figure}.tsv"
-    conda:
-        "../../environment.yml"
-    params:
-        code=ANALYSIS_CODE,
-        kind=lambda wildcards: kind_of(wildcards.figure),
-        request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
-    shell:
-        "python -m mup_moe figure --runs {input.runs} --optima {input.optima}"
-        " --name {wildcards.figure} --figure - --out {output.pdf} --png {output.png} 2> {log} <<< {params.request:q}"
-
-
-rule composition:
-    input:
-        runs=lambda wildcards: expand(
-            "results/{figure}/runs.csv", figure=parts_of(wildcards)
-        ),
-        optima=lambda wildcards: expand(
-            "results/{figure}/optima.csv", figure=parts_of(wildcards)
-        ),
-        reference=lambda wildcards: references_of(*parts_of(wildcards)),
-        table="results/table1.csv",
-    output:
-        pdf=report(
-            "results/{composition}.pdf",
-            caption="../report/figure.rst",
-            category=lambda wildcards: FIGURE_CATEGORIES[
-                kind_of(wildcards.composition)
-            ],
-            labels={"result": "{composition}", "format": "print (PDF)"},
-        ),
-        png=report(
-            "results/{composition}.png",
-            caption="../report/figure.rst",
-            category=lambda wildcards: FIGURE_CATEGORIES[
-                kind_of(wildcards.composition)
-            ],
-            labels={"result": "{composition}", "format": "image"},
-        ),
-    log:
-        "results/logs/composition/{composition}.log",
-    benchmark:
-        "results/benchmarks/composition/{composition}.tsv"
+        "results/benchmarks/figure/{name}.tsv"
     wildcard_constraints:
-        composition="|".join(CONFIG.compositions) or NOTHING,
+        name="|".join(all_names(CONFIG)),
     conda:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        kind=lambda wildcards: kind_of(wildcards.composition),
-        requests=lambda wildcards: json.dumps(
-            {figure: drawing_request(figure) for figure in parts_of(wildcards)}
-        ),
+        settings=lambda wildcards: figure_settings(CONFIG, wildcards.name),
     shell:
-        "python -m mup_moe composition --runs {input.runs} --optima {input.optima}"
-        " --figures - --out {output.pdf} --png {output.png} 2> {log} <<< {params.requests:q}"
+        "python -m mup_moe figure {wildcards.name} --config {CONFIG_FILE} 2> {log}"
 
 
 rule reference:
@@ -101,7 +75,6 @@ rule reference:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        request=lambda wildcards: json.dumps(drawing_request(wildcards.figure)),
+        settings=lambda wildcards: figure_settings(CONFIG, wildcards.figure),
     shell:
-        "python -m mup_moe reference --runs {input.runs} --figure -"
-        " --out {output} 2> {log} <<< {params.request:q}"
+        "python -m mup_moe reference {wildcards.figure} --config {CONFIG_FILE} 2> {log}"

@@ -1,4 +1,5 @@
-# What goes on inside models, against width: one job per width, slopes and a figure from them.
+# What goes on inside models, against width: one job per width, slopes from them.
+from mup_moe.figures.shown import category_of
 
 
 rule probe:
@@ -46,9 +47,7 @@ rule slopes:
         report(
             "results/{probe}.csv",
             caption="../report/slopes.rst",
-            category=lambda wildcards: PROBE_CATEGORY[
-                CONFIG.probes[wildcards.probe].measure
-            ],
+            category=lambda wildcards: category_of(CONFIG, wildcards.probe),
             labels={"result": "{probe}", "format": "slopes, CSV"},
         ),
     log:
@@ -63,32 +62,3 @@ rule slopes:
     shell:
         "python -m mup_moe slopes {input.values} --confidence {params.confidence}"
         " --out {output} 2> {log}"
-
-
-rule probe_figure:
-    input:
-        values=probe_values,
-        slopes="results/{probe}.csv",
-    output:
-        pdf="results/{probe}.pdf",
-        png=report(
-            "results/{probe}.png",
-            caption="../report/probe.rst",
-            category=lambda wildcards: PROBE_CATEGORY[
-                CONFIG.probes[wildcards.probe].measure
-            ],
-            labels={"result": "{probe}", "format": "figure"},
-        ),
-    log:
-        "results/logs/probe_figure/{probe}.log",
-    benchmark:
-        "results/benchmarks/probe_figure/{probe}.tsv"
-    conda:
-        "../../environment.yml"
-    params:
-        code=ANALYSIS_CODE,
-        measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
-    shell:
-        "python -m mup_moe probe-figure {input.values} --slopes {input.slopes}"
-        " --measure {params.measure}"
-        " --out {output.pdf} --png {output.png} 2> {log}"

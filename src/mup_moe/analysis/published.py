@@ -6,13 +6,16 @@ Standard library only, so that a Snakefile can import it.
 import csv
 import io
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.settings import FigureSettings
+from mup_moe.config.settings import Config, FigureSettings
 from mup_moe.encoding import read_text
-from mup_moe.files import UserError
+from mup_moe.files import UserError, expand_home
+
+CHECKOUT = Path(__file__).parents[3]
 
 
 class Point(NamedTuple):
@@ -48,6 +51,23 @@ def read_published(path: Path, loss: str) -> list[Point]:
     if twice:
         raise UserError(f"{path} lists {twice[0]}, width {twice[1]}, learning rate {twice[2]:g} twice: leave one")
     return points
+
+
+def find_reference(config: Config, name: str) -> Path:
+    """The file of a figure's reference, as seen from here, or else from the checkout.
+
+    Raises UserError where there is none, or where it does not serve the figure.
+    """
+    if name not in config.figures:
+        raise UserError(f"`figures` has no {name!r}: choose from {', '.join(config.figures)}")
+    reference = config.figures[name].reference
+    if reference is None:
+        raise UserError(f"`figures.{name}` has no `reference`: give it a CSV of published losses")
+    path = expand_home(reference)
+    if not path.exists():
+        path = Path(os.path.relpath(CHECKOUT / path))
+    check_reference(config.figures[name], read_published(path, config.analysis.loss), path)
+    return path
 
 
 def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> None:

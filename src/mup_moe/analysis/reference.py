@@ -1,4 +1,4 @@
-"""Compares a figure's losses with published ones, point by point: python -m mup_moe reference."""
+"""Compares a figure's losses with published ones, point by point: python -m mup_moe reference NAME."""
 
 import argparse
 import math
@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from mup_moe.analysis.curve import Curve
-from mup_moe.analysis.published import Point, check_reference, read_published
-from mup_moe.analysis.request import FigureRequest, parse_json
-from mup_moe.analysis.runs import figure_curves, read_runs
-from mup_moe.files import UserError, write_csv
+from mup_moe.analysis.published import Point, find_reference, read_published
+from mup_moe.analysis.request import FigureRequest, figure_request
+from mup_moe.analysis.runs import figure_curves, read_runs, read_table
+from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.files import write_csv
 
 COLUMNS = ("parametrization", "width", "learning_rate", "published_loss", "our_loss", "difference")
 SAME = 1e-9  # relative: learning rates that differ by less are one, spelled differently
@@ -20,29 +22,28 @@ SAME = 1e-9  # relative: learning rates that differ by less are one, spelled dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `reference`."""
-    parser.add_argument("--runs", type=Path, required=True, help="the CSV that `aggregate` wrote")
-    parser.add_argument("--figure", required=True, help="JSON object: the figure_request(), with its reference")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    parser.add_argument("name", help="a figure of the config that has a reference")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a row per published point. Raises UserError for runs or a reference that do not serve."""
-    request = FigureRequest.of(parse_json(arguments.figure, "--figure"))
-    if request.figure.reference is None:
-        raise UserError("the figure's request names no reference: pass what the workflow passes")
-    curves = figure_curves(read_runs(arguments.runs), request)
-    rows = compare(published_points(request), curves)
-    write_csv(arguments.out, COLUMNS, rows)
+    name, config = arguments.name, read_layers(arguments).config
+    path = find_reference(config, name)
+    points = read_published(path, config.analysis.loss)
+    folder = arguments.results / name
+    curves = figure_curves(read_runs(folder / "runs.csv"), FigureRequest.of(figure_request(config, name)))
+    write_csv(folder / "reference.csv", COLUMNS, compare(points, curves))
 
 
-def published_points(request: FigureRequest) -> list[Point]:
-    """What the figure's reference holds; nothing where it has none. Raises UserError."""
-    if request.figure.reference is None:
-        return []
-    path = Path(request.figure.reference)
-    points = read_published(path, request.analysis.loss)
-    check_reference(request.figure, points, path)
-    return points
+def read_reference(path: Path) -> list[Point]:
+    """The published points of the CSV that `reference` wrote. Raises UserError."""
+    types = {"parametrization": str, "width": int, "learning_rate": str, "published_loss": float}
+    table = read_table(path, types)[list(types)]
+    return [
+        Point(parametrization, width, LearningRate(rate), loss)
+        for parametrization, width, rate, loss in table.itertuples(index=False, name=None)
+    ]
 
 
 def published_curves(points: Iterable[Point]) -> dict[str, dict[int, Curve]]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.optimizers import OPTIMIZERS
+from mup_moe.figures.kinds import KINDS
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.
@@ -286,15 +287,18 @@ PanelAxis = Literal["parametrization", "architecture", "width", "experts", "gran
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSettings(_Section):
-    """A figure of loss against learning rate: panels, curves in a panel, and its cells' axes."""
+    """A figure: its kind, its panels and the curves in each, and its cells' axes."""
 
     setup: str
     panel: PanelAxis
     curve: CurveAxis
     axes: AxesSettings
     reference: str | None = None  # a CSV of published losses to lay over the curves
+    kind: str = neutral("transfer")
 
     def __post_init__(self) -> None:
+        known = [kind for kind in KINDS if KINDS[kind].of == "figures"]
+        _require(self.kind in known, f"`kind` is {self.kind!r} but must be one of {', '.join(known)}")
         _require(self.panel != self.curve, f"`panel` and `curve` are both {self.curve}")
         for axis in AXES:
             values = getattr(self.axes, axis)
@@ -458,6 +462,8 @@ class Config(_Section):
         for name, parts in self.compositions.items():
             for part in parts:
                 _require(part in self.figures, f"`compositions.{name}` names {part!r}, which `figures` does not list")
+                kind = self.figures[part].kind
+                _require(kind == "transfer", f"`compositions.{name}` names {part!r} of kind {kind}, not transfer")
             _require(bool(parts), f"`compositions.{name}` is empty: list figures")
             _require(len(set(parts)) == len(parts), f"`compositions.{name}` lists a figure more than once")
         for name, probe in self.probes.items():

@@ -11,9 +11,9 @@ from mup_moe.analysis.curve import Curve, finite_runs
 from mup_moe.analysis.names import axis_value
 from mup_moe.analysis.optima import Row
 from mup_moe.figures.plotting import Axes, Rectangle, sns
+from mup_moe.figures.style import DOTTED, FAINT, INK
 
-INK, FAINT, SHADE = "#222222", "#8c8c8c", "#efefef"
-DOTTED = (0, (1, 2))
+SHADE = "#efefef"
 OPTIMUM: dict[str, Any] = {"marker": "D", "ms": 4.2, "mec": INK, "mew": 0.8}
 DIVERGED: dict[str, Any] = {"marker": "x", "ms": 3.4, "mew": 0.9, "ls": ""}
 MISSING: dict[str, Any] = {"marker": "$?$", "ms": 4.2, "mew": 0.3, "ls": ""}

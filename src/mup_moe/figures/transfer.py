@@ -3,11 +3,8 @@
 Published losses that the figure's reference names lie over the curves of their panel and width.
 """
 
-import argparse
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +14,12 @@ import numpy as np
 from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
 from mup_moe.analysis.optima import Row, read_optima
-from mup_moe.analysis.reference import published_curves, published_points
-from mup_moe.analysis.request import FigureRequest, parse_json
+from mup_moe.analysis.reference import published_curves, read_reference
+from mup_moe.analysis.request import FigureRequest, figure_request
 from mup_moe.analysis.runs import figure_curves, read_runs
+from mup_moe.config.settings import Config
 from mup_moe.figures.panel import (
     DIVERGED,
-    DOTTED,
-    FAINT,
-    INK,
     MISSING,
     OFF_SCALE,
     OPTIMUM,
@@ -34,54 +29,19 @@ from mup_moe.figures.panel import (
     Style,
     draw_panel,
 )
-from mup_moe.figures.plotting import (
-    ConstrainedLayoutEngine,
-    Figure,
-    FixedLocator,
-    Line2D,
-    MaxNLocator,
-    Patch,
-    SubFigure,
-    Text,
-    matplotlib,
-    sns,
-)
+from mup_moe.figures.plotting import Figure, FixedLocator, Line2D, MaxNLocator, Patch, SubFigure, sns
+from mup_moe.figures.style import DOTTED, FAINT, INK, MARGIN, RC, WIDTH, add_lines, draw_legend, new_figure, wrap
 from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
-from mup_moe.files import atomic_write
 
 COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
-WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
-Y_LABEL, MARGIN = 0.6, 0.1  # inches, of the label and numbers left of the panels, and beside what is fitted
-LINE = 0.15  # inches, of a line of text
+Y_LABEL = 0.6  # inches, of the label and numbers left of the panels
 LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
 LR_MARGIN = 0.4  # octaves beyond the learning rates, of a grid that spans one or more
 INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
 ALIKE = 1e-7  # octaves: closer learning rates are drawn at one place
 LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
-LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
-RC: dict[Any, Any] = {
-    "pdf.fonttype": 42,  # TrueType, embedded: text that can be searched and edited
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
-    "mathtext.fontset": "dejavusans",
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "axes.edgecolor": INK,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
 
 Curves = Mapping[Any, Mapping[int, Curve]]
 Rows = Mapping[Any, list[Row]]
@@ -112,62 +72,28 @@ class Content:
         return WIDTH if columns > 1 else NARROW, 0.75 + lines * (PANEL_HEIGHT + 0.75)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `figure`."""
-    parser.add_argument("--runs", type=Path, required=True, help="the CSV that `aggregate` wrote")
-    parser.add_argument("--optima", type=Path, required=True, help="the CSV that `optima` wrote")
-    parser.add_argument("--figure", required=True, help="JSON object: the figure_request() of the figure")
-    parser.add_argument("--name", required=True, help="the figure's name in the config, and in the optima")
-    parser.add_argument("--out", type=Path, required=True, help="the PDF to write")
-    parser.add_argument("--png", type=Path, help="a PNG of the same figure to write as well")
+def draw(config: Config, name: str, results: Path) -> Figure:
+    """A figure of the config. Raises UserError where the runs, the optima or the reference lack a part of it."""
+    content = read_content(config, name, results)
+    figure = new_figure(*content.size)
+    draw_content(figure, content, content.size[0])
+    return figure
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Writes the figure. Raises UserError when the runs, the optima or the reference lack a part of it."""
-    request = parse_json(arguments.figure, "--figure")
-    content = read_content(arguments.name, arguments.runs, arguments.optima, request)
-    with drawing_style():
-        figure = new_figure(*content.size)
-        draw(figure, content, content.size[0])
-        save(figure, arguments.out, arguments.png)
-
-
-def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]) -> Content:
-    """What the figure of a request shows. Raises UserError."""
-    parsed = FigureRequest.of(request)
-    curves = figure_curves(read_runs(runs), parsed)
-    published = published_curves(published_points(parsed))
+def read_content(config: Config, name: str, results: Path) -> Content:
+    """What a figure of the config shows. Raises UserError."""
+    request = FigureRequest.of(figure_request(config, name))
+    curves = figure_curves(read_runs(results / name / "runs.csv"), request)
+    points = read_reference(results / name / "reference.csv") if config.figures[name].reference is not None else []
+    published = published_curves(points)
     of_panels = {
         panel: {value: curve for value, curve in published.get(panel, {}).items() if value in of_panel}
         for panel, of_panel in curves.items()
     }
-    return Content(parsed, curves, read_optima(optima, name, parsed), of_panels)
+    return Content(request, curves, read_optima(results / name / "optima.csv", name, request), of_panels)
 
 
-@contextmanager
-def drawing_style() -> Iterator[None]:
-    """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
-    with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
-        yield
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that lays out what is drawn into it without overlaps."""
-    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
-    return Figure(figsize=(width, height), layout=layout)
-
-
-def save(figure: Figure, pdf: Path, png: Path | None) -> None:
-    """Writes the PDF and, if asked for, the PNG; equal figures give equal bytes."""
-    # Dates and versions would make equal figures differ.
-    with atomic_write(pdf) as file:
-        figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    if png:
-        with atomic_write(png) as file:
-            figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
-
-
-def draw(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
+def draw_content(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
     """Draws the content into a figure or a part of one, `width` inches wide; `letter`: (a), (b), ..."""
     request, curves = content.request, content.curves
     lines, columns = content.grid
@@ -222,23 +148,6 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
     return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - beyond, lr.max() + beyond))
 
 
-def draw_legend(
-    figure: Figure | SubFigure, handles: Sequence[Any], names: Sequence[str], title: Mapping[str, Any], **options: Any
-) -> None:
-    """A legend outside the panels, in as few rows as fit into the figure's width.
-
-    title: how the first name differs from the others.
-    """
-    for rows in range(1, len(names) + 1):
-        columns = math.ceil(len(names) / rows)
-        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
-        legend.get_texts()[0].set(**title)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
-            break
-        legend.remove()
-    _add_lines(figure, math.ceil(len(names) / columns) - 1)
-
-
 def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], width: float) -> None:
     """The panels' titles, in as few lines as fit above a panel."""
     rows, columns = grid.shape
@@ -249,22 +158,7 @@ def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], w
         if "\n" in title.get_text():
             title.set_verticalalignment("bottom")  # more lines grow upwards
     lines = [axes.get_title(loc="left").count("\n") for axes in grid.flat]
-    _add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
-
-
-def wrap(text: Text, pixels: float) -> None:
-    """Breaks a text, upright or not, into as few lines as are so long at most."""
-    whole = text.get_text()
-    for characters in range(len(whole), 0, -1):
-        text.set_text("\n".join(textwrap.wrap(whole, characters)))
-        if max(text.get_window_extent().size) <= pixels:
-            break
-
-
-def _add_lines(figure: Figure | SubFigure, lines: int) -> None:
-    """Makes the whole figure higher by lines of text, so that its panels keep their height."""
-    whole = figure.get_figure(root=True)
-    whole.set_figheight(whole.get_figheight() + lines * LINE)
+    add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
 
 
 def _title(request: FigureRequest, panel: Any) -> str:
@@ -315,7 +209,7 @@ def _draw_curve_legend(figure: Figure | SubFigure, request: FigureRequest, style
 def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
     """The marks that occur, below the panels."""
     marks = dict(_marks(content, scale, style))
-    draw_legend(figure, list(marks.values()), list(marks), {}, loc="outside lower center", handlelength=1.4)
+    draw_legend(figure, list(marks.values()), list(marks), loc="outside lower center", handlelength=1.4)
 
 
 def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,66 @@
+"""Draws the coordinate check: the size of every activation against width, over the first steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.slopes import Slope
+from mup_moe.config.settings import Config
+from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator, sns
+from mup_moe.figures.style import WIDTH, draw_legend, wrap
+from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_widths, means, new_grid, powers, read_probe, widen
+
+TITLES = {"feed-forward": "feed-forward (MoE)"}
+
+
+def draw(config: Config, name: str, results: Path) -> Figure:
+    """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
+    return draw_activations(*read_probe(config, name, results))
+
+
+def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
+    """A row per parametrization, a column per quantity; a line per step over the widths.
+
+    Lines are geometric means over seeds and blocks. Flat lines are what muP promises after a step.
+    """
+    rules, quantities = values["parametrization"].unique(), values["quantity"].unique()
+    steps = sorted(values["step"].unique())
+    shades = dict(zip(steps, sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(steps))), strict=True))
+    figure, grid = new_grid(len(rules), len(quantities), sharey="col")
+    for axes_of_rule, rule in zip(grid, rules, strict=True):
+        for axes, quantity in zip(axes_of_rule, quantities, strict=True):
+            chosen = values[(values["parametrization"] == rule) & (values["quantity"] == quantity)]
+            for step, of_step in chosen.groupby("step"):
+                line = means(of_step)
+                axes.plot(np.log2(line.index), line, color=shades[step], lw=1.0, marker="o", ms=2.2, mew=0)
+            axes.text(
+                0.02, 1.01, _slope_text(slopes, rule, quantity, steps[-1]), transform=axes.transAxes, fontsize=6.5
+            )
+        wrap(axes_of_rule[0].set_ylabel(parametrization_title(rule), fontweight="bold"), ROW_HEIGHT * figure.dpi)
+    for axes, quantity in zip(grid[0], quantities, strict=True):
+        axes.set_title(TITLES.get(quantity, quantity), pad=12)
+    for column in grid.T:
+        widen(column[0], 3.0)
+    for axes in grid.flat:
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_formatter(powers())
+    figure.supylabel("mean absolute entry", fontsize=8)
+    handles = [Line2D([], [], color=shades[step], lw=1.6) for step in steps]
+    draw_legend(
+        figure,
+        [Line2D([], [], ls=""), *handles],
+        ["steps taken", *map(str, steps)],
+        loc="outside upper center",
+        handlelength=1.6,
+    )
+    label_widths(grid, values, WIDTH / len(quantities) - Y_LABELS)
+    return figure
+
+
+def _slope_text(slopes: Sequence[Slope], rule: str, quantity: str, step: int) -> str:
+    found = [s.slope for s in slopes if (s.parametrization, s.quantity, s.step) == (rule, quantity, step)]
+    mean = float(np.mean(found)) if found else np.nan
+    return "" if np.isnan(mean) else f"slope {mean:+.2f}".replace("-", "\N{MINUS SIGN}")

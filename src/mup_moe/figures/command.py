@@ -1,0 +1,22 @@
+"""Draws a figure: python -m mup_moe figure NAME."""
+
+import argparse
+import importlib
+
+from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.figures.shown import kind_of
+from mup_moe.figures.style import drawing_style, save
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `figure`."""
+    parser.add_argument("name", help="one of the config's figures, compositions or probes")
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Writes RESULTS/NAME.pdf and .png. Raises UserError where a file that the figure reads lacks a part of it."""
+    config = read_layers(arguments).config
+    kind = importlib.import_module(f"mup_moe.figures.{kind_of(config, arguments.name)}")
+    with drawing_style():
+        save(kind.draw(config, arguments.name, arguments.results), arguments.results / arguments.name)

@@ -1,0 +1,84 @@
+"""What the figures of a config are: their kinds, what drawing each of them takes, and what the report says.
+
+Standard library and the config only, so that a Snakefile can import it. A figure here is any that is drawn: one of
+the config's figures, compositions or probes.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from mup_moe.analysis.request import figure_request
+from mup_moe.config.settings import Config
+from mup_moe.figures.kinds import KINDS, SUBJECTS, Subject
+from mup_moe.files import UserError
+
+
+def all_names(config: Config) -> list[str]:
+    """Everything that can be drawn."""
+    return [*config.figures, *config.compositions, *config.probes]
+
+
+def drawn_in_paper(config: Config) -> list[str]:
+    """What the whole paper draws: a figure that is part of a composition is drawn there."""
+    parts = {part for parts in config.compositions.values() for part in parts}
+    return [name for name in all_names(config) if name not in parts]
+
+
+def kind_of(config: Config, name: str) -> str:
+    """The kind of a figure: a key of KINDS. Raises UserError where the config has no such figure."""
+    if name in config.figures:
+        return config.figures[name].kind
+    if name in config.compositions:
+        return "composition"
+    if name in config.probes:
+        return config.probes[name].measure
+    raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
+
+
+def files_of(config: Config, name: str) -> list[str]:
+    """The files in the folder of results that drawing a figure reads."""
+    parts = _parts(config, name)
+    each: dict[str, Callable[[], Iterable[Any]]] = {
+        "figure": lambda: parts,
+        "reference": lambda: [part for part in parts if config.figures[part].reference is not None],
+        "cell": lambda: dict.fromkeys(cell.id for part in parts for cell in config.figures[part].cells()),
+        "width": lambda: config.probes[name].axes.width,
+        "name": lambda: [name],
+    }
+    found = []
+    for pattern in KINDS[kind_of(config, name)].reads:
+        word = next(word for word in each if f"{{{word}}}" in pattern)
+        found += [pattern.format_map({"name": name, word: value}) for value in each[word]()]
+    return found
+
+
+def settings_of(config: Config, name: str) -> str:
+    """All that a figure depends on besides those files and the code, as JSON."""
+    probe = config.probes.get(name)
+    figures = {part: figure_request(config, part) for part in _parts(config, name)}
+    return json.dumps({"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe)})
+
+
+def caption_of(config: Config, name: str) -> str:
+    """What to look for in a figure, as reStructuredText."""
+    return KINDS[kind_of(config, name)].caption.format(name=name, subject=_subject(config, name))
+
+
+def category_of(config: Config, name: str) -> str:
+    """The heading under which the report has a figure."""
+    return KINDS[kind_of(config, name)].category.format(name=name, subject=_subject(config, name))
+
+
+def _parts(config: Config, name: str) -> tuple[str, ...]:
+    """The figures of the config that a figure shows: itself, those of a composition, or, for a probe, none."""
+    return () if name in config.probes else config.compositions.get(name, (name,))
+
+
+def _subject(config: Config, name: str) -> Subject | None:
+    """What a figure is about, or the first one of a composition; a probe is about itself."""
+    for part in _parts(config, name)[:1]:
+        figure = config.figures[part]
+        return SUBJECTS["dense" if figure.axes.architecture == ("dense",) else figure.curve]
+    return None

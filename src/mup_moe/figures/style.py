@@ -1,0 +1,97 @@
+"""How all figures look, the paper that they are drawn on, and how they are saved."""
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, SubFigure, Text, matplotlib, sns
+from mup_moe.files import atomic_write
+
+WIDTH = 7.0  # inches: the text width of a paper
+LINE = 0.15  # inches, of a line of text
+MARGIN = 0.1  # inches, beside what is fitted
+INK, FAINT = "#222222", "#8c8c8c"
+DOTTED = (0, (1, 2))
+LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
+RC: dict[Any, Any] = {
+    "pdf.fonttype": 42,  # TrueType, embedded: text that can be searched and edited
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
+    "mathtext.fontset": "dejavusans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@contextmanager
+def drawing_style() -> Iterator[None]:
+    """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
+    with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that lays out what is drawn into it without overlaps."""
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PDF and a PNG of this name, which has no ending; equal figures give equal bytes."""
+    # Dates and versions would make equal figures differ.
+    with atomic_write(path.with_name(f"{path.name}.pdf")) as file:
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    with atomic_write(path.with_name(f"{path.name}.png")) as file:
+        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+
+
+def draw_legend(
+    figure: Figure | SubFigure,
+    handles: Sequence[Any],
+    names: Sequence[str],
+    title: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """A legend outside the panels, in as few rows as fit into the figure's width.
+
+    title: how the first name differs from the others.
+    """
+    for rows in range(1, len(names) + 1):
+        columns = math.ceil(len(names) / rows)
+        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
+        legend.get_texts()[0].set(**title or {})
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
+            break
+        legend.remove()
+    add_lines(figure, math.ceil(len(names) / columns) - 1)
+
+
+def wrap(text: Text, pixels: float) -> None:
+    """Breaks a text, upright or not, into as few lines as are so long at most."""
+    whole = text.get_text()
+    for characters in range(len(whole), 0, -1):
+        text.set_text("\n".join(textwrap.wrap(whole, characters)))
+        if max(text.get_window_extent().size) <= pixels:
+            break
+
+
+def add_lines(figure: Figure | SubFigure, lines: int) -> None:
+    """Makes the whole figure higher by lines of text, so that its panels keep their height."""
+    whole = figure.get_figure(root=True)
+    whole.set_figheight(whole.get_figheight() + lines * LINE)

@@ -1,0 +1,71 @@
+"""What the figures of probes share: panels over width, and how they are labelled."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mup_moe.analysis.slopes import Slope, read_slopes, read_values
+from mup_moe.config.settings import Config
+from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, NullLocator, sns
+from mup_moe.figures.style import WIDTH
+from mup_moe.figures.ticks import excess, label_axis, thinned
+
+ROW_HEIGHT = 1.45  # inches
+Y_LABELS = 0.55  # inches, of the labels beside a panel
+
+
+def read_probe(config: Config, name: str, results: Path) -> tuple[pd.DataFrame, list[Slope]]:
+    """What a probe measured, and its slopes. Raises UserError for what is missing or damaged."""
+    values = [results / name / f"w{width}.csv" for width in config.probes[name].axes.width]
+    return read_values(values), read_slopes(results / f"{name}.csv")
+
+
+def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
+    """An empty figure of panels, and their axes, rows by columns."""
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, 0.9 + rows * ROW_HEIGHT), layout=layout)
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
+    sns.despine(fig=figure)
+    return figure, grid
+
+
+def means(values: pd.DataFrame) -> "pd.Series[float]":
+    """log2 of the geometric mean by width, of what is positive and finite."""
+    positive = values[np.isfinite(values["value"]) & (values["value"] > 0)]
+    found: pd.Series[float] = np.log2(positive["value"]).groupby(positive["width"]).mean()
+    return found
+
+
+def label_widths(grid: Any, values: pd.DataFrame, inches: float) -> None:
+    """Labels horizontal axes that are about so long."""
+    ticks = {math.log2(width): str(width) for width in sorted(values["width"].unique())}
+    margin = 0.05 * (max(ticks) - min(ticks)) or 0.5
+    for axes in grid.flat:
+        # All widths, also where a quantity has no value that can be drawn.
+        axes.set_xlim(min(ticks) - margin, max(ticks) + margin)
+        label(axes, ticks, inches, most=4)
+        axes.xaxis.set_minor_locator(NullLocator())
+    for axes in grid[:-1].flat:
+        axes.tick_params(labelbottom=False)
+    for axes in grid[-1]:
+        axes.set_xlabel("width")
+
+
+def label(axes: Any, ticks: Mapping[float, str], inches: float, most: int | None = None) -> None:
+    """Labels a horizontal axis of about this length with as many of the ticks, `most` at most, as lie apart."""
+    label_axis(axes, thinned(ticks, axes.get_xlim(), inches - excess(*ticks.values()), most), inches)
+
+
+def widen(axes: Any, least: float) -> None:
+    """Has the vertical axis span `least` or more: what hardly moves should look so, between labels."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, (low + high - least) / 2), max(high, (low + high + least) / 2))
+
+
+def powers() -> FuncFormatter:
+    """Writes a number of an axis in log2 as a power of 2."""
+    return FuncFormatter(lambda at, _: f"$2^{{{at:g}}}$")
