@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from conftest import ROOT
-from mup_moe.__main__ import main
+from mup_moe.analysis.slopes import Slope, read_values, slopes
+from mup_moe.files import write_csv
 from test_figure import make_request, make_tables, over
 
 # What changes a figure, or ends its drawing, if it is heeded.
@@ -45,7 +46,7 @@ def inputs(tmp_path_factory):
         rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
         path.write_text(MEASURED + "".join(rows))
         path.with_suffix(".json").write_text("{}")
-    assert main(["slopes", *map(str, values), "--confidence", "0.9", "--out", str(folder / "slopes.csv")]) == 0
+    write_csv(folder / "slopes.csv", Slope._fields, slopes(read_values(values), 0.9))
     runs, optima = ([folder / name / table for name in requests] for table in ("runs.csv", "optima.csv"))
     probe = ["probe-figure", *values, "--slopes", folder / "slopes.csv", "--measure"]
     commands = {

@@ -19,6 +19,7 @@ from mup_moe.analysis.reference import compare, published_curves
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.figures.transfer import draw, drawing_style, new_figure, read_content, shared_scale
 from mup_moe.files import UserError
+from test_figure import write_optima
 
 AUTHORS = ROOT / "reference" / "authors_sp.csv"
 RATES = ["1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2", "5e-2"]
@@ -52,13 +53,12 @@ def make_request(reference=AUTHORS, widths=(64, 128, 256, 512), seeds=1, **axes)
 
 
 def make_tables(folder, request, loss):
-    cells = FigureRequest.of(request).figure.cells()
+    cells = FigureRequest.parse(request).figure.cells()
     losses = [loss(cell) for cell in cells]
     runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
-    arguments = ["--runs", folder / "runs.csv", "--figures", json.dumps({"f": request}), "--out", folder / "optima.csv"]
-    assert main(["optima", *map(str, arguments)]) == 0
+    write_optima(folder, "f", request)
 
 
 def published_at(cell):
@@ -210,7 +210,7 @@ def test_losses_over_width_are_laid_over_no_other_figure(changes):
     request = make_request()
     request |= changes | {"axes": request["axes"] | changes["axes"]}
     with pytest.raises(UserError, match="curve per width"):
-        check_reference(FigureRequest.of(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
+        check_reference(FigureRequest.parse(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
 
 
 def test_published_points_lie_over_their_own_panel_alone(tmp_path):

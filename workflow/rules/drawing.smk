@@ -1,5 +1,8 @@
 # What figures and compositions are about, and what drawing them takes.
+import json
+
 from mup_moe.analysis.published import check_reference, read_published
+from mup_moe.analysis.request import figure_request
 from mup_moe.files import expand_home
 
 # The report's headings in the paper's order; Snakemake sorts them by name.
@@ -9,13 +12,6 @@ FIGURE_CATEGORIES = {
     "granularity": "3 Experts and granularity",
     "dense": "4 Dense models",
 }
-PROBE_CATEGORY = {"activations": "5 Coordinate check", "covariance": "6 Lemma B.1"}
-# What the whole paper draws: a figure that is part of a composition is drawn there.
-PARTS = {part for parts in CONFIG.compositions.values() for part in parts}
-DRAWN = [
-    *(figure for figure in CONFIG.figures if figure not in PARTS),
-    *CONFIG.compositions,
-]
 
 
 def kind_of(figure):

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a row per published point. Raises UserError for runs or a reference that do not serve."""
-    request = FigureRequest.of(parse_json(arguments.figure, "--figure"))
+    request = FigureRequest.parse(parse_json(arguments.figure, "--figure"))
     if request.figure.reference is None:
         raise UserError("the figure's request names no reference: pass what the workflow passes")
     curves = figure_curves(read_runs(arguments.runs), request)

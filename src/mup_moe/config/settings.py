@@ -54,7 +54,6 @@ def _require(condition: bool, sentence: str) -> None:
 # Far beyond any sweep, so that nothing computed from a setting overflows.
 _MOST_CELLS = 100_000
 _MOST_ENTRIES = 2**50  # of a tensor
-_MOST_PROBE_STEPS = 10_000  # they are an argument of a command
 _LONGEST_NAME = 100  # of what is a file's name too
 _SMALLEST, _LARGEST = 1e-37, 1e37  # float32 holds them
 
@@ -305,10 +304,6 @@ class ProbeSettings(_Section):
         _require(
             len(self.steps) > 0 and self.steps == tuple(sorted(set(self.steps))) and self.steps[0] >= 0,
             f"`steps` {list(self.steps)} must ascend from 0 or later",
-        )
-        _require(
-            len(self.steps) <= _MOST_PROBE_STEPS,
-            f"`steps` has {len(self.steps):,} entries but may have {_MOST_PROBE_STEPS:,}",
         )
         _require(len(self.axes.width) >= 2, "`axes.width` needs two widths or more: a slope is measured over them")
         for axis in ("architecture", "experts", "granularity", "learning_rate"):

@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def read_content(name: str, runs: Path, optima: Path, request: Mapping[str, Any]) -> Content:
     """What the figure of a request shows. Raises UserError."""
-    parsed = FigureRequest.of(request)
+    parsed = FigureRequest.parse(request)
     curves = figure_curves(read_runs(runs), parsed)
     published = published_curves(published_points(parsed))
     of_panels = {
