@@ -1,5 +1,5 @@
 # The whole paper as a graph of files: text -> tokens -> cells -> tables of runs -> figures.
-# Start reading at workflow/rules/common.smk, which turns config.yaml into cells.
+# Start reading at src/mup_moe/sweep.py, which turns config.yaml into cells, jobs and paths.
 from snakemake.utils import min_version
 
 min_version("9.20")
@@ -9,6 +9,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/environment.smk"
+include: "workflow/rules/config.smk"
 include: "workflow/rules/common.smk"
 include: "workflow/rules/tokens.smk"
 include: "workflow/rules/cells.smk"
@@ -17,6 +18,7 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/probes.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/claims.smk"
+include: "workflow/rules/hooks.smk"
 
 
 localrules:

@@ -12,7 +12,6 @@ are starts and files; where steps are compiled, with nothing cached, compilation
 """
 
 import hashlib
-import itertools
 import os
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import MANIFEST, SPLITS
 from mup_moe.files import read_json, write_csv, write_json
+from mup_moe.ops.offsite.job_list import Job, write_jobs
 from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
@@ -67,9 +67,11 @@ def write_tokens(folder: Path) -> None:
 
 def train(requests: Sequence[TrainingRequest], tokens: Path, out: Path, options: Sequence[str], cache: str) -> None:
     """One process of `mup_moe train`."""
-    asked = itertools.chain.from_iterable(("--request", request.to_json()) for request in requests)
+    if not (out / "data").exists():
+        (out / "data").symlink_to(tokens.parent)
+    write_jobs(out / "jobs.jsonl", [Job("job", "figure1", tokens.name, "", tuple(requests))])
     done = subprocess.run(
-        [sys.executable, "-m", "mup_moe", "train", *asked, "--tokens", tokens, "--out", out, *options],
+        [sys.executable, "-m", "mup_moe", "train", "--requests", out / "jobs.jsonl", "--results", out, *options],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TORCHINDUCTOR_CACHE_DIR": cache},
         stderr=subprocess.PIPE,
         text=True,
@@ -89,7 +91,7 @@ def run(mode: str, requests: Sequence[TrainingRequest], tokens: Path, options: S
                 train(group, tokens, Path(out), [*options, "--replicas", replicas], cache)
 
         wall = seconds_of(work)
-        summaries = (read_json(Path(out) / request.cell.id / "summary.json") for request in requests)
+        summaries = (read_json(Path(out) / "cells" / request.cell.id / "summary.json") for request in requests)
         return wall, sum(summary["wall_seconds"] for summary in summaries)
 
 

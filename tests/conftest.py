@@ -1,12 +1,15 @@
 """Small models and tokens, made from config.yaml so that tests hold no second set of defaults."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +19,11 @@ import pytest
 import torch
 import yaml
 
-from mup_moe.config.cell import Cell
+from mup_moe.__main__ import main
+from mup_moe.config.cell import AXES, Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
+from mup_moe.config.settings import AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart
 from mup_moe.parametrization import parse_table
@@ -45,6 +50,50 @@ keep_compiled_code_apart()
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 T = TypeVar("T")
+
+
+def run_step(*words: str | Path, config: Config, results: Path) -> int:
+    """Runs a command on a config and a folder of results, in this process: its exit status."""
+    path = results / "given.json"
+    results.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(config)))
+    return main([*map(str, words), "--config", str(path), "--results", str(results)])
+
+
+_SCRATCH = tempfile.TemporaryDirectory()
+
+
+def results_of(**parts: Path) -> Path:
+    """A folder of results whose parts, such as cells, are folders of elsewhere."""
+    folder = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
+    for name, part in parts.items():
+        part.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(part.absolute())
+    return folder
+
+
+def tokenize_command(corpus: Mapping[str, Any], out: Path, threads: int = 1) -> list[str]:
+    """Tokenizes a corpus, as `corpora` of a config would have it, into a folder."""
+    results = results_of(data=out.parent)
+    document = asdict(CONFIG) | {"corpora": asdict(CONFIG)["corpora"] | {out.name: dict(corpus)}}
+    (results / "given.json").write_text(json.dumps(document))
+    given = ["--config", str(results / "given.json"), "--results", str(results)]
+    return [sys.executable, "-m", "mup_moe", "tokenize", out.name, *given, "--threads", str(threads)]
+
+
+def config_of(cells: Sequence[Cell], **parts: Any) -> Config:
+    """A config with one figure, of just these cells, which are of one set-up. parts: of that set-up."""
+    first = cells[0]
+    axes = {axis: tuple(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES}
+    figure = FigureSettings(setup=first.setup, panel="width", curve="experts", axes=AxesSettings(**axes))
+    setups = CONFIG.setups | {first.setup: replace(CONFIG.setups[first.setup], **parts)}
+    claims = replace(CONFIG.claims, table={})
+    return replace(CONFIG, setups=setups, figures={"figure1": figure}, compositions={}, claims=claims)
+
+
+def told_by(errors: str) -> list[str]:
+    """The lines that a step wrote to stderr after the first one, which names its config."""
+    return [line for line in errors.splitlines() if not line.startswith("config: ")]
 
 
 def wait_until(condition: Callable[[], T], process: "subprocess.Popen[Any]") -> T:
@@ -106,6 +155,17 @@ def tokens() -> np.ndarray:
     generator = np.random.default_rng(0)
     steps = generator.choice([1, 2, 5], p=[0.7, 0.2, 0.1], size=20_000)
     return (np.cumsum(steps) % VOCABULARY).astype(np.uint16)
+
+
+def write_tokens(folder: Path, tokens: np.ndarray) -> None:
+    """A corpus as `tokenize` leaves it, but for its tokenizer."""
+    splits = {}
+    for split, array in (("train", tokens), ("valid", tokens[:2000])):
+        data = array.astype("<u2").tobytes()
+        (folder / f"{split}.bin").write_bytes(data)
+        splits[split] = {"tokens": len(array), "tokens_sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {"vocabulary": VOCABULARY, "end_of_text": 0, "dtype": "uint16", "splits": splits}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock")

@@ -1,10 +1,7 @@
 import csv
-import io
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,24 +11,27 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import write_result
-from mup_moe.__main__ import main
+from conftest import run_step, told_by, write_result
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.foreign import mixtures
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
-from mup_moe.analysis.request import FigureRequest, figure_request
+from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
 from mup_moe.config.cell import Cell
+from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError
 from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table
+from mup_moe.sweep import Sweep
+from mup_moe.tables import table1
 
 CONFIG = Path(__file__).parent.parent / "config.yaml"
+SWEEP = Sweep(read_config(CONFIG))
 ANALYSIS = AnalysisSettings(loss="train_loss", fit_points=5, confidence=0.95, resamples=500, foreign_cells="stop")
 GRID = np.arange(-10.0, -3.0)
 
@@ -367,7 +367,8 @@ def summary_of(cell, loss, **changes):
 
 def write_summaries(results, cells, loss, **changes):
     for cell in cells:
-        write_result(results / cell.id, summary_of(cell, loss(cell), **changes))
+        own = {"request": SWEEP.request(cell).digest}
+        write_result(results / cell.id, summary_of(cell, loss(cell), **own | changes))
 
 
 def transferring(cell):
@@ -386,13 +387,11 @@ def figure1(tmp_path):
     config = read_config(CONFIG, grid)
     cells = config.figures["figure1"].cells()
     write_summaries(tmp_path / "cells", cells, transferring)
-    (tmp_path / "cells.txt").write_text("\n".join([*(f"{cell.id} r" for cell in cells), f"{cells[0].id} r", ""]))
     return tmp_path, config, cells
 
 
-def run_aggregate(folder, *options):
-    arguments = ["--cells", folder / "cells.txt", "--results", folder / "cells", "--out", folder / "runs.csv"]
-    return main(["aggregate", *map(str, arguments), *options])
+def run_aggregate(folder, config):
+    return run_step("aggregate", "figure1", config=config, results=folder)
 
 
 def leaving_out(config):
@@ -400,15 +399,13 @@ def leaving_out(config):
 
 
 def run_optima(folder, config):
-    requests = json.dumps({"figure1": figure_request(config, "figure1")})
-    arguments = ["--runs", folder / "runs.csv", "--figures", requests, "--out", folder / "optima.csv"]
-    return main(["optima", *map(str, arguments)])
+    return run_step("optima", "figure1", config=config, results=folder)
 
 
 def test_runs_have_a_row_per_cell_in_order(figure1):
-    folder, _, cells = figure1
-    assert run_aggregate(folder) == 0
-    runs = pd.read_csv(folder / "runs.csv")
+    folder, config, cells = figure1
+    assert run_aggregate(folder, config) == 0
+    runs = pd.read_csv(folder / "figure1/runs.csv")
     assert list(runs.columns) == list(aggregate.COLUMNS)
     assert runs["cell"].tolist() == [cell.id for cell in cells]
     assert runs["log2_learning_rate"].tolist() == [math.log2(cell.learning_rate) for cell in cells]
@@ -418,15 +415,6 @@ def test_runs_have_a_row_per_cell_in_order(figure1):
     assert runs.loc[~diverged, "train_loss"].tolist() == [transferring(c) for c in cells if transferring(c) is not None]
     assert set(runs["device"]) == {"cpu"}
     assert set(runs["torch"]) == {"2.13.0+cpu"}
-
-
-def test_ids_may_come_from_standard_input(figure1, monkeypatch):
-    folder, _, cells = figure1
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{cells[3].id} r\n"))
-    assert (
-        main(["aggregate", "--cells", "-", "--results", str(folder / "cells"), "--out", str(folder / "one.csv")]) == 0
-    )
-    assert pd.read_csv(folder / "one.csv")["cell"].tolist() == [cells[3].id]
 
 
 @pytest.mark.parametrize("changes", [{"status": "finished", "train_loss": None}, {"status": "running"}, {"id": "x"}])
@@ -455,11 +443,11 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("key", "reason"), FOREIGN)
 def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
-    folder, _, cells = figure1
+    folder, config, cells = figure1
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
-    assert run_aggregate(folder) == 1
-    assert not (folder / "runs.csv").exists()
-    (told,) = capsys.readouterr().err.splitlines()
+    assert run_aggregate(folder, config) == 1
+    assert not (folder / "figure1/runs.csv").exists()
+    (told,) = told_by(capsys.readouterr().err)
     shown = ", ".join(cell.id for cell in cells[7:10])
     assert f"5 {reason} ({shown} and 2 more)" in told
     assert "delete" in told
@@ -468,14 +456,14 @@ def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
 
 @pytest.mark.parametrize(("key", "reason"), FOREIGN)
 def test_what_cannot_be_compared_is_left_out_by_name_if_the_user_chose_so(figure1, capsys, key, reason):
-    folder, _, cells = figure1
-    run_aggregate(folder)
-    complete = (folder / "runs.csv").read_text().splitlines()
+    folder, config, cells = figure1
+    run_aggregate(folder, config)
+    complete = (folder / "figure1/runs.csv").read_text().splitlines()
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
-    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
-    told = capsys.readouterr().err.splitlines()
+    assert run_aggregate(folder, leaving_out(config)) == 0
+    told = told_by(capsys.readouterr().err)
     assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
-    assert (folder / "runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
+    assert (folder / "figure1/runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
 
 
 AWAY = {"device": "cuda", "versions": {"torch": "2.11.0+cu126"}}
@@ -495,26 +483,26 @@ MIXED = [
 def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_is_said(
     figure1, capsys, changes, several, away, home
 ):
-    folder, _, cells = figure1
+    folder, config, cells = figure1
     write_summaries(folder / "cells", cells[:2], transferring, **changes)
-    assert run_aggregate(folder) == 0
+    assert run_aggregate(folder, config) == 0
     names = [cell.id for cell in cells]
     shown, more = ", ".join(names[2:5]), len(names) - 5
-    assert capsys.readouterr().err.splitlines() == [
+    assert told_by(capsys.readouterr().err) == [
         f"cells of small were trained on several {several}:"
         f" 2 {away} ({names[0]}, {names[1]}); {more + 3} {home} ({shown} and {more} more)"
     ]
-    runs = pd.read_csv(folder / "runs.csv")
+    runs = pd.read_csv(folder / "figure1/runs.csv")
     assert runs["cell"].tolist() == names
     elsewhere = (runs["device"] == "cuda") | (runs["torch"] == "2.11.0+cu126")
     assert runs.loc[elsewhere, "cell"].tolist() == names[:2]
 
 
 def test_of_cells_that_were_left_out_no_mixture_is_said(figure1, capsys):
-    folder, _, cells = figure1
+    folder, config, cells = figure1
     write_summaries(folder / "cells", cells[7:12], transferring, **AWAY, precision="bfloat16")
-    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
-    assert [line.partition(" ")[0] for line in capsys.readouterr().err.splitlines()] == ["left"] * 5
+    assert run_aggregate(folder, leaving_out(config)) == 0
+    assert [line.partition(" ")[0] for line in told_by(capsys.readouterr().err)] == ["left"] * 5
 
 
 def test_set_ups_may_each_have_a_device_without_a_word():
@@ -525,10 +513,10 @@ def test_set_ups_may_each_have_a_device_without_a_word():
 def test_where_no_cell_is_of_the_config_the_table_is_empty(figure1):
     folder, config, cells = figure1
     write_summaries(folder / "cells", cells, transferring, request="other")
-    assert run_aggregate(folder, "--foreign-cells", "leave_out") == 0
-    assert (folder / "runs.csv").read_text() == ",".join(aggregate.COLUMNS) + "\n"
+    assert run_aggregate(folder, leaving_out(config)) == 0
+    assert (folder / "figure1/runs.csv").read_text() == ",".join(aggregate.COLUMNS) + "\n"
     assert run_optima(folder, leaving_out(config)) == 0
-    table = pd.read_csv(folder / "optima.csv")
+    table = pd.read_csv(folder / "figure1/optima.csv")
     assert table["log2_lr"].isna().all()
     assert (table["points"] + table["diverged"] == 0).all()
     assert (table["missing"] == 7).all()
@@ -600,9 +588,9 @@ def test_text_that_is_no_cell_is_refused(tmp_path):
 
 def test_optima_of_a_figure(figure1):
     folder, config, _ = figure1
-    assert run_aggregate(folder) == 0
+    assert run_aggregate(folder, config) == 0
     assert run_optima(folder, config) == 0
-    table = pd.read_csv(folder / "optima.csv")
+    table = pd.read_csv(folder / "figure1/optima.csv")
     assert list(table.columns) == list(Row._fields)
     assert table["panel"].tolist() == ["sp"] * 3 + ["simplep"] * 3 + ["mup"] * 3
     assert table["value"].tolist() == [32, 64, 128] * 3
@@ -620,13 +608,13 @@ def test_optima_of_a_figure(figure1):
 
 def test_optima_read_back(figure1):
     folder, config, _ = figure1
-    run_aggregate(folder)
+    run_aggregate(folder, config)
     run_optima(folder, config)
-    request = FigureRequest.of(figure_request(config, "figure1"))
-    rows = read_optima(folder / "optima.csv", "figure1", request)
+    request = FigureRequest.of(config, "figure1")
+    rows = read_optima(folder / "figure1/optima.csv", "figure1", request)
     assert [row.value for row in rows["mup"]] == [32, 64, 128]
     with pytest.raises(UserError, match="figure2"):
-        read_optima(folder / "optima.csv", "figure2", request)
+        read_optima(folder / "figure1/optima.csv", "figure2", request)
 
 
 def without(runs, *cells):
@@ -637,21 +625,21 @@ def without(runs, *cells):
 
 def test_runs_that_lack_a_cell_are_named(figure1, capsys):
     folder, config, cells = figure1
-    run_aggregate(folder)
-    without(folder / "runs.csv", cells[4])
+    run_aggregate(folder, config)
+    without(folder / "figure1/runs.csv", cells[4])
     assert run_optima(folder, config) == 1
     assert cells[4].id in capsys.readouterr().err
 
 
 def test_cells_that_were_left_out_are_counted_and_are_not_diverged(figure1):
     folder, config, cells = figure1
-    run_aggregate(folder)
+    run_aggregate(folder, config)
     run_optima(folder, config)
-    complete = pd.read_csv(folder / "optima.csv")
+    complete = pd.read_csv(folder / "figure1/optima.csv")
     best = [cell for cell in cells if (cell.parametrization, cell.width, cell.learning_rate) == ("mup", 64, 2**-7)]
-    without(folder / "runs.csv", *best)
+    without(folder / "figure1/runs.csv", *best)
     assert run_optima(folder, leaving_out(config)) == 0
-    table = pd.read_csv(folder / "optima.csv")
+    table = pd.read_csv(folder / "figure1/optima.csv")
     assert (table["points"] + table["diverged"] + table["missing"] == 7).all()
     assert table["missing"].tolist() == [0] * 7 + [1, 0]
     assert table["diverged"].tolist() == complete["diverged"].tolist()
@@ -660,26 +648,29 @@ def test_cells_that_were_left_out_are_counted_and_are_not_diverged(figure1):
     pd.testing.assert_frame_equal(table[others], complete[others])
 
 
+def with_axes(config, panel="parametrization", **axes):
+    """The config with other axes for figure 1."""
+    figure = config.figures["figure1"]
+    other = replace(figure, panel=panel, axes=replace(figure.axes, **axes))
+    return replace(config, figures=config.figures | {"figure1": other})
+
+
 def test_a_panel_need_not_be_a_parametrization(tmp_path):
-    request = figure_request(read_config(CONFIG), "figure1")
-    request |= {"panel": "granularity", "axes": request["axes"] | {"parametrization": ["sp"], "granularity": [4, 1]}}
-    cells = FigureRequest.of(request).figure.cells()
-    write_summaries(tmp_path / "cells", cells, transferring)
-    (tmp_path / "cells.txt").write_text("\n".join(f"{cell.id} r" for cell in cells))
-    assert run_aggregate(tmp_path) == 0
-    arguments = ["--runs", tmp_path / "runs.csv", "--figures", json.dumps({"g": request}), "--out", tmp_path / "o.csv"]
-    assert main(["optima", *map(str, arguments)]) == 0
-    table = pd.read_csv(tmp_path / "o.csv")
-    values = len(request["axes"]["width"])
+    config = with_axes(read_config(CONFIG), "granularity", parametrization=("sp",), granularity=(4, 1))
+    write_summaries(tmp_path / "cells", config.figures["figure1"].cells(), transferring)
+    assert run_aggregate(tmp_path, config) == 0
+    assert run_optima(tmp_path, config) == 0
+    table = pd.read_csv(tmp_path / "figure1/optima.csv")
+    values = len(config.figures["figure1"].axes.width)
     assert table["panel"].tolist() == [4] * values + [1] * values
     assert set(table["parametrization"]) == {"sp"}
 
 
 def test_every_loss_lands_on_its_own_curve():
     # Each cell's loss is unique to it, over all four axes of a figure and with unsorted values.
-    request = figure_request(read_config(CONFIG), "figure1")
-    request["axes"] |= {"width": [128, 32, 64], "seed": [3, 1], "learning_rate": ["2^-6", "2^-9", "2^-7"]}
-    parsed = FigureRequest.of(request)
+    rates = tuple(map(LearningRate, ("2^-6", "2^-9", "2^-7")))
+    config = with_axes(read_config(CONFIG), width=(128, 32, 64), seed=(3, 1), learning_rate=rates)
+    parsed = FigureRequest.of(config, "figure1")
     cells = parsed.figure.cells()
     runs = pd.DataFrame(
         {"cell": [c.id for c in cells], "status": "finished", "train_loss": np.arange(len(cells), dtype=float)}
@@ -692,24 +683,6 @@ def test_every_loss_lands_on_its_own_curve():
         assert found.losses[[3, 1].index(cell.seed), rate] == runs.loc[cell.id, "train_loss"]
 
 
-def test_requests_survive_json_and_need_no_heavy_imports():
-    config = read_config(CONFIG)
-    request = figure_request(config, "figure1")
-    assert FigureRequest.of(json.loads(json.dumps(request))).figure == config.figures["figure1"]
-    heavy = ["pandas", "numpy", "scipy", "matplotlib", "seaborn", "torch", "pydantic"]
-    code = f"import sys, mup_moe.analysis.request; sys.exit(any(name in sys.modules for name in {heavy}))"
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(CONFIG.parent / "src")}).returncode == 0
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"figure1": {"panel": "width"}}', '{"figure1": 3}'])
-def test_a_wrong_request_is_one_sentence(figure1, capsys, text):
-    folder, _, _ = figure1
-    run_aggregate(folder)
-    runs, out = str(folder / "runs.csv"), str(folder / "o.csv")
-    assert main(["optima", "--runs", runs, "--figures", text, "--out", out]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
-
-
 # ---------------------------------------------------------------- table 1
 
 
@@ -718,8 +691,7 @@ def tables(tmp_path):
     parsed = parse_table(read_config(CONFIG).parametrizations)
     strange = {role: ["sqrt(total_experts)/fan_in/width", 1, "fan_in^-1/3", 1] for role in ROLES}
     parsed["mine"] = Parametrization.parse("mine", strange | {"attention_logits": "1/sqrt(head_size)"})
-    rows = json.dumps({name: row.as_row() for name, row in parsed.items()})
-    assert main(["table1", "--parametrizations", rows, "--out", str(tmp_path / "table1")]) == 0
+    table1.write(parsed, tmp_path)
     return tmp_path / "table1", parsed
 
 
@@ -765,11 +737,6 @@ def test_tex_escapes_what_tex_reads_as_commands():
     assert latex_text(r"a_b & 5% #1 \x~^{}$") == (
         r"a\_b \& 5\% \#1 \textbackslash{}x\textasciitilde{}\textasciicircum{}\{\}\$"
     )
-
-
-def test_table1_refuses_what_is_no_parametrization(tmp_path, capsys):
-    assert main(["table1", "--parametrizations", '{"sp": {"router": [1]}}', "--out", str(tmp_path / "t")]) == 1
-    assert "sp" in capsys.readouterr().err
 
 
 def test_cell_axes_agree_with_the_summary():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from conftest import CONFIG, ROOT
-from mup_moe.__main__ import main
+from conftest import CONFIG, ROOT, run_step
 from mup_moe.analysis import verdict as verdicts
-from mup_moe.analysis.claims import MINUS, markdown, parse_claims
+from mup_moe.analysis.claims import MINUS, markdown
 from mup_moe.analysis.markup import html_page
+from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import overlay, read_config, read_document, validate
-from mup_moe.config.settings import ClaimSettings, Config, DriftTest
+from mup_moe.config.settings import ClaimSettings, Config, DriftTest, ProbeSettings
 from mup_moe.files import write_csv
 
 numbers = st.floats(-3, 3)
@@ -68,10 +69,6 @@ def test_falling_is_the_mirror_of_rising(one, other, margin):
 )
 def test_verdicts_of_plain_cases(expect, low, high, verdict):
     assert judge(expect, low, high, 0.3) == verdict
-
-
-def test_claims_survive_json():
-    assert parse_claims(json.loads(json.dumps(asdict(CONFIG.claims)))) == CONFIG.claims
 
 
 class Shown(HTMLParser):
@@ -167,20 +164,20 @@ def write_results(
         if not left_out(cell):
             rows.append([cell.id, "finished", loss, loss, tokens])
     write_csv(folder / "figure1/runs.csv", ["cell", "status", "train_loss", "valid_loss", "tokens"], rows)
-    from mup_moe.analysis.request import figure_request
+    assert run_step("optima", "figure1", config=config, results=folder) == 0
 
-    request = json.dumps({"figure1": figure_request(config, "figure1")})
-    out = folder / "figure1/optima.csv"
-    assert main(["optima", "--runs", str(folder / "figure1/runs.csv"), "--figures", request, "--out", str(out)]) == 0
+
+def deciding(claim: dict[str, Any], **probes: ProbeSettings) -> Config:
+    """The config with this claim alone, and with more probes."""
+    claims = asdict(CONFIG.claims) | {"table": {"C9": claim}}
+    document = asdict(replace(CONFIG, probes=CONFIG.probes | probes)) | {"claims": claims}
+    return validate(json.loads(json.dumps(document)))
 
 
 def judge_figure(folder: Path, expect: str, panel: str = "mup") -> pd.Series:
     drifts = [{"figure": "figure1", "panel": panel, "expect": expect}]
     claim = {"says": "It.", "decided_by": "more", "drifts": drifts, "slopes": []}
-    claims = asdict(CONFIG.claims) | {"table": {"C9": claim}}
-    arguments = ["--claims", json.dumps(claims), "--confidence", "0.95", "--results", str(folder)]
-    outputs = ["--out", str(folder / "claims"), "--tests", str(folder / "tests.csv")]
-    assert main(["claims", *arguments, *outputs]) == 0
+    assert run_step("claims", config=deciding(claim), results=folder) == 0
     return pd.read_csv(folder / "claims.csv", keep_default_na=False).iloc[0]
 
 
@@ -259,7 +256,7 @@ def test_a_claim_gains_nothing_by_cells_that_are_left_out(tmp_path, left_out, dr
     assert row["rests_on"] == f"figure1 ({missing} missing cells)"
     assert row["decided_by"] == "the missing cells, trained like the rest"
     assert f"{missing} of the panel's cells are missing" in (tmp_path / "claims.md").read_text()
-    assert pd.read_csv(tmp_path / "tests.csv")["missing"].tolist() == [missing]
+    assert pd.read_csv(tmp_path / "claims/tests.csv")["missing"].tolist() == [missing]
 
 
 def judge_slope(folder: Path, slope: float, values: list[float], predicted: float) -> str:
@@ -270,13 +267,11 @@ def judge_slope(folder: Path, slope: float, values: list[float], predicted: floa
         for seed in (0, 1)
     ]
     columns = ["parametrization", "width", "seed", "step", "quantity", "block", "value"]
-    write_csv(folder / "values.csv", columns, rows)
-    assert main(["slopes", str(folder / "values.csv"), "--confidence", "0.95", "--out", str(folder / "p.csv")]) == 0
+    write_csv(folder / "p/values.csv", columns, rows)
+    write_csv(folder / "p.csv", Slope._fields, slopes(read_values([folder / "p/values.csv"]), 0.95))
     test = {"probe": "p", "parametrization": "mup", "quantity": "inner product", "step": 2, "slope": predicted}
     claim = {"says": "It.", "decided_by": "more", "drifts": [], "slopes": [test]}
-    claims = asdict(CONFIG.claims) | {"table": {"C9": claim}}
-    arguments = ["--claims", json.dumps(claims), "--confidence", "0.95", "--results", str(folder)]
-    assert main(["claims", *arguments, "--out", str(folder / "claims"), "--tests", str(folder / "tests.csv")]) == 0
+    assert run_step("claims", config=deciding(claim, p=CONFIG.probes["lemma_b1"]), results=folder) == 0
     return str(pd.read_csv(folder / "claims.csv").loc[0, "verdict"])
 
 

@@ -1,5 +1,7 @@
 """What every command says of itself, and where packages are missing."""
 
+import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -7,17 +9,56 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
-from mup_moe.__main__ import COMMANDS, main
+from conftest import ROOT, told_by
+from mup_moe.__main__ import COMMANDS, GROUPS, main
 
 FULL = Path("/dev/full")
 
 
-def test_the_help_says_what_each_command_does(capsys):
+@pytest.mark.parametrize("asked", [[], ["--help"]])
+def test_the_help_says_what_each_command_does(capsys, asked):
+    assert main(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = [" ".join(line.split()) for line in lines]
+    assert all(f"{name} {purpose}" in said for name, (purpose, *_) in COMMANDS.items())
+    assert all(f"{group}:" in said for group in GROUPS)
+    assert max(map(len, lines)) < 110
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_a_sentence_and_an_example_that_it_takes(capsys, name):
+    purpose, module, example = COMMANDS[name]
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main([name, "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert all(f"{name} {purpose}" in said for name, (purpose, _) in COMMANDS.items())
+    assert f"{purpose[1:]}." in said
+    assert f"example: python -m mup_moe {name} {example}".strip() in said
+    parser = argparse.ArgumentParser()
+    importlib.import_module(module).add_arguments(parser)
+    # Those of the figures are still called with what the workflow passes.
+    if name not in ("figure", "composition", "reference", "probe-figure"):
+        parser.parse_args(example.split())
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["optina", "figure1"], "there is no command 'optina': did you mean optima?"),
+        (["dance"], "there is no command 'dance': see --help"),
+        (["optima", "figure11"], "`figures` has no 'figure11': did you mean figure1"),
+        (["slopes", "lemma"], "`probes` has no 'lemma': did you mean lemma_b1?"),
+        (["tokenize", "x"], "`corpora` has no 'x': choose from python"),
+        (["status", "--figures", "figure22"], "`figures` has no 'figure22': did you mean figure2"),
+        (["train", "small_moe_ntk_w32_e8_g1_lr2^-6_s0"], "config.yaml lists no 'ntk'"),
+        (["train"], "no cell is named: give the ids of cells of one corpus"),
+    ],
+)
+def test_a_name_that_is_not_there_ends_in_a_sentence_with_what_is_near(capsys, monkeypatch, asked, said):
+    monkeypatch.chdir(ROOT)
+    assert main(asked) != 0
+    (sentence,) = told_by(capsys.readouterr().err)
+    assert sentence.startswith("mup-moe: ")
+    assert said in sentence
 
 
 def test_a_missing_package_ends_in_one_sentence():

@@ -24,12 +24,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import tokenize_command
 from faults.inject import injector
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import documents, python_source, text_files, tokenizer, work
 from mup_moe.data.corpus import BYTES, remark_of, tokenizer_paths, vocabulary_of
 from mup_moe.data.documents import Place, Tally, in_sample, in_validation, open_source, read_batches, text_digest
-from mup_moe.data.tokenize import WORK, parse_corpus, tokenize
+from mup_moe.data.tokenize import WORK, tokenize
 from mup_moe.data.tokens import Tokens, dtype_for
 from mup_moe.files import UserError, claim_folder
 
@@ -481,9 +482,8 @@ def test_gpt2_out_of_reach_tells_of_tokenizer_files(monkeypatch: pytest.MonkeyPa
 def run_command(
     config: CorpusSettings, out: Path, threads: int = 1, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", json.dumps(asdict(config))]
     return subprocess.run(
-        [*command, "--out", str(out), "--threads", str(threads)],
+        tokenize_command(asdict(config), out, threads),
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
         capture_output=True,
         text=True,
@@ -587,27 +587,6 @@ def test_a_mistake_is_one_line_and_leaves_the_old_files(tokenized: tuple[CorpusS
     assert (folder / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("{", "--corpus is wrong"),
-        ("[]", "--corpus is wrong"),
-        ('{"source": "web", "tokenizer": "bpe", "vocabulary": 300, "validation_fraction": 0.1}', "at `source`"),
-        ('{"source": "c4", "tokenizer": "bpe", "validation_fraction": 0.1}', "`vocabulary` is needed"),
-        ('{"source": "c4", "tokenizer": "gpt2", "validation_fraction": "0.1"}', "at `validation_fraction`"),
-        ('{"source": "c4", "tokenizer": "gpt2", "validation_fraction": 0.1, "vocab": 5}', "at `vocab`"),
-    ],
-)
-def test_wrong_settings_end_in_a_sentence(text: str, sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
-        parse_corpus(text)
-
-
-def test_settings_survive_json() -> None:
-    config = corpus(tokenizer="gpt2", vocabulary=None, tokenizer_files=("v", "m"), files=("a", "b"))
-    assert parse_corpus(json.dumps(asdict(config))) == config
-
-
 def write_odd(path: Path) -> Path:
     """Records of every kind: whole, without text, blank, with bytes that are not Unicode, too long."""
     lines = [json.dumps({"text": f"{i} " * 50}).encode() for i in range(90)]
@@ -632,9 +611,9 @@ def test_what_was_skipped_repaired_and_cut_is_said_in_one_line_on_both_streams(t
 
 
 def test_where_both_streams_are_one_it_is_said_once(tmp_path: Path) -> None:
-    config = json.dumps(asdict(text_corpus(write_odd(tmp_path / "a.jsonl"))))
+    config = asdict(text_corpus(write_odd(tmp_path / "a.jsonl")))
     finished = subprocess.run(
-        [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", config, "--out", str(tmp_path / "mine")],
+        tokenize_command(config, tmp_path / "mine"),
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -945,12 +924,13 @@ def test_a_run_waits_for_another_and_takes_what_that_has_made(
     interrupt(monkeypatch, config, out, "_copy")
     with claim_folder(out):
         process = subprocess.Popen(
-            [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", json.dumps(asdict(config)), "--out", str(out)],
+            tokenize_command(asdict(config), out),
             env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
             stderr=subprocess.PIPE,
             text=True,
         )
         assert process.stderr is not None
+        assert process.stderr.readline().startswith("config: ")
         assert "waiting for it" in process.stderr.readline()
         work.remove(out / WORK)
         (out / "manifest.json").write_text('{"made by": "the other"}')

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import CONFIG
 from mup_moe.__main__ import main
-from mup_moe.analysis.optima import read_optima
+from mup_moe.analysis.optima import Row, read_optima, rows
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import AnalysisSettings
@@ -21,7 +21,7 @@ from mup_moe.figures.panel import summary
 from mup_moe.figures.plotting import matplotlib
 from mup_moe.figures.style import drawing_style, new_figure
 from mup_moe.figures.transfer import draw_content, read_content, shared_scale
-from mup_moe.files import UserError
+from mup_moe.files import UserError, write_csv
 
 ANALYSIS = {"loss": "train_loss", "fit_points": 5, "confidence": 0.95, "resamples": 200, "foreign_cells": "stop"}
 
@@ -68,22 +68,20 @@ def make_tables(results, request, loss=synthetic_loss, name="f"):
     """Runs and optima of a figure; a cell whose loss is None is left out."""
     folder = results / name
     folder.mkdir(exist_ok=True)
-    cells = FigureRequest.of(request).figure.cells()
+    cells = FigureRequest.parse(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
     told = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
     runs = pd.DataFrame(told, columns=["cell", "train_loss", "valid_loss"])
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
-    arguments = [
-        "--runs",
-        folder / "runs.csv",
-        "--figures",
-        json.dumps({name: request}),
-        "--out",
-        folder / "optima.csv",
-    ]
-    assert main(["optima", *map(str, arguments)]) == 0
+    write_optima(folder, name, request)
+
+
+def write_optima(folder, name, request):
+    """The optima of a figure's runs.csv."""
+    found = rows(read_runs(folder / "runs.csv"), {name: FigureRequest.parse(request)})
+    write_csv(folder / "optima.csv", Row._fields, found)
 
 
 def config_of(requests, **sections):
@@ -185,7 +183,7 @@ def test_optima_of_another_config_are_refused(tmp_path, capsys):
 
 
 def parts(folder, request):
-    parsed = FigureRequest.of(request)
+    parsed = FigureRequest.parse(request)
     curves = figure_curves(read_runs(folder / "f/runs.csv"), parsed)
     return curves, read_optima(folder / "f/optima.csv", "f", parsed)
 
@@ -318,7 +316,7 @@ def test_a_composition_is_the_same_twice(tmp_path):
 def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path):
     request = make_request()
     make_tables(tmp_path, request)
-    parsed = FigureRequest.of(request)
+    parsed = FigureRequest.parse(request)
     last = parsed.figure.cells()[-1].id
     with pytest.raises(UserError, match=f"lack cell {re.escape(last)}, .*: delete its runs.csv"):
         figure_curves(read_runs(tmp_path / "f/runs.csv").iloc[:-1], parsed)

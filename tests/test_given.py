@@ -1,6 +1,9 @@
 """What is laid over config.yaml by --config and --configfile: the same values, and nothing dropped in silence."""
 
 import argparse
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,10 @@ from hypothesis import strategies as st
 from snakemake.cli import get_argument_parser
 
 from conftest import ROOT, make_project, snakemake
-from mup_moe.config.document import ConfigError, read_document, read_value
+from mup_moe.config.document import ConfigError, document_text, read_document, read_value
 from mup_moe.config.given import Layers, check_options, read_given
-from mup_moe.config.load import overlay, validate
-from mup_moe.config.options import add_sweep_arguments, read_layers
+from mup_moe.config.load import overlay, read_config, validate
+from mup_moe.config.options import CONFIG_VARIABLE, add_sweep_arguments, read_layers
 
 DEFAULTS = read_document(ROOT / "config.yaml")
 VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text("abz01.-")
@@ -207,7 +210,102 @@ def test_an_option_of_a_command_that_is_given_twice_has_both_values():
     assert parser.parse_args(["--figures", "a", "b", "--figures", "c"]).figures == ["a", "b", "c"]
 
 
+# ---------------------------------------------------------------- what a run keeps
+
+
+ODD = [
+    "1e5",
+    "1e-8",
+    "010",
+    "1:30",
+    "null",
+    "None",
+    "~",
+    "true",
+    "no",
+    "2^-7",
+    "0x1f",
+    "- a",
+    "# b",
+    "é\u2028",
+    " x ",
+    "",
+]
+
+
+@pytest.mark.parametrize("preset", ["default", "gpu", "gpu-visit", "authors", "paper"])
+def test_the_config_that_a_run_writes_is_a_whole_one_that_says_what_it_was_laid_together_from(tmp_path, preset):
+    path = tmp_path / "config.yaml"
+    layers = Layers.lay(ROOT / "config.yaml", [], [f"preset={preset}", "execution={threads: 3}"])
+    layers.show(path)
+    assert path.read_text().startswith(
+        f"# Laid together from config.yaml, preset {preset}, --config execution={{threads: 3}}\n"
+    )
+    assert read_document(path) == layers.document
+    assert read_config(path) == layers.config
+    again = Layers.lay(path, [], ["execution={replicas: 1}"])
+    assert str(again) == f"{layers}, --config execution={{replicas: 1}}"
+    assert again.document == overlay(layers.document, {"execution": {"replicas": 1}})
+    # Over the one of the checkout it is the same, too.
+    assert Layers.lay(ROOT / "config.yaml", [path], []).document == layers.document
+
+
+def test_what_jobs_read_is_the_same_config_and_has_a_name_of_its_own(tmp_path):
+    layers = Layers.lay(ROOT / "config.yaml", [], ["preset=gpu"])
+    path = layers.keep(tmp_path, "code")
+    read = Layers.lay(path, [], [])
+    assert (read.document, read.config, str(read)) == (layers.document, layers.config, str(layers))
+    assert layers.keep(tmp_path, "code") == path != layers.keep(tmp_path, "other")
+
+
+TEXTS = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@given(VALUES | TEXTS | st.lists(VALUES | TEXTS, max_size=3))
+def test_values_come_back_from_the_config_of_a_run(value):
+    path = Path(tempfile.gettempdir()) / f"{os.getpid()}-written.yaml"
+    path.write_text(document_text({"a": value, "b": value}), encoding="utf-8")
+    try:
+        assert repr(read_document(path)) == repr({"a": value, "b": value})
+    finally:
+        path.unlink()
+
+
+def test_a_command_reads_the_config_of_its_run_else_of_the_last_one_else_the_one_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy2(ROOT / "config.yaml", "config.yaml")
+    shutil.copytree(ROOT / "presets", "presets")
+    assert str(layers_of()) == "config.yaml, preset default"
+    last, run = (Layers.lay(Path("config.yaml"), [], [f"preset={name}"]) for name in ("gpu", "authors"))
+    last.show(Path("results/config.yaml"))
+    assert str(layers_of()) == "config.yaml, preset gpu"
+    assert layers_of().document == last.document
+    assert str(layers_of("--results", "elsewhere")) == "config.yaml, preset default"
+    monkeypatch.setenv(CONFIG_VARIABLE, str(run.keep(tmp_path, "code")))
+    assert str(layers_of()) == "config.yaml, preset authors"
+    # What is named by hand goes before, over config.yaml.
+    assert str(layers_of("--preset", "paper")) == "config.yaml, preset paper"
+    assert str(layers_of("--config", "results/config.yaml")) == "config.yaml, preset gpu"
+
+
 # ---------------------------------------------------------------- through Snakemake
+
+
+def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_has(tmp_path):
+    project = make_project(tmp_path / "project")
+    given = ("--configfile", "smoke.yaml", "--config", "execution={threads: 2}", "--cores", "2")
+    assert snakemake(project, *given, "results/table1.csv", "--dry-run").returncode == 0
+    assert not (project / "results/config.yaml").exists()
+    assert not (project / ".snakemake/mup-moe").exists()
+    done = snakemake(project, *given, "results/table1.csv")
+    assert done.returncode == 0, done.stdout
+    first = (project / "results/config.yaml").read_text().splitlines()[0]
+    said = "config.yaml, preset default, smoke.yaml, --config execution={threads: 2}"
+    assert first == f"# Laid together from {said}"
+    assert (project / "results/logs/table1.log").read_text().splitlines()[0] == f"config: {said}"
+    # Given back to Snakemake, it is the same config.
+    again = snakemake(project, "--configfile", "results/config.yaml", "--cores", "2", "results/table1.csv", "--dry-run")
+    assert "Nothing to be done" in again.stdout, again.stdout
 
 
 @pytest.fixture(scope="module")

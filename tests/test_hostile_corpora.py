@@ -450,13 +450,14 @@ def test_utf16_appended_to_much_utf8_is_repaired_and_counted(tmp_path: Path) -> 
 READ = """
 import sys
 from mup_moe.data.documents import Place, open_source, read_batches
-from mup_moe.data.tokenize import parse_corpus
+from mup_moe.config.settings import CorpusSettings
 from mup_moe.files import UserError
 import pyarrow.parquet
+import pydantic
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-settings, before, size, said = parse_corpus(sys.argv[1]), peak(), 0, ""
+settings, before, size, said = pydantic.TypeAdapter(CorpusSettings).validate_json(sys.argv[1]), peak(), 0, ""
 try:
     for batch in read_batches(open_source(settings, None), Place(), 0.1, settings.max_bytes):
         size += sum(len(document.text.encode()) for document in batch.documents)

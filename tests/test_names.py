@@ -1,7 +1,6 @@
 """A name comes back as it was from every table, also one that reads like nothing, a truth or a number."""
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,12 @@ from mup_moe.analysis.optima import Row, read_optima, read_rows
 from mup_moe.analysis.published import read_published
 from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
-from mup_moe.analysis.slopes import VALUES, Slope, read_slopes, read_values
+from mup_moe.analysis.slopes import VALUES, Slope, read_slopes, read_values, slopes
 from mup_moe.config.cell import NAME
 from mup_moe.config.settings import RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import csv_text, write_csv
 from mup_moe.tables.machine import Machine
-from test_figure import make_request
+from test_figure import make_request, write_optima
 
 LIKE_OTHERS = ["null", "nan", "na", "none", "true", "false", "inf", "infinity", "1e5", "007", "0", "n-a", "1-2", "0x1f"]
 names = st.sampled_from(LIKE_OTHERS) | st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) < 30)
@@ -40,15 +39,14 @@ def write_runs(path, cells):
 @given(figure=result_names, setup=names, rules=st.lists(names, min_size=1, max_size=3, unique=True))
 def test_optima_and_runs_keep_every_name(tmp_path, figure, setup, rules):
     request = make_request(rules, (32, 64)) | {"setup": setup}
-    parsed = FigureRequest.of(request)
+    parsed = FigureRequest.parse(request)
     cells = parsed.figure.cells()
     runs, optima = tmp_path / "runs.csv", tmp_path / "optima.csv"
     write_runs(runs, cells)
     assert read_runs(runs).index.tolist() == [cell.id for cell in cells]
     curves = [curve for of_panel in figure_curves(read_runs(runs), parsed).values() for curve in of_panel.values()]
     assert [loss for curve in curves for loss in curve.mean] == [3.0 + index for index in range(len(cells))]
-    command = ["optima", "--runs", runs, "--figures", json.dumps({figure: request}), "--out", optima]
-    assert main([str(part) for part in command]) == 0
+    write_optima(tmp_path, figure, request)
     found = read_rows(optima)
     assert [(row.figure, row.setup, row.panel, row.parametrization) for row in found] == [
         (figure, setup, rule, rule) for rule in rules for _ in (32, 64)
@@ -64,7 +62,7 @@ def test_values_and_slopes_keep_every_name(tmp_path, rules, quantity, block):
     rows = [(rule, width, 0, 1, quantity, block, float(width)) for rule in rules for width in (8, 16)]
     write_csv(path, list(VALUES), rows)
     assert list(read_values([path]).itertuples(index=False, name=None)) == rows
-    assert main(["slopes", str(path), "--confidence", "0.9", "--out", str(out)]) == 0
+    write_csv(out, Slope._fields, slopes(read_values([path]), 0.9))
     found = read_slopes(out)
     assert [(slope.parametrization, slope.quantity, slope.block) for slope in found] == [
         (rule, quantity, block) for rule in rules
@@ -78,9 +76,8 @@ def test_a_claim_is_tested_on_what_it_names(tmp_path, figure, probe, rule):
     request = make_request([rule], (32, 64, 128))
     folder = tmp_path / "figures" / figure
     folder.mkdir(parents=True, exist_ok=True)
-    write_runs(folder / "runs.csv", FigureRequest.of(request).figure.cells())
-    command = ["--runs", folder / "runs.csv", "--figures", json.dumps({figure: request})]
-    assert main(["optima", *map(str, command), "--out", str(folder / "optima.csv")]) == 0
+    write_runs(folder / "runs.csv", FigureRequest.parse(request).figure.cells())
+    write_optima(folder, figure, request)
     write_csv(folder.parent / f"{probe}.csv", Slope._fields, [(rule, "logits", "", 1, 0.5, 0.4, 0.6, 2, 2, 8, 16)])
     claim = ClaimSettings(
         says="it holds",

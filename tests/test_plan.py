@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from tokenizers import pre_tokenizers
 
-from conftest import CONFIG, ROOT, VOCABULARY
-from mup_moe.__main__ import main
+from conftest import CONFIG, ROOT, VOCABULARY, run_step
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
@@ -21,21 +20,15 @@ from mup_moe.data.tokenizer import gpt2
 from mup_moe.files import UserError
 from mup_moe.model.inventory import size_of
 from mup_moe.model.transformer import Transformer
+from mup_moe.sweep import Sweep
 from mup_moe.tables import plan, table2
 
 BENCHMARK = ROOT / "benchmarks" / "step.csv"
 MACHINE = plan.Machine.read(BENCHMARK)
-# Linux takes no longer argument, and the shell gets a rule's whole command as one.
-LONGEST_ARGUMENT = 128 * 1024
-
-
-def as_json(config: Config) -> str:
-    """The config as the workflow passes it."""
-    return json.dumps(asdict(config))
 
 
 def bill(config: Config = CONFIG) -> dict[str, plan.Row]:
-    return {row.sweep: row for row in plan.plan(config, MACHINE)}
+    return {row.sweep: row for row in plan.plan(Sweep(config), MACHINE)}
 
 
 def with_figure(name: str, **axes) -> Config:
@@ -52,16 +45,15 @@ def write_benchmark(path: Path, *rows: str) -> Path:
     return path
 
 
-def test_the_config_comes_back_from_what_the_workflow_passes():
+def test_a_config_comes_back_from_json():
     config = with_figure("figure1", learning_rate=tuple(map(LearningRate, ("0.003", "2^-6.25", "2^-6", 0.1))))
-    assert validate(json.loads(as_json(config))) == config
+    assert validate(json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_plan_needs_nothing_but_config_and_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--config", as_json(CONFIG), "--benchmark", str(BENCHMARK), "--out", "results/plan"]
-    assert main(["plan", *arguments]) == 0
-    assert {path.name for path in tmp_path.rglob("*.*")} == {"plan.csv", "plan.html", "plan.md"}
+    assert run_step("plan", "--benchmark", BENCHMARK, config=CONFIG, results=Path("results")) == 0
+    assert {path.name for path in tmp_path.rglob("plan*")} == {"plan.csv", "plan.html", "plan.md"}
     table = pd.read_csv("results/plan.csv")
     assert list(table["sweep"]) == ["python", *CONFIG.figures, *CONFIG.probes, "total"]
     assert set(table["machine"]) == {MACHINE.name}
@@ -136,12 +128,11 @@ def test_rows_of_two_machines_are_refused(tmp_path):
         plan.Machine.read(path)
 
 
-def test_ten_thousand_cells_are_planned_and_passed():
+def test_ten_thousand_cells_are_planned():
     rates = tuple(LearningRate(f"2^-{n / 4}") for n in range(8, 58))
     config = with_figure("figure1", learning_rate=rates, seed=tuple(range(14)))
     row = bill(config)["figure1"]
     assert row.cells >= 10_000
-    assert len(as_json(config)) < LONGEST_ARGUMENT
 
 
 def test_a_corpus_takes_more_disk_the_more_it_may_read():
@@ -249,12 +240,11 @@ def test_granularity_changes_nothing_but_the_router():
 @pytest.fixture
 def tables(tmp_path) -> Path:
     for name in {CONFIG.setups[figure.setup].corpus for figure in CONFIG.figures.values()}:
-        (tmp_path / name).mkdir()
+        (tmp_path / "data" / name).mkdir(parents=True)
         manifest = {"vocabulary": VOCABULARY, "splits": {"train": {"tokens": 5000}, "valid": {"tokens": 100}}}
-        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
-    out = tmp_path / "table2"
-    assert main(["table2", "--config", as_json(CONFIG), "--data", str(tmp_path), "--out", str(out)]) == 0
-    return out
+        (tmp_path / "data" / name / "manifest.json").write_text(json.dumps(manifest))
+    assert run_step("table2", config=CONFIG, results=tmp_path) == 0
+    return tmp_path / "table2"
 
 
 def test_table2_csv_holds_sizes_and_hyperparameters(tables):
@@ -288,7 +278,6 @@ def test_table2_reads_as_markdown_and_latex(tables):
 
 @pytest.mark.parametrize("text", ['{"vocabulary": 97}', "[]", "{"])
 def test_table2_names_a_damaged_manifest(tables, text, capsys):
-    (tables.parent / "python" / "manifest.json").write_text(text)
-    arguments = ["--config", as_json(CONFIG), "--data", str(tables.parent), "--out", str(tables)]
-    assert main(["table2", *arguments]) == 1
+    (tables.parent / "data/python/manifest.json").write_text(text)
+    assert run_step("table2", config=CONFIG, results=tables.parent) == 1
     assert "python/manifest.json is damaged" in capsys.readouterr().err

@@ -1,6 +1,7 @@
-import io
 import json
 import math
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import VOCABULARY, make_request
-from mup_moe.__main__ import main
+from conftest import CONFIG, VOCABULARY, make_request, run_step, write_tokens
 from mup_moe.analysis.regression import regress
 from mup_moe.analysis.slopes import read_slopes, slopes
-from mup_moe.data.tokens import Tokens
+from mup_moe.config.settings import ProbeSettings
 from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
 from mup_moe.training.trainer import Trainer
 
@@ -109,46 +109,55 @@ def test_router_logits_at_initialisation_follow_their_rule(tokens, parametrizati
         assert found["router-logit change", block].points == 0
 
 
-def test_the_command_measures_all_it_is_asked_for(tokens, tmp_path, monkeypatch):
-    folder = tmp_path / "tokens"
-    folder.mkdir()
+@pytest.fixture
+def config():
+    """A config whose probe has two tiny models a width."""
+    request = make_request()
+    setup = replace(CONFIG.setups["probe"], model=request.model, training=request.training)
+    axes = replace(CONFIG.probes["lemma_b1"].axes, parametrization=("mup",), width=(8, 16, 32), seed=(0, 1))
+    probe = ProbeSettings(
+        setup="probe", measure="activations", steps=(0, 2), axes=replace(axes, experts=(request.cell.experts,))
+    )
+    drawn = CONFIG.probes | {"coordinate_check": probe}
+    return replace(CONFIG, setups=CONFIG.setups | {"probe": setup}, probes=drawn)
+
+
+def test_the_command_measures_all_it_is_asked_for(config, tokens, tmp_path):
+    folder = tmp_path / "data" / config.setups["probe"].corpus
+    folder.mkdir(parents=True)
     write_tokens(folder, tokens)
-    requests = [make_request(seed=seed) for seed in (0, 1)]
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(request.to_json() for request in requests)))
-    arguments = ["--measure", "activations", "--steps", "0,2", "--tokens", str(folder), "--device", "cpu"]
-    assert main(["probe", *arguments, "--out", str(tmp_path / "w8.csv")]) == 0
-    table = pd.read_csv(tmp_path / "w8.csv", dtype={"block": str})
+    asked = {"config": config, "results": tmp_path}
+    assert run_step("probe", "coordinate_check", "--width", "8", "--device", "cpu", **asked) == 0
+    values = tmp_path / "coordinate_check"
+    table = pd.read_csv(values / "w8.csv", dtype={"block": str})
     assert len(table) == 2 * 2 * (2 + 3 * 2)
-    assert set(json.loads((tmp_path / "w8.json").read_text())["requests"]) == {r.cell.id for r in requests}
-    assert main(["slopes", str(tmp_path / "w8.csv"), "--confidence", "0.9", "--out", str(tmp_path / "s.csv")]) == 0
-    assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "s.csv"))
+    cells = [cell.id for cell in config.probes["coordinate_check"].cells() if cell.width == 8]
+    assert list(json.loads((values / "w8.json").read_text())["requests"]) == cells
+    for name in ("w16", "w32"):
+        for suffix in ("csv", "json"):
+            shutil.copy2(values / f"w8.{suffix}", values / f"{name}.{suffix}")
+    assert run_step("slopes", "coordinate_check", **asked) == 0
+    assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "coordinate_check.csv"))
+
+
+def test_a_width_that_a_probe_lacks_is_refused(config, tmp_path, capsys):
+    assert run_step("probe", "coordinate_check", "--width", "9", config=config, results=tmp_path) == 1
+    assert "`probes.coordinate_check` has no width 9: choose from 8, 16, 32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("key", "told"), [("tokens", "other tokens"), ("version", "another version of the numbers")])
-def test_widths_that_were_measured_otherwise_have_no_slope(tmp_path, capsys, key, told):
+def test_widths_that_were_measured_otherwise_have_no_slope(config, tmp_path, capsys, key, told):
     made_by = {"tokens": {"train": "a", "valid": "b"}, "version": 1}
-    paths = [tmp_path / f"w{width}.csv" for width in (8, 16, 32)]
+    (tmp_path / "coordinate_check").mkdir()
+    paths = [tmp_path / f"coordinate_check/w{width}.csv" for width in (8, 16, 32)]
     for width, path in zip((8, 16, 32), paths, strict=True):
         path.write_text(f"parametrization,width,seed,step,quantity,block,value\nmup,{width},0,0,logits,,1\n")
         path.with_suffix(".json").write_text(json.dumps(made_by))
-    command = ["slopes", *map(str, paths), "--confidence", "0.9", "--out", str(tmp_path / "s.csv")]
-    assert main(command) == 0
+    asked = {"config": config, "results": tmp_path}
+    assert run_step("slopes", "coordinate_check", **asked) == 0
     paths[1].with_suffix(".json").write_text(json.dumps(made_by | {key: "another"}))
-    assert main(command) == 1
+    assert run_step("slopes", "coordinate_check", **asked) == 1
     assert f"{paths[1]} was measured with {told} than {paths[0]}: delete" in capsys.readouterr().err
-
-
-def write_tokens(folder, tokens):
-    import hashlib
-
-    splits = {}
-    for split, array in (("train", tokens), ("valid", tokens[:2000])):
-        data = array.astype("<u2").tobytes()
-        (folder / f"{split}.bin").write_bytes(data)
-        splits[split] = {"tokens": len(array), "tokens_sha256": hashlib.sha256(data).hexdigest()}
-    manifest = {"vocabulary": VOCABULARY, "end_of_text": 0, "dtype": "uint16", "splits": splits}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert Tokens.open(folder, verify=True).vocabulary == VOCABULARY
 
 
 # ---------------------------------------------------------------- slopes

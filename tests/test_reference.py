@@ -1,7 +1,6 @@
 """Published losses: their file, what they are compared with, and how they are drawn."""
 
 import csv
-import json
 import math
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 import yaml
 
 from conftest import CONFIG, ROOT, snakemake
-from mup_moe.__main__ import main
 from mup_moe.analysis.curve import Curve, find_optimum, regret
 from mup_moe.analysis.published import check_reference, read_published
 from mup_moe.analysis.reference import compare, published_curves
@@ -21,7 +19,7 @@ from mup_moe.analysis.request import FigureRequest
 from mup_moe.figures.style import drawing_style, new_figure
 from mup_moe.figures.transfer import draw_content, read_content, shared_scale
 from mup_moe.files import UserError
-from test_figure import call
+from test_figure import call, write_optima
 from test_figure import config_of as figure_config
 
 AUTHORS = ROOT / "reference" / "authors_sp.csv"
@@ -59,13 +57,12 @@ def make_tables(folder, request, loss):
     """Runs and optima of the figure `f`."""
     folder = folder / "f"
     folder.mkdir(exist_ok=True)
-    cells = FigureRequest.of(request).figure.cells()
+    cells = FigureRequest.parse(request).figure.cells()
     losses = [loss(cell) for cell in cells]
     runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
-    arguments = ["--runs", folder / "runs.csv", "--figures", json.dumps({"f": request}), "--out", folder / "optima.csv"]
-    assert main(["optima", *map(str, arguments)]) == 0
+    write_optima(folder, "f", request)
 
 
 def published_at(cell):
@@ -220,7 +217,7 @@ def test_losses_over_width_are_laid_over_no_other_figure(changes):
     request = make_request()
     request |= changes | {"axes": request["axes"] | changes["axes"]}
     with pytest.raises(UserError, match="curve per width"):
-        check_reference(FigureRequest.of(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
+        check_reference(FigureRequest.parse(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
 
 
 def test_published_points_lie_over_their_own_panel_alone(tmp_path):

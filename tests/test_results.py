@@ -18,8 +18,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, write_result
-from mup_moe.__main__ import main
+from conftest import ROOT, config_of, run_step, told_by, write_result
+from mup_moe import sweep as sweeps
 from mup_moe.analysis.aggregate import collect
 from mup_moe.analysis.collect import collect_tables
 from mup_moe.analysis.foreign import foreign_cells
@@ -39,6 +39,8 @@ from test_analysis import summary_of
 CELLS = [Cell.parse(f"small_moe_mup_w{width}_e8_g1_lr2^-6_s0") for width in (32, 64, 128)]
 FILES = [Path(name) for name in (SUMMARY, HISTORY, f".kept/{SUMMARY}", f".kept/{HISTORY}")]
 KEPT = FILES[2:]
+SHOWN = config_of(CELLS)
+REQUESTS = {cell: sweeps.Sweep(SHOWN).request(cell).digest for cell in CELLS}
 
 
 def test_a_try_is_told_after_one_that_was_cut_short(tmp_path):
@@ -202,21 +204,19 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.results = folder / "cells"
         for loss, cell in enumerate(CELLS, start=3):
-            write_result(self.results / cell.id, summary_of(cell, loss + 1 / 3))
+            write_result(self.results / cell.id, summary_of(cell, loss + 1 / 3, request=REQUESTS[cell]))
         self.victim = self.results / CELLS[1].id
         self.whole = {name: (self.victim / name).read_bytes() for name in FILES}
-        self._cells, self.table = folder / "cells.txt", folder / "runs.csv"
-        self._cells.write_text("".join(f"{cell.id} r\n" for cell in CELLS))
+        self.table = folder / "figure1/runs.csv"
         self.status, self.told = self.aggregate()
         self.undisturbed = self.table.read_bytes()
 
     def aggregate(self) -> tuple[int, list[str]]:
         """The command's exit status and what it says."""
         self.table.unlink(missing_ok=True)
-        arguments = ["--cells", self._cells, "--results", self.results, "--out", self.table]
         with contextlib.redirect_stderr(io.StringIO()) as told:
-            status = main(["aggregate", *map(str, arguments)])
-        return status, told.getvalue().splitlines()
+            status = run_step("aggregate", "figure1", config=SHOWN, results=self.results.parent)
+        return status, told_by(told.getvalue())
 
     @contextlib.contextmanager
     def damaged(self, damage: dict[Path, bytes | None]) -> Iterator[None]:

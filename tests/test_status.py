@@ -611,10 +611,8 @@ def test_a_process_is_seen_running_killed_stopped_and_done(tmp_path, told):
     sweep = Sweep(tmp_path, small_config(width=[32]))
     sweep.tokenize()
     cells = [told(sweep)["cells"][cell.id] for cell in sweep.cells]
-    command = [sys.executable, "-m", "mup_moe", "train", "--tokens", str(sweep.results / "data" / "tiny")]
-    command += ["--out", str(sweep.results / "cells"), "--device", "cpu", "--checkpoint-seconds", "0"]
-    for cell in sweep.cells:
-        command += ["--request", sweep.request(cell).to_json()]
+    command = [sys.executable, "-m", "mup_moe", "train", *(cell.id for cell in sweep.cells), "--device", "cpu"]
+    command += ["--config", str(sweep.path), "--results", str(sweep.results), "--checkpoint-seconds", "0"]
 
     def states() -> list[tuple[str, bool]]:
         return [(cell["state"], cell["step"] > 0) for cell in told(sweep)["cells"].values()]

@@ -1,6 +1,5 @@
 """Batches, optimizer, schedule, divergence, lockstep, and resuming to the bit."""
 
-import json
 import math
 import os
 import signal
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import AVX2, TABLE, VOCABULARY, make_request
+from conftest import AVX2, TABLE, VOCABULARY, make_request, results_of, tokenize_command
 from faults.inject import injector
 from mup_moe.__main__ import main
 from mup_moe.config.jobs import even_parts
@@ -30,9 +29,10 @@ from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointErr
 from mup_moe.ops.device import step_on
 from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
 from mup_moe.ops.memory import memory_mb, replicas_on
+from mup_moe.ops.offsite.job_list import Job, write_jobs
 from mup_moe.training.batches import Batches
 from mup_moe.training.optimizer import schedule
-from mup_moe.training.request import TrainingRequest, fingerprint_of, read_lines, to_lines
+from mup_moe.training.request import TrainingRequest, fingerprint_of
 from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION
 
@@ -355,16 +355,16 @@ def corpus(tmp_path_factory):
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
     source.write_text("\n\n".join(" ".join(generator.choice(words, 60)) for _ in range(200)))
     settings = {"source": "text", "files": [str(source)], "tokenizer": "bpe", "vocabulary": 300}
-    corpus = json.dumps(settings | {"validation_fraction": 0.1})
-    command = [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus, "--out", str(folder / "tokens")]
-    subprocess.run([*command, "--threads", "1"], check=True, capture_output=True)
+    command = tokenize_command(settings | {"validation_fraction": 0.1}, folder / "tokens")
+    subprocess.run(command, check=True, capture_output=True)
     return folder / "tokens"
 
 
 def train_command(requests: Sequence[TrainingRequest], corpus: Path, out: Path, *options: str) -> list[str]:
-    asked = [part for request in requests for part in ("--request", request.to_json())]
-    rest = ("--tokens", str(corpus), "--out", str(out), "--device", "cpu", *options)
-    return [sys.executable, "-m", "mup_moe", "train", *asked, *rest]
+    results = results_of(cells=out, data=corpus.parent)
+    write_jobs(results / "jobs.jsonl", [Job("job", "figure1", corpus.name, "", tuple(requests))])
+    given = ["--requests", str(results / "jobs.jsonl"), "--results", str(results)]
+    return [sys.executable, "-m", "mup_moe", "train", *given, "--device", "cpu", *options]
 
 
 @pytest.fixture(scope="module")
@@ -408,7 +408,7 @@ def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
     assert not cache.exists()
     subprocess.run([*command, "compiled"], check=True, env=environment, capture_output=True)
     assert list((cache / "fxgraph").rglob("*"))
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 # What stands in for a C++ compiler: the body of a script, or None for nothing at all.
@@ -502,10 +502,9 @@ def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_s
 
     def results(limit: str) -> tuple[dict[str, bytes], str]:
         out = tmp_path / limit
-        command = train_command([], corpus, out, "--checkpoint-seconds", "0", "--request", "-")
+        command = train_command(requests, corpus, out, "--checkpoint-seconds", "0")
         shell = ["bash", "-c", f'ulimit {limit} && exec "$@"', "bash", *command]
-        asked = "\n".join(to_lines(requests))
-        done = subprocess.run(shell, input=asked, check=True, capture_output=True, text=True)
+        done = subprocess.run(shell, check=True, capture_output=True, text=True)
         return results_in(out), done.stderr
 
     whole, said = results("-Sn 40")  # which may be raised
@@ -514,17 +513,6 @@ def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_s
     parted, said = results("-n 40")
     assert "24 cells are more than the open files that are allowed: 20 at a time" in said
     assert parted == whole
-
-
-@given(
-    seeds=st.lists(st.integers(0, 9), unique=True, min_size=1), rows=st.sets(st.sampled_from(["sp", "mup"]), min_size=1)
-)
-def test_requests_travel_as_a_line_for_each_set_of_settings(seeds, rows):
-    requests = [make_request(parametrization=row, seed=seed) for seed in seeds for row in sorted(rows)]
-    lines = to_lines(requests)
-    assert len(lines) == len(rows)
-    assert sorted(r.to_json() for r in read_lines([*lines, ""])) == sorted(r.to_json() for r in requests)
-    assert read_lines(request.to_json() for request in requests) == requests
 
 
 @given(count=st.integers(0, 40), most=st.integers(1, 12))
@@ -683,10 +671,11 @@ def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capa
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("--request", "{}", "training request"),
-        ("--request", "nonsense", "training request"),
-        ("--tokens", "nowhere", "nowhere"),
-        ("--out", "/dev/null/cell", "/dev/null/cell"),
+        ("--requests", "{}", "is not a list of jobs"),
+        ("--requests", "nonsense", "is not a list of jobs"),
+        ("--requests", "", "no cell is named"),
+        ("--results", "nowhere", "nowhere"),
+        ("--results", "/dev/null/cell", "/dev/null/cell"),
         ("--replicas", "none", "--replicas"),
         ("--step", "graph", "on a GPU only"),
         pytest.param(
@@ -696,6 +685,9 @@ def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capa
     ],
 )
 def test_what_users_can_cause_ends_in_one_sentence(corpus, curve, tmp_path, option, value, sentence):
+    if option == "--requests":
+        (tmp_path / "list.jsonl").write_text(value)
+        value = str(tmp_path / "list.jsonl")
     command = [*train_command(curve[:1], corpus, tmp_path), option, value]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 1

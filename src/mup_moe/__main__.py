@@ -8,31 +8,64 @@ if __name__ == "__main__":
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 import argparse
+import difflib
 import importlib
 import io
 
-# Name -> what it does, and its module, which has `add_arguments(parser)` and `run(arguments)`. Only the
-# module asked for is imported, so that training starts without pandas and plotting without torch.
-COMMANDS = {
-    "tokenize": ("turns a corpus into tokens", "mup_moe.data.tokenize"),
-    "train": ("trains the cells of one job", "mup_moe.ops.train"),
-    "aggregate": ("collects the results of a figure's cells in one table", "mup_moe.analysis.aggregate"),
-    "optima": ("estimates the best learning rate of each curve", "mup_moe.analysis.optima"),
-    "collect": ("joins tables with the same columns", "mup_moe.analysis.collect"),
-    "figure": ("draws a figure, a composition or what a probe measured", "mup_moe.figures.command"),
-    "reference": ("compares a figure's losses with published ones", "mup_moe.analysis.reference"),
-    "table1": ("writes the table of parametrizations", "mup_moe.tables.table1"),
-    "table2": ("writes the table of models", "mup_moe.tables.table2"),
-    "plan": ("estimates what each sweep costs", "mup_moe.tables.plan"),
-    "probe": ("measures the models of one width in their first steps", "mup_moe.training.probe"),
-    "slopes": ("fits how a probe's values scale with width", "mup_moe.analysis.slopes"),
-    "claims": ("decides on the paper's claims", "mup_moe.analysis.claims"),
-    "record": ("copies finished results, with what made them, to results/recorded", "mup_moe.analysis.record"),
-    "status": ("shows how a sweep stands, and changes no file", "mup_moe.ops.status.command"),
-    "export-jobs": ("lists jobs for a machine without Snakemake", "mup_moe.ops.offsite.export_jobs"),
-    "run-jobs": ("trains the jobs of such a list", "mup_moe.ops.offsite.run_jobs"),
-    "import-cells": ("brings home the cells that were trained there", "mup_moe.ops.offsite.import_cells"),
+# Group -> command -> what it does, its module, which has `add_arguments(parser)` and `run(arguments)`, and an example
+# of its arguments. Only the module asked for is imported, so that training starts without pandas.
+GROUPS = {
+    "make results by hand": {
+        "tokenize": ("turns a corpus into tokens", "mup_moe.data.tokenize", "python --threads 2"),
+        "train": ("trains cells", "mup_moe.ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
+        "aggregate": ("collects the results of a figure's cells in one table", "mup_moe.analysis.aggregate", "figure1"),
+        "optima": (
+            "estimates the best learning rate of each of a figure's curves",
+            "mup_moe.analysis.optima",
+            "figure1 --config config.yaml mine.yaml",
+        ),
+        "collect": ("joins the tables of all figures", "mup_moe.analysis.collect", "runs"),
+        "figure": ("draws a figure, a composition or what a probe measured", "mup_moe.figures.command", "figure1"),
+        "reference": ("compares a figure's losses with published ones", "mup_moe.analysis.reference", "figure1"),
+        "probe": (
+            "measures the models of one width in their first steps",
+            "mup_moe.training.probe",
+            "coordinate_check --width 64",
+        ),
+        "slopes": ("fits how a probe's values scale with width", "mup_moe.analysis.slopes", "coordinate_check"),
+        "claims": ("decides on the paper's claims", "mup_moe.analysis.claims", "--preset gpu"),
+        "table1": ("writes the table of parametrizations", "mup_moe.tables.table1", ""),
+        "table2": ("writes the table of models", "mup_moe.tables.table2", ""),
+        "plan": ("estimates what each sweep costs", "mup_moe.tables.plan", "--preset paper"),
+    },
+    "look after a sweep": {
+        "status": ("shows how a sweep stands, and changes no file", "mup_moe.ops.status.command", "--figures figure1"),
+        "record": (
+            "copies finished results, with what made them, to results/recorded",
+            "mup_moe.analysis.record",
+            "default",
+        ),
+    },
+    "use other machines": {
+        "export-jobs": (
+            "lists jobs for a machine without Snakemake",
+            "mup_moe.ops.offsite.export_jobs",
+            "--preset gpu --figures figure1 figure2 --out jobs.jsonl",
+        ),
+        "run-jobs": (
+            "trains the jobs of such a list",
+            "mup_moe.ops.offsite.run_jobs",
+            "--jobs jobs.jsonl --minutes 50 --archive out",
+        ),
+        "import-cells": (
+            "brings home the cells that were trained there",
+            "mup_moe.ops.offsite.import_cells",
+            "out/cells-000.tar.gz",
+        ),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+_PROGRAM = "python -m mup_moe"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,19 +119,42 @@ def _drop_output() -> None:
 def _run(argv: list[str]) -> int:
     from mup_moe.files import UserError  # here, as it needs a package too
 
-    parser = argparse.ArgumentParser(prog="python -m mup_moe", description=__doc__)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (purpose, module) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=purpose)
-        if argv[:1] == [name]:
-            importlib.import_module(module).add_arguments(subparser)
-    arguments = parser.parse_args(argv)
-    if layers := os.environ.get("MUP_MOE_CONFIG"):
-        print(f"config: {layers}", file=sys.stderr, flush=True)
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
+        print(f"mup-moe: there is no command {name!r}: {hint}", file=sys.stderr)
+        return 2
+    purpose, path, example = COMMANDS[name]
+    module = importlib.import_module(path)
+    parser = argparse.ArgumentParser(
+        prog=f"{_PROGRAM} {name}",
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=f"example: {_PROGRAM} {name} {example}",
+    )
+    module.add_arguments(parser)
+    arguments = parser.parse_args(argv[1:])
     try:
-        return importlib.import_module(COMMANDS[arguments.command][1]).run(arguments) or 0
+        return module.run(arguments) or 0
     except UserError as error:
         return _fail(str(error))
+
+
+def overview() -> str:
+    """All commands, in their groups, with a line for each."""
+    lines = [f"usage: {_PROGRAM} COMMAND ...", ""]
+    lines += ["The steps that the workflow's rules call, and what helps to look after a sweep.", ""]
+    for group, commands in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<14}{purpose}" for name, (purpose, *_) in commands.items()), ""]
+    lines += [
+        "Every step reads the config of the last run (results/config.yaml), or else config.yaml, and takes names:",
+        f"  {_PROGRAM} optima {COMMANDS['optima'][2]}",
+        f"{_PROGRAM} COMMAND --help has the arguments of a command, and an example.",
+    ]
+    return "\n".join(lines)
 
 
 def _fail(sentence: str) -> int:

@@ -1,10 +1,10 @@
 """The commands as processes, struck by a fault or not, and what is asked of them."""
 
+import json
 import os
 import random
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import safetensors
 
+import conftest
 from faults.ledger import finished_files
 from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS
 
@@ -52,7 +53,7 @@ def one_sentence(done: subprocess.CompletedProcess[str]) -> str:
 
 def tokenize_command(corpus_json: str, out: Path) -> list[str]:
     """Tokenizes a corpus."""
-    return [sys.executable, "-m", "mup_moe", "tokenize", "--corpus", corpus_json, "--out", str(out), "--threads", "1"]
+    return conftest.tokenize_command(json.loads(corpus_json), out)
 
 
 def left_in(folder: Path) -> set[str]:

@@ -1,11 +1,13 @@
 """The cells that faults strike while they are trained."""
 
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from conftest import config_of, results_of
 from faults.commands import left_in, saved_steps
 from mup_moe.analysis.aggregate import collect
 from mup_moe.files import read_json
@@ -39,11 +41,13 @@ class Curve:
         return train_command([*self.requests, *also], self.tokens, self.out, *options)
 
     def aggregate(self, table: Path) -> list[str]:
-        """The command that collects them into a table."""
-        asked = self.out.with_name("asked.txt")
-        asked.write_text("".join(f"{request.cell.id} {request.digest}\n" for request in self.requests))
-        command = [sys.executable, "-m", "mup_moe", "aggregate", "--cells", str(asked)]
-        return [*command, "--results", str(self.out), "--out", str(table)]
+        """The command that collects them into a table, which is called runs.csv."""
+        first = self.requests[0]
+        config = config_of([r.cell for r in self.requests], model=first.model, training=first.training)
+        results = results_of(cells=self.out, figure1=table.parent)
+        (results / "given.json").write_text(json.dumps(asdict(config)))
+        given = ["--config", str(results / "given.json"), "--results", str(results)]
+        return [sys.executable, "-m", "mup_moe", "aggregate", "figure1", *given]
 
     def next_step(self) -> int:
         """The step that they have to go on from, together."""

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from faults.commands import (
@@ -74,13 +75,13 @@ def test_damaged_tokens_are_refused(
     ledger: Ledger, chance: random.Random, curve: Curve, corpus_json: str, tokens_folder: Path, tmp_path: Path
 ) -> None:
     tokens = shutil.copytree(tokens_folder, tmp_path / "tokens")
-    command = curve.train("--tokens", str(tokens))
+    command = replace(curve, tokens=tokens).train()
     with ledger.trial("damaged file", "tokens", ONE_SENTENCE) as trial:
         path = tokens / chance.choice(["train.bin", "valid.bin"])
         damage(chance, path)
         trial.strikes += 1
         said = one_sentence(run(command))
-        assert f"{path} is damaged" in said
+        assert f"/tokens/{path.name} is damaged" in said
         assert "tokenize the corpus again" in said
         finish(tokenize_command(corpus_json, tokens))
         assert_same_files(tokens, tokens_folder)
@@ -101,7 +102,7 @@ def test_a_damaged_result_is_restored_or_refused(
         trial.keeps(tmp_path)
         damage(chance, cell / chance.choice(names))
         trial.strikes += 1
-        assert f"{cell} was damaged" in finish(command)
+        assert f"/{cell.name} was damaged" in finish(command)
         curve.assert_as_undisturbed()
     with ledger.trial(
         "damaged file", "a result and its kept copy", "one sentence; trained again, the same bytes"

@@ -37,14 +37,12 @@ rule claims:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        # A function's text is not searched for wildcards.
-        claims=lambda wildcards: json.dumps(asdict(CONFIG.claims)),
+        claims=digest(asdict(CONFIG.claims)),
         confidence=CONFIG.analysis.confidence,
-        preset=CONFIG.preset,
+        # A function's text is not searched for wildcards.
+        layers=lambda wildcards: str(LAYERS),
     shell:
-        "python -m mup_moe claims --claims - --results results"
-        " --confidence {params.confidence} --preset {params.preset:q}"
-        " --out results/claims --tests {output.tests} 2> {log} <<< {params.claims:q}"
+        "python -m mup_moe claims 2> {log}"
 
 
 rule paper:
@@ -60,5 +58,8 @@ rule paper:
         "results/logs/paper.log",
     conda:
         "../../environment.yml"
+    params:
+        # A function of the outputs is none of what Snakemake compares.
+        layers=lambda wildcards, output: str(LAYERS),
     shell:
-        "printf 'config: %s\n' \"$MUP_MOE_CONFIG\" > {log}; printf '%s\n' {input} > {output} 2>> {log}"
+        "printf 'config: %s\n' {params.layers:q} > {log}; printf '%s\n' {input} > {output} 2>> {log}"

@@ -56,7 +56,7 @@ rule figure:
         code=ANALYSIS_CODE,
         settings=lambda wildcards: figure_settings(CONFIG, wildcards.name),
     shell:
-        "python -m mup_moe figure {wildcards.name} --config {CONFIG_FILE} 2> {log}"
+        "python -m mup_moe figure {wildcards.name} 2> {log}"
 
 
 rule reference:
@@ -77,4 +77,4 @@ rule reference:
         code=ANALYSIS_CODE,
         settings=lambda wildcards: figure_settings(CONFIG, wildcards.figure),
     shell:
-        "python -m mup_moe reference {wildcards.figure} --config {CONFIG_FILE} 2> {log}"
+        "python -m mup_moe reference {wildcards.figure} 2> {log}"

@@ -2,12 +2,30 @@
 from mup_moe.figures.shown import category_of
 
 
+def probe_cells(wildcards):
+    """The models of one width of a probe."""
+    return [
+        cell
+        for cell in CONFIG.probes[wildcards.probe].cells()
+        if str(cell.width) == wildcards.width
+    ]
+
+
+def probe_corpus(wildcards):
+    """The corpus whose tokens a probe's models see."""
+    return CONFIG.setups[CONFIG.probes[wildcards.probe].setup].corpus
+
+
+def probe_values(wildcards):
+    """What a probe measured, one file per width."""
+    return list(SWEEP.probe_values(wildcards.probe).values())
+
+
 rule probe:
     input:
-        manifest=lambda wildcards: f"{probe_tokens(wildcards)}/manifest.json",
-        tokens=lambda wildcards: ancient(
-            [f"{probe_tokens(wildcards)}/{split}.bin" for split in ("train", "valid")]
-        ),
+        manifest=lambda wildcards: SWEEP.tokens(probe_corpus(wildcards))
+        / "manifest.json",
+        tokens=lambda wildcards: ancient(SWEEP.token_files(probe_corpus(wildcards))),
     output:
         csv="results/{probe}/w{width}.csv",
         json="results/{probe}/w{width}.json",
@@ -21,19 +39,15 @@ rule probe:
     resources:
         **GPU,
         mem_mb=lambda wildcards, attempt: growing(6000, attempt),
-        device=CONFIG.execution.device,
     params:
         code=CODE,
-        steps=lambda wildcards: ",".join(map(str, CONFIG.probes[wildcards.probe].steps)),
+        steps=lambda wildcards: CONFIG.probes[wildcards.probe].steps,
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
-        requests=lambda wildcards: "\n".join(
-            request_of(cell.id).to_json() for cell in probe_cells(wildcards)
+        requests=lambda wildcards: digest(
+            [SWEEP.request(cell).digest for cell in probe_cells(wildcards)]
         ),
     shell:
-        "printf '%s' {params.requests:q} | python -m mup_moe probe"
-        " --measure {params.measure} --steps {params.steps}"
-        " --tokens $(dirname {input.manifest}) --out {output.csv}"
-        " --device {resources.device} --threads {threads} 2> {log}"
+        "python -m mup_moe probe {wildcards.probe} --width {wildcards.width} --threads {threads} 2> {log}"
 
 
 rule slopes:
@@ -41,7 +55,7 @@ rule slopes:
         values=probe_values,
         # They vouch that all widths were measured alike.
         made_by=lambda wildcards: [
-            path.replace(".csv", ".json") for path in probe_values(wildcards)
+            path.with_suffix(".json") for path in probe_values(wildcards)
         ],
     output:
         report(
@@ -60,5 +74,4 @@ rule slopes:
         code=ANALYSIS_CODE,
         confidence=CONFIG.analysis.confidence,
     shell:
-        "python -m mup_moe slopes {input.values} --confidence {params.confidence}"
-        " --out {output} 2> {log}"
+        "python -m mup_moe slopes {wildcards.probe} 2> {log}"

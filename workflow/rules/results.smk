@@ -1,10 +1,12 @@
 # From cells to the tables of a figure's runs and optima.
+from mup_moe.analysis.request import figure_request
 
 
 rule aggregate:
     input:
         lambda wildcards: expand(
-            "results/cells/{cell}/summary.json", cell=cells_of(wildcards.figure)
+            "results/cells/{cell}/summary.json",
+            cell=[cell.id for cell in SWEEP.figures[wildcards.figure]],
         ),
     output:
         "results/{figure}/runs.csv",
@@ -17,15 +19,17 @@ rule aggregate:
     params:
         code=ANALYSIS_CODE,
         # What each cell must have been trained by: one of another config is foreign.
-        cells=lambda wildcards: "\n".join(
-            f"{cell} {request_of(cell).digest}" for cell in cells_of(wildcards.figure)
+        cells=lambda wildcards: digest(
+            [
+                (cell.id, SWEEP.request(cell).digest)
+                for cell in SWEEP.figures[wildcards.figure]
+            ]
         ),
         # No input: cells that were brought home without their tokens are none the worse.
-        tokens=lambda wildcards: corpus_of(cells_of(wildcards.figure)[0]),
+        corpus=lambda wildcards: SWEEP.corpus(SWEEP.figures[wildcards.figure][0]),
         foreign=CONFIG.analysis.foreign_cells,
     shell:
-        "printf '%s' {params.cells:q} | python -m mup_moe aggregate --cells - --results results/cells"
-        " --tokens {params.tokens:q} --foreign-cells {params.foreign} --out {output} 2> {log}"
+        "python -m mup_moe aggregate {wildcards.figure} 2> {log}"
 
 
 rule optima:
@@ -41,12 +45,9 @@ rule optima:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        requests=lambda wildcards: json.dumps(
-            {wildcards.figure: figure_request(CONFIG, wildcards.figure)}
-        ),
+        settings=lambda wildcards: digest(figure_request(CONFIG, wildcards.figure)),
     shell:
-        "python -m mup_moe optima --runs {input} --figures -"
-        " --out {output} 2> {log} <<< {params.requests:q}"
+        "python -m mup_moe optima {wildcards.figure} 2> {log}"
 
 
 rule collect:
@@ -63,4 +64,4 @@ rule collect:
     params:
         code=ANALYSIS_CODE,
     shell:
-        "python -m mup_moe collect {input} --out {output} 2> {log}"
+        "python -m mup_moe collect {wildcards.table} 2> {log}"

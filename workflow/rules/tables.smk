@@ -1,8 +1,6 @@
 # Tables of what the config says; they train nothing.
-from dataclasses import asdict
-
-# The bill depends on the whole config, which is short however many cells it spans.
-CONFIG_JSON = json.dumps(asdict(CONFIG))
+# The speed of the device that will train, in the checkout.
+BENCHMARK = str(SWEEP.benchmark(Path(os.path.relpath(CHECKOUT)) / "benchmarks"))
 
 
 rule table1:
@@ -24,10 +22,11 @@ rule table1:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        table=json.dumps({name: row.as_row() for name, row in PARAMETRIZATIONS.items()}),
+        table=digest(
+            {name: row.as_row() for name, row in SWEEP.parametrizations.items()}
+        ),
     shell:
-        "python -m mup_moe table1 --parametrizations -"
-        " --out results/table1 2> {log} <<< {params.table:q}"
+        "python -m mup_moe table1 2> {log}"
 
 
 rule table2:
@@ -57,10 +56,9 @@ rule table2:
         "../../environment.yml"
     params:
         code=[ANALYSIS_CODE, CODE],
-        config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
+        config=digest(asdict(CONFIG)),
     shell:
-        "python -m mup_moe table2 --config - --data results/data"
-        " --out results/table2 2> {log} <<< {params.config:q}"
+        "python -m mup_moe table2 2> {log}"
 
 
 rule plan:
@@ -84,8 +82,8 @@ rule plan:
         "../../environment.yml"
     params:
         code=[ANALYSIS_CODE, CODE],
-        config=lambda wildcards: CONFIG_JSON,  # a function's text is not searched for wildcards
-        layers=lambda wildcards: LAYERS,
+        config=digest(asdict(CONFIG)),
+        # A function's text is not searched for wildcards.
+        layers=lambda wildcards: str(LAYERS),
     shell:
-        "python -m mup_moe plan --config - --layers {params.layers:q}"
-        " --benchmark {input.benchmark:q} --out results/plan 2> {log} <<< {params.config:q}"
+        "python -m mup_moe plan --benchmark {input.benchmark:q} 2> {log}"

@@ -1,5 +1,18 @@
 # Text to tokens, once per corpus.
-from dataclasses import asdict
+
+
+def text_of(corpus):
+    """A corpus's own files; what a source installs or streams by itself is no file of ours."""
+    try:
+        return literal(SWEEP.text(corpus))
+    except UserError as error:
+        raise WorkflowError(f"config.yaml: {error}") from None
+
+
+# Text or a vocabulary that is not there is told before anything runs.
+for corpus in SWEEP.corpora:
+    text_of(corpus)
+    in_a_sentence(SWEEP.vocabulary)(corpus)
 
 
 rule tokenize:
@@ -24,8 +37,7 @@ rule tokenize:
         gpu=0,
         mem_mb=lambda wildcards, attempt: growing(2000, attempt),
     params:
-        corpus=lambda wildcards: json.dumps(asdict(CONFIG.corpora[wildcards.corpus])),
+        settings=lambda wildcards: digest(asdict(CONFIG.corpora[wildcards.corpus])),
         code=CODE,
     shell:
-        "python -m mup_moe tokenize --corpus -"
-        " --out results/data/{wildcards.corpus} --threads {threads} 2> {log} <<< {params.corpus:q}"
+        "python -m mup_moe tokenize {wildcards.corpus} --threads {threads} 2> {log}"

@@ -10,8 +10,10 @@ from typing import Any
 from mup_moe.analysis.foreign import SHARED, foreign_cells, mixtures, shortened, told_by_reason
 from mup_moe.config.cell import Cell
 from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, write_csv
 from mup_moe.ops.cell_folder import DamagedResultError, Result, read_result
+from mup_moe.sweep import one_of
 
 # Columns that a summary has under the same name.
 _COPIED = (
@@ -48,24 +50,22 @@ _Table = dict[str, dict[str, Any]]  # by the cell's id
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `aggregate`."""
-    parser.add_argument(
-        "--cells",
-        required=True,
-        help="text file with a cell's id and its training request's digest per line; - reads standard input",
-    )
-    parser.add_argument("--results", type=Path, required=True, help="folder that holds CELL/summary.json")
-    parser.add_argument("--tokens", type=Path, help="folder of the corpus by the config: tells which cells are foreign")
-    parser.add_argument(
-        "--foreign-cells", choices=["stop", "leave_out"], default="stop", help="what cannot be compared: see foreign.py"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    parser.add_argument("figure", help="its name in the config")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes runs.csv. Raises UserError when results are missing, damaged or, unless left out, foreign."""
-    cells = _read_cells(arguments.cells)
-    rows = collect(cells, arguments.results, arguments.tokens, leave_out=arguments.foreign_cells == "leave_out")
-    write_csv(arguments.out, COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    """Writes a figure's runs. Raises UserError when results are missing, damaged or, unless left out, foreign."""
+    sweep = read_sweep(arguments)
+    cells = sweep.figures[one_of(arguments.figure, sweep.config.figures, "figures")]
+    rows = collect(
+        ((cell.id, sweep.request(cell).digest) for cell in cells),
+        sweep.cells,
+        # They need not be there: cells that were brought home without them are none the worse.
+        sweep.tokens(sweep.corpus(cells[0])),
+        leave_out=sweep.config.analysis.foreign_cells == "leave_out",
+    )
+    write_csv(sweep.runs(arguments.figure), COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
 def collect(
@@ -129,17 +129,6 @@ def _read_result(folder: Path, request: str) -> dict[str, Any]:
             raise
         print(f"{folder} was damaged ({error.reason}): restored from its kept copy", file=sys.stderr)
         return read_result(folder)
-
-
-def _read_cells(source: str) -> list[tuple[str, str]]:
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} cannot be read ({error}): give a text file with a cell per line") from None
-    lines = [line.split() for line in text.splitlines() if line.strip()]
-    if not all(len(line) == 2 for line in lines):
-        raise UserError(f"{source} must hold a cell's id and its training request's digest per line")
-    return [(cell, request) for cell, request in lines]
 
 
 def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:

@@ -3,56 +3,33 @@
 import argparse
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
-from mup_moe.analysis.request import parse_json
 from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
-from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
-from mup_moe.files import UserError, write_csv, write_text
+from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.settings import ClaimSettings, ClaimsSettings
+from mup_moe.files import write_csv, write_text
 
 MINUS = "\N{MINUS SIGN}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `claims`."""
-    parser.add_argument("--claims", required=True, help="JSON object: the `claims` of the config")
-    parser.add_argument("--confidence", type=float, required=True, help="that of the intervals")
-    parser.add_argument("--results", type=Path, required=True, help="folder of FIGURE/optima.csv and PROBE.csv")
-    parser.add_argument("--preset", default="default", help="the name of what ran")
-    parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv, .md and .html")
-    parser.add_argument("--tests", type=Path, required=True, help="the CSV of all tests to write")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the claims. Raises UserError for results that are missing or damaged."""
-    settings = parse_claims(parse_json(arguments.claims, "--claims"))
-    evidence = read_evidence(settings, arguments.results)
+    sweep = read_sweep(arguments)
+    settings, results = sweep.config.claims, sweep.results
+    evidence = read_evidence(settings, results)
     tests = {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
-    report = markdown(settings, tests, arguments.preset, arguments.confidence)
-    write_csv(arguments.tests, Test._fields, (test for found in tests.values() for test in found))
+    report = markdown(settings, tests, sweep.layers, sweep.config.analysis.confidence)
+    write_csv(results / "claims/tests.csv", Test._fields, (test for found in tests.values() for test in found))
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]
-    write_csv(Path(f"{arguments.out}.csv"), list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
-    write_text(Path(f"{arguments.out}.md"), report)
-    write_text(Path(f"{arguments.out}.html"), html_page("What replicates", report))
-
-
-def parse_claims(document: Mapping[str, Any]) -> ClaimsSettings:
-    """Reads `dataclasses.asdict(ClaimsSettings)`. Raises UserError for anything else."""
-    try:
-        table = {
-            name: ClaimSettings(
-                says=claim["says"],
-                decided_by=claim["decided_by"],
-                drifts=tuple(DriftTest(**drift) for drift in claim["drifts"]),
-                slopes=tuple(SlopeTest(**slope) for slope in claim["slopes"]),
-            )
-            for name, claim in document["table"].items()
-        }
-        return ClaimsSettings(**{**document, "table": table})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"--claims is not the config's `claims` ({error!r}): pass what the workflow passes") from None
+    write_csv(results / "claims.csv", list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
+    write_text(results / "claims.md", report)
+    write_text(results / "claims.html", html_page("What replicates", report))
 
 
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
@@ -82,15 +59,15 @@ def criterion(test: Test) -> str:
             return f"interval without 0 and not {bounds}"
 
 
-def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], preset: str, confidence: float) -> str:
-    """The replication report of all claims."""
+def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], sweep: str, confidence: float) -> str:
+    """The replication report of all claims. sweep: what its config was laid together from."""
     counts = [verdict_of(found) for found in tests.values()]
     lines = [
         "# What replicates",
         "",
         f"Of {len(counts)} claims, {counts.count('replicated')} replicate, "
         f"{counts.count('not replicated')} do not, and {counts.count('inconclusive')} are inconclusive "
-        f"in the sweep **{_text(preset)}**.",
+        f"in the sweep of this config: **{_text(sweep)}**.",
         "",
     ]
     overview = []

@@ -1,25 +1,25 @@
-"""Puts the tables of several figures under each other: python -m mup_moe collect.
-
-Standard library only, so that a Snakefile can import it.
-"""
+"""Puts the tables of all figures under each other: python -m mup_moe collect runs. Needs no pandas."""
 
 import argparse
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, cannot_be_read, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `collect`."""
-    parser.add_argument("tables", type=Path, nargs="+", help="CSVs with the same columns")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    parser.add_argument("table", choices=["runs", "optima"], help="which table of each figure")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the rows of all tables."""
-    collect_tables(arguments.tables, arguments.out)
+    """Writes the rows of all figures' tables to one."""
+    sweep = read_sweep(arguments)
+    of_figure = sweep.runs if arguments.table == "runs" else sweep.optima
+    collect_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
 
 
 def collect_tables(tables: Sequence[Path], out: Path) -> None:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.request import FigureRequest, parse_json
+from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.analysis.transfer import measure_transfer
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, write_csv
+from mup_moe.sweep import one_of
 
 
 class Row(NamedTuple):
@@ -49,17 +51,16 @@ class Row(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `optima`."""
-    parser.add_argument("--runs", type=Path, required=True, help="the CSV that `aggregate` wrote")
-    parser.add_argument("--figures", required=True, help="JSON object: a figure's name -> its figure_request()")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    parser.add_argument("figure", help="its name in the config")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes optima.csv. Raises UserError when the runs lack a cell of a figure that none may be left out of."""
-    requests = parse_json(arguments.figures, "--figures")
-    figures = {name: FigureRequest.of(request) for name, request in requests.items()}
-    found = rows(read_runs(arguments.runs), figures)
-    write_csv(arguments.out, Row._fields, found)
+    """Writes a figure's optima. Raises UserError where its runs lack a cell that may not be left out."""
+    sweep = read_sweep(arguments)
+    name = one_of(arguments.figure, sweep.config.figures, "figures")
+    found = rows(read_runs(sweep.runs(name)), {name: FigureRequest.of(sweep.config, name)})
+    write_csv(sweep.optima(name), Row._fields, found)
 
 
 def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[Row]:

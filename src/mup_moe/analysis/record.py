@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mup_moe.config.options import add_config_arguments, read_layers
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
-from mup_moe.training.request import requests_of
+from mup_moe.sweep import Sweep
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
@@ -44,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
     layers = read_layers(arguments)
     cells = read_runs(results / "runs.csv").index.tolist()
-    _check_config(layers.config, cells, results)
+    _check_config(Sweep(layers.config, results), cells)
     made_by = provenance_of(results, cells)
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
@@ -66,11 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _check_config(config: Config, cells: list[str], results: Path) -> None:
+def _check_config(sweep: Sweep, cells: list[str]) -> None:
     """Raises UserError where a cell was trained by another config."""
-    shown = dict.fromkeys(chain.from_iterable(figure.cells() for figure in config.figures.values()))
-    digests = {request.cell.id: request.digest for request in requests_of(config, shown)}
-    other = [name for name in cells if read_result(results / "cells" / name)["request"] != digests.get(name)]
+    digests = {cell.id: sweep.request(cell).digest for cells in sweep.figures.values() for cell in cells}
+    other = [name for name in cells if read_result(sweep.cells / name)["request"] != digests.get(name)]
     if other:
         raise UserError(
             f"{len(other)} of {len(cells)} cells were trained by another config, such as {other[0]}: give the one that"

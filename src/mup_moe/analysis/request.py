@@ -37,14 +37,25 @@ def figure_request(config: Config, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FigureRequest:
-    """A `figure_request`, read back: the figure, its base value and how optima are estimated."""
+    """What a figure's results depend on besides its runs.
+
+    base: the value of the curve axis at which the set-up's parametrizations agree.
+    """
 
     figure: FigureSettings
     base: int | None
     analysis: AnalysisSettings
 
     @classmethod
-    def of(cls, request: Mapping[str, Any]) -> Self:
+    def of(cls, config: Config, name: str) -> Self:
+        """That of a figure of a config."""
+        figure = config.figures[name]
+        model = config.setups[figure.setup].model
+        base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
+        return cls(figure, base, config.analysis)
+
+    @classmethod
+    def parse(cls, request: Mapping[str, Any]) -> Self:
         """Reads what `figure_request` made. Raises UserError for anything else."""
         try:
             axes = {axis: tuple(values) for axis, values in request["axes"].items()}

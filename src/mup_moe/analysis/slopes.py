@@ -11,7 +11,9 @@ import pandas as pd
 
 from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, read_json, write_csv
+from mup_moe.sweep import one_of
 
 VALUES = {"parametrization": str, "width": int, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
 
@@ -38,16 +40,18 @@ class Slope(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `slopes`."""
-    parser.add_argument("values", type=Path, nargs="+", help="the CSVs that `probe` wrote, one per width")
-    parser.add_argument("--confidence", type=float, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    parser.add_argument("probe", help="its name in the config")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the slopes. Raises UserError for values that are missing or damaged."""
-    _check_alike(arguments.values)
-    found = slopes(read_values(arguments.values), arguments.confidence)
-    write_csv(arguments.out, Slope._fields, found)
+    """Writes a probe's slopes. Raises UserError for values that are missing or damaged."""
+    sweep = read_sweep(arguments)
+    name = one_of(arguments.probe, sweep.config.probes, "probes")
+    paths = list(sweep.probe_values(name).values())
+    _check_alike(paths)
+    found = slopes(read_values(paths), sweep.config.analysis.confidence)
+    write_csv(sweep.slopes(name), Slope._fields, found)
 
 
 def _check_alike(paths: Sequence[Path]) -> None:

@@ -57,6 +57,11 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def document_text(document: Mapping[str, Any]) -> str:
+    """YAML that `read_document` reads back to the same document."""
+    return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
 def read_value(text: str, key: str) -> Any:
     """The value that a line of YAML says, as `key` of a file would have it. Raises ConfigError."""
     try:
@@ -126,8 +131,16 @@ class _EntryLoader(_Loader):
     """Of what Snakemake hands on: it spells null as None where a profile has `config` as a mapping."""
 
 
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes what `_Loader` would take for a number, and writes again what is there twice."""
+
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
 _INTEGER, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-_Loader.add_implicit_resolver(_FLOAT, re.compile(f"{_EXPONENT.pattern}$"), list("-+.0123456789"))
+for kind in (_Loader, _Dumper):
+    kind.add_implicit_resolver(_FLOAT, re.compile(f"{_EXPONENT.pattern}$"), list("-+.0123456789"))
 _Loader.add_constructor(_INTEGER, _Loader.construct_number)
 _Loader.add_constructor(_FLOAT, _Loader.construct_number)
 _EntryLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$"), ["N"])

@@ -1,27 +1,35 @@
-"""What a command line lays over config.yaml, and what Snakemake would drop of it in silence."""
+"""What a command line lays over config.yaml, how a run keeps the result, and what Snakemake would drop in silence."""
 
 import argparse
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
-from mup_moe.config.document import ConfigError, cut, in_one_line, read_document, read_value
+from mup_moe.config.document import ConfigError, cut, document_text, in_one_line, read_document, read_value
 from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.config.settings import Config
+from mup_moe.files import write_text
 
 # Not even an entry of the same key holds what the other place says below it.
 _DROPPED_WHOLE = ("--config", "--configfile")
+
+
+# How the config that a run keeps begins.
+_LAID_TOGETHER = "# Laid together from "
 
 
 @dataclass(frozen=True)
 class Layers:
     """A config and what it was laid together from.
 
-    base: config.yaml, the whole one. preset: its name, in the folder presets beside that. files, entries: over
-    both, as `read_given` has them. document: the result.
+    base: config.yaml, the whole one, or what a run has kept of its config. preset: its name, in the folder presets
+    beside that. files, entries: over both, as `read_given` has them. document: the result. of_run: what a run's base
+    was laid together from.
     """
 
     base: Path
@@ -29,14 +37,18 @@ class Layers:
     files: Sequence[Path]
     entries: Sequence[str]
     document: dict[str, Any]
+    of_run: str | None = None
 
     @classmethod
     def lay(cls, base: Path, files: Sequence[Path], entries: Sequence[str], preset: str | None = None) -> Self:
         """Reads the files. preset: None where a file or an entry names it. Raises ConfigError."""
-        defaults, given = read_document(base), read_given(files, entries)
+        defaults, of_run = _read_base(base)
+        given = read_given(files, entries)
         named = preset or overlay(defaults, given).get("preset")
-        below = read_preset(base.parent / "presets", named)
-        return cls(base, named, files, entries, overlay(defaults, below, given, {"preset": named}))
+        # A run's config has its preset in it.
+        below = {} if of_run and named == defaults["preset"] else read_preset(base.parent / "presets", named)
+        document = overlay(defaults, below, given, {"preset": named})
+        return cls(base, named, files, entries, document, of_run)
 
     @cached_property
     def config(self) -> Config:
@@ -46,7 +58,38 @@ class Layers:
     def __str__(self) -> str:
         """The layers in one line, the lowest first."""
         entries = [f"--config {cut(entry)}" for entry in self.entries if not entry.startswith("preset=")]
-        return in_one_line(", ".join(["config.yaml", f"preset {self.preset}", *map(str, self.files), *entries]))
+        lowest = self.of_run or f"config.yaml, preset {self.preset}"
+        return in_one_line(", ".join([lowest, *map(str, self.files), *entries]))
+
+    def show(self, path: Path) -> None:
+        """Writes the config for people: a whole one, in YAML, that begins by naming its layers."""
+        write_text(path, f"{_LAID_TOGETHER}{self}\n{document_text(self.document)}")
+
+    def keep(self, folder: Path, code: str) -> Path:
+        """Writes the config for the jobs of a run to a file that no other config will have. Returns its path.
+
+        code: what trains the run's cells, of which its jobs have to be.
+        """
+        text = json.dumps({"layers": str(self), "code": code, "document": self.document})
+        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+        write_text(path, text)
+        return path
+
+
+def _read_base(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The whole config that a file holds; for what a run has kept of its own, the layers too. Raises ConfigError."""
+    document = read_document(path)
+    if "layers" in document and "document" in document:
+        return document["document"], document["layers"]
+    absent = [field.name for field in fields(Config) if field.name not in document]
+    if absent:
+        raise ConfigError(
+            f"{path} is not a whole config, for it has no `{absent[0]}`: name the whole one first,"
+            " as in --config config.yaml mine.yaml"
+        )
+    with path.open(encoding="utf-8") as file:
+        first = file.readline().rstrip("\n")
+    return document, first.removeprefix(_LAID_TOGETHER) if first.startswith(_LAID_TOGETHER) else None
 
 
 def read_given(files: Sequence[Path], entries: Sequence[str]) -> dict[str, Any]:

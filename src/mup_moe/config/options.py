@@ -1,30 +1,38 @@
-"""The options by which a command that people call finds a sweep: its config, its figures and its results."""
+"""The options by which a command finds its sweep: the config and the folder of results.
+
+What reads a config is imported where one is read: `train` also runs where YAML and pydantic are not installed.
+"""
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import fields
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mup_moe.config.cell import Cell
-from mup_moe.config.given import Layers
-from mup_moe.config.load import read_document
-from mup_moe.config.settings import Config
 from mup_moe.files import UserError
+
+if TYPE_CHECKING:
+    from mup_moe.config.given import Layers
+    from mup_moe.sweep import Sweep
+
+# Set by the workflow for its jobs: the file of the config that their run began with.
+CONFIG_VARIABLE = "MUP_MOE_CONFIG"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """--config, --preset and --results."""
-    parser.add_argument(
+    group = parser.add_argument_group("the sweep")
+    group.add_argument(
         "--config",
         nargs="+",
         action="extend",
         metavar="FILE|KEY=VALUE",
-        help="what you gave Snakemake by --configfile and --config; config.yaml first, unless it is the one here",
+        help="what you gave Snakemake by --configfile and --config; config.yaml first, unless it is the one here;"
+        " default: the config of the last run (RESULTS/config.yaml), else config.yaml",
     )
-    parser.add_argument("--preset", metavar="NAME", help="the preset that you gave Snakemake by --config preset=NAME")
+    group.add_argument("--preset", metavar="NAME", help="the preset that you gave Snakemake by --config preset=NAME")
     help_results = "the folder that Snakemake writes; default: results"
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=help_results)
+    group.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=help_results)
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = None) -> None:
@@ -36,30 +44,34 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = N
     )
 
 
-def read_layers(arguments: argparse.Namespace) -> Layers:
+def read_layers(arguments: argparse.Namespace) -> "Layers":
     """The config that the options name, laid together as Snakemake does. Raises UserError."""
+    from mup_moe.config.given import Layers
+
     given: list[str] = arguments.config or []
     # os.path.exists also takes what is too long for a name.
     entries = [text for text in given if "=" in text and not os.path.exists(text)]  # noqa: PTH110
-    base, *over = [Path(text) for text in given if text not in entries] or [Path("config.yaml")]
+    files = [Path(text) for text in given if text not in entries]
+    base, *over = files or [_default(arguments, bool(entries))]
     for path in (base, *over):
         if not os.path.exists(path):  # noqa: PTH110
             raise UserError(f"there is no {path} here: run this in the checkout, or name it by --config")
-    whole = read_document(base)
-    absent = [field.name for field in fields(Config) if field.name not in whole]
-    if absent:
-        raise UserError(
-            f"{base} is not a whole config, for it has no `{absent[0]}`: name the whole one first,"
-            " as in --config config.yaml mine.yaml"
-        )
     return Layers.lay(base, over, entries, arguments.preset)
 
 
-def cells_of_figures(config: Config, names: Sequence[str] | None) -> dict[str, list[Cell]]:
-    """The cells of figures and of compositions' figures, in their order; None: of all. Raises UserError."""
-    chosen = config.figures if names is None else names
-    figures = [part for name in chosen for part in config.compositions.get(name, (name,))]
-    unknown = [figure for figure in figures if figure not in config.figures]
-    if unknown:
-        raise UserError(f"`figures` has no {unknown[0]!r}: choose from {', '.join(config.figures)}")
-    return {figure: config.figures[figure].cells() for figure in figures}
+def _default(arguments: argparse.Namespace, laid_over: bool) -> Path:
+    """The config of this run or of the last one, or, where something is laid over it, config.yaml itself."""
+    of_run = os.environ.get(CONFIG_VARIABLE)
+    last: Path = arguments.results / "config.yaml"
+    if laid_over or arguments.preset or not (of_run or last.exists()):
+        return Path("config.yaml")
+    return Path(of_run) if of_run else last
+
+
+def read_sweep(arguments: argparse.Namespace) -> "Sweep":
+    """The sweep that the options name. Says in the first line of the log which config that is. Raises UserError."""
+    from mup_moe.sweep import Sweep
+
+    layers = read_layers(arguments)
+    print(f"config: {layers}", file=sys.stderr, flush=True)
+    return Sweep(layers.config, arguments.results, str(layers))

@@ -330,10 +330,6 @@ class ProbeSettings(_Section):
             len(self.steps) > 0 and self.steps == tuple(sorted(set(self.steps))) and self.steps[0] >= 0,
             f"`steps` {list(self.steps)} must ascend from 0 or later",
         )
-        _require(
-            len(self.steps) <= _MOST_PROBE_STEPS,
-            f"`steps` has {len(self.steps):,} entries but may have {_MOST_PROBE_STEPS:,}",
-        )
         _require(len(self.axes.width) >= 2, "`axes.width` needs two widths or more: a slope is measured over them")
         for axis in ("architecture", "experts", "granularity", "learning_rate"):
             _require(len(getattr(self.axes, axis)) == 1, f"`axes.{axis}` of a probe has one value")

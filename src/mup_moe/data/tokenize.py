@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pydantic
 from tqdm import tqdm
 
 from mup_moe import provenance
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import work
 from mup_moe.data.corpus import remark_of, tokenizer_paths
@@ -27,7 +27,6 @@ from mup_moe.data.documents import Batch, Place, open_source, read_batches, sour
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
 from mup_moe.files import (
     UserError,
-    argument_text,
     atomic_write,
     claim_folder,
     file_digest,
@@ -36,6 +35,7 @@ from mup_moe.files import (
     write_json,
     write_text,
 )
+from mup_moe.sweep import one_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -48,9 +48,8 @@ _Made: TypeAlias = dict[str, bytes]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.description = __doc__
-    parser.add_argument("--corpus", required=True, metavar="JSON", help="an entry of `corpora` in config.yaml")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the four files go")
+    parser.add_argument("corpus", help="its name in the config")
+    add_config_arguments(parser)
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads that encode; the files do not depend on it"
     )
@@ -58,19 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises UserError."""
-    tokenize(parse_corpus(argument_text(arguments.corpus)), arguments.out, arguments.threads)
-    if said := remark_of(arguments.out):
-        _say(f"corpus {arguments.out.name}: {said}")
-
-
-def parse_corpus(text: str) -> CorpusSettings:
-    """The settings of a corpus from JSON. Raises UserError."""
-    try:
-        return pydantic.TypeAdapter(CorpusSettings).validate_json(text)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"--corpus is wrong{f' at `{key}`' if key else ''}: {first['msg']}") from None
+    sweep = read_sweep(arguments)
+    folder = sweep.tokens(one_of(arguments.corpus, sweep.config.corpora, "corpora"))
+    tokenize(sweep.config.corpora[arguments.corpus], folder, arguments.threads)
+    if said := remark_of(folder):
+        _say(f"corpus {folder.name}: {said}")
 
 
 def _say(sentence: str) -> None:

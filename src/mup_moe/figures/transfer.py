@@ -15,7 +15,7 @@ from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.reference import published_curves, read_reference
-from mup_moe.analysis.request import FigureRequest, figure_request
+from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import Config
 from mup_moe.figures.panel import (
@@ -82,7 +82,7 @@ def draw(config: Config, name: str, results: Path) -> Figure:
 
 def read_content(config: Config, name: str, results: Path) -> Content:
     """What a figure of the config shows. Raises UserError."""
-    request = FigureRequest.of(figure_request(config, name))
+    request = FigureRequest.of(config, name)
     curves = figure_curves(read_runs(results / name / "runs.csv"), request)
     points = read_reference(results / name / "reference.csv") if config.figures[name].reference is not None else []
     published = published_curves(points)

@@ -4,13 +4,15 @@ import argparse
 import contextlib
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mup_moe.config.jobs import even_parts
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
@@ -25,40 +27,51 @@ from mup_moe.ops.device import (
     type_of,
 )
 from mup_moe.ops.job import Job, stacks_of_shapes
-from mup_moe.training.request import TrainingRequest, read_lines
+from mup_moe.ops.offsite.job_list import chosen_jobs, read_jobs
+from mup_moe.training.request import TrainingRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    help_request = "a training request as JSON, whose `cell` may be a list; - reads stdin, which has one a line"
-    parser.add_argument("--request", required=True, action="append", dest="requests", help=help_request)
-    parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
-    parser.add_argument("--out", required=True, type=Path, help="the folder that has a folder for each cell")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--replicas", default="auto", help="cells trained at once, or auto")
-    parser.add_argument("--step", default="auto", choices=["auto", *STEPS])
-    parser.add_argument("--threads", default=1, type=int)
+    help_names = "the ids of cells, of one corpus; with --requests, of its jobs (default: all of them)"
+    parser.add_argument("names", nargs="*", metavar="CELL", help=help_names)
+    add_config_arguments(parser)
+    help_requests = "train jobs of a list that export-jobs wrote, which takes neither config nor YAML nor pydantic"
+    parser.add_argument("--requests", type=Path, metavar="FILE", help=help_requests)
+    how = parser.add_argument_group("how to train (default: `execution` of the config)")
+    how.add_argument("--device", choices=["auto", "cpu", "cuda"])
+    how.add_argument("--replicas", metavar="N", help="cells trained at once, or auto")
+    how.add_argument("--step", choices=["auto", *STEPS])
+    how.add_argument("--threads", type=int, metavar="N")
     help_checkpoints = "between checkpoints; inf: none, not even when it is stopped"
-    parser.add_argument("--checkpoint-seconds", default=60.0, type=float, help=help_checkpoints)
-    parser.add_argument("--hang-seconds", default=1800.0, type=float, help="without a step, after which it ends")
+    how.add_argument("--checkpoint-seconds", type=float, metavar="S", help=help_checkpoints)
+    how.add_argument("--hang-seconds", type=float, metavar="S", help="without a step, after which it ends")
     help_compile = "fill the compiler's cache for these cells, beside another job, and train none"
-    parser.add_argument("--compile-only", action="store_true", help=help_compile)
+    how.add_argument("--compile-only", action="store_true", help=help_compile)
+
+
+# Where there is no config.
+_HOW = {"device": "auto", "replicas": "auto", "step": "auto", "threads": 1}
+_HOW |= {"checkpoint_seconds": 60.0, "hang_seconds": 1800.0}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains to the end, each cell from its own checkpoint or result if that belongs to this very run."""
+    requests, folder, how = _asked(arguments)
+    for name, value in how.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     keep_compiled_code_apart()
-    asked = sys.stdin if arguments.requests == ["-"] else arguments.requests
-    requests = read_lines(asked)
+    out: Path = arguments.results / "cells"
     if arguments.compile_only:
-        cells, tokens = _open(arguments, requests)
+        cells, tokens = _open(requests, folder, out)
         with claim_device(arguments.device, beside=True) as device:
             _job(arguments, cells, [], tokens, device).compile()
         return 0
-    with _keeping_reasons([arguments.out / request.cell.id for request in requests]) as unfinished:
-        cells, tokens = _open(arguments, requests)
+    with _keeping_reasons([out / request.cell.id for request in requests]) as unfinished:
+        cells, tokens = _open(requests, folder, out)
         for part in _parts(arguments, cells, tokens):
             with contextlib.ExitStack() as held:
                 # In one order for everybody: two processes must not wait for each other.
@@ -72,6 +85,23 @@ def run(arguments: argparse.Namespace) -> int:
                     device = held.enter_context(claim_device(arguments.device))
                     _job(arguments, cells, unfinished, tokens, device).run(left)
     return 0
+
+
+def _asked(arguments: argparse.Namespace) -> tuple[list[TrainingRequest], Path, Mapping[str, Any]]:
+    """The cells to train, the folder of their tokens, and how to run them. Raises UserError."""
+    if arguments.requests is not None:
+        jobs = chosen_jobs(read_jobs(arguments.requests), arguments.names)
+        requests, corpora = [request for job in jobs for request in job.requests], {job.corpus for job in jobs}
+        tokens, how = {corpus: arguments.results / "data" / corpus for corpus in corpora}, _HOW
+    else:
+        sweep = read_sweep(arguments)
+        requests, corpora = [sweep.request(name) for name in arguments.names], set(map(sweep.corpus, arguments.names))
+        tokens, execution = {corpus: sweep.tokens(corpus) for corpus in corpora}, sweep.config.execution
+        how = {name: getattr(execution, name) for name in _HOW} | {"replicas": str(execution.replicas)}
+    if len(corpora) != 1:
+        told = f"the cells are of several corpora ({', '.join(sorted(corpora))})" if corpora else "no cell is named"
+        raise UserError(f"{told}: give the ids of cells of one corpus")
+    return requests, tokens[corpora.pop()], how
 
 
 def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: Tokens) -> Sequence[Sequence[CellFiles]]:
@@ -109,9 +139,9 @@ def _most_locks(wanted: int) -> int:
     return max(1, min(wanted, soft // 2))
 
 
-def _open(arguments: argparse.Namespace, requests: Sequence[TrainingRequest]) -> tuple[list[CellFiles], Tokens]:
-    tokens = Tokens.open(arguments.tokens, verify=True)
-    return [CellFiles(request, tokens.digest, arguments.out) for request in requests], tokens
+def _open(requests: Sequence[TrainingRequest], folder: Path, out: Path) -> tuple[list[CellFiles], Tokens]:
+    tokens = Tokens.open(folder, verify=True)
+    return [CellFiles(request, tokens.digest, out) for request in requests], tokens
 
 
 def _job(

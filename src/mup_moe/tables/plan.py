@@ -13,18 +13,17 @@ import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
-from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
-from mup_moe.config.jobs import jobs
-from mup_moe.config.load import validate
 from mup_moe.config.optimizers import OPTIMIZERS
-from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
+from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.settings import CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
 from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv, write_text
 from mup_moe.model.inventory import size_of
+from mup_moe.sweep import Sweep
 from mup_moe.tables.machine import START_SECONDS, Machine
 
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
@@ -40,30 +39,27 @@ _PACKED = {".gz": 2.5, ".parquet": 2.0}  # bytes of text to a byte of file, abou
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `plan`."""
-    parser.add_argument("--config", required=True, help="the whole config as JSON")
-    parser.add_argument(
-        "--layers", default="given by hand", help="what that config was laid together from, for the notes"
-    )
-    parser.add_argument("--benchmark", type=Path, required=True, help="the CSV that benchmarks/step.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv and .md")
+    add_config_arguments(parser)
+    help_benchmark = "what benchmarks/step.py wrote on the machine that will train; default: that in the checkout"
+    parser.add_argument("--benchmark", type=Path, metavar="CSV", help=help_benchmark)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes OUT.csv and OUT.md, and prints the table. Raises UserError."""
-    config = validate(parse_json(arguments.config, "--config"))
-    machine = Machine.read(arguments.benchmark)
-    rows = plan(config, machine)
+    """Writes plan.csv, .md and .html, and prints the table. Raises UserError."""
+    sweep = read_sweep(arguments)
+    machine = Machine.read(arguments.benchmark or sweep.benchmark())
+    rows, out = plan(sweep, machine), sweep.results / "plan"
     write_csv(
-        Path(f"{arguments.out}.csv"),
+        out.with_suffix(".csv"),
         [*COLUMNS, "machine"],
         (["" if value is None else value for value in astuple(row)] + [machine.name] for row in rows),
     )
     shown = [_shown(row) for row in rows]
-    notes = [f"The config: {arguments.layers}.", *_notes(rows, machine)]
+    notes = [f"The config: {sweep.layers}.", *_notes(rows, machine)]
     table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
     markdown = "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""])
-    write_text(Path(f"{arguments.out}.md"), markdown)
-    write_text(Path(f"{arguments.out}.html"), html_page("The bill", markdown))
+    write_text(out.with_suffix(".md"), markdown)
+    write_text(out.with_suffix(".html"), html_page("The bill", markdown))
     print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
 
 
@@ -115,20 +111,14 @@ class _Bill:
     checkpoint_bytes: int
 
 
-def plan(config: Config, machine: Machine) -> list[Row]:
+def plan(sweep: Sweep, machine: Machine) -> list[Row]:
     """A row per corpus in use, per figure, per probe, and the total. Raises UserError."""
-    results: list[FigureSettings | ProbeSettings] = [*config.figures.values(), *config.probes.values()]
-    corpora = dict.fromkeys(config.setups[result.setup].corpus for result in results)
-    rows = [_corpus_row(name, config.corpora[name]) for name in corpora]
-    vocabularies = {name: vocabulary_of(config.corpora[name]) for name in corpora}
+    config, cells_of = sweep.config, sweep.figures
+    rows = [_corpus_row(name, config.corpora[name]) for name in sweep.corpora]
+    vocabularies = {name: sweep.vocabulary(name) for name in sweep.corpora}
     known: dict[str, _Bill] = {}
-    cells_of = {name: list(figure.cells()) for name, figure in config.figures.items()}
     # What starting a process costs each of the cells that share it.
-    starts = {
-        cell: START_SECONDS / len(cells)
-        for cells in jobs(cells_of, config.execution.lockstep, config.execution.cells_per_job).values()
-        for cell in cells
-    }
+    starts = {cell: START_SECONDS / len(cells) for cells in sweep.jobs.values() for cell in cells}
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
         bills = {

@@ -11,8 +11,8 @@ from typing import Any
 
 from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.analysis.request import parse_json
-from mup_moe.files import UserError, write_csv, write_text
+from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.files import write_csv, write_text
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)
@@ -21,23 +21,21 @@ _HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Learnin
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `table1`."""
-    parser.add_argument("--parametrizations", required=True, help="JSON object: name -> Parametrization.as_row()")
-    parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv, .md and .tex")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes OUT.csv, OUT.md, OUT.html and OUT.tex. Raises UserError for a row that is no parametrization."""
-    try:
-        table = {
-            name: Parametrization.parse(name, row)
-            for name, row in parse_json(arguments.parametrizations, "--parametrizations").items()
-        }
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--parametrizations: {error}: pass the rows of Parametrization.as_row()") from None
-    write_csv(Path(f"{arguments.out}.csv"), COLUMNS, ([p, r, *map(_plain, f)] for p, r, f in _rows(table)))
-    write_text(Path(f"{arguments.out}.md"), markdown(table))
-    write_text(Path(f"{arguments.out}.html"), html_page("Parametrizations", markdown(table)))
-    write_text(Path(f"{arguments.out}.tex"), latex(table))
+    """Writes table1.csv, .md, .html and .tex."""
+    sweep = read_sweep(arguments)
+    write(sweep.parametrizations, sweep.results)
+
+
+def write(table: Mapping[str, Parametrization], folder: Path) -> None:
+    """Writes the table in all formats."""
+    write_csv(folder / "table1.csv", COLUMNS, ([p, r, *map(_plain, f)] for p, r, f in _rows(table)))
+    write_text(folder / "table1.md", markdown(table))
+    write_text(folder / "table1.html", html_page("Parametrizations", markdown(table)))
+    write_text(folder / "table1.tex", latex(table))
 
 
 def markdown(table: Mapping[str, Parametrization]) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 
 from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.analysis.request import parse_json
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import validate
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
@@ -35,30 +34,29 @@ _TOLD = {"blocks", "heads", "head_size"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `table2`."""
-    parser.add_argument("--config", required=True, help="the whole config as JSON")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds CORPUS/manifest.json")
-    parser.add_argument("--out", type=Path, required=True, help="path of the tables, but for .csv, .md and .tex")
+    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes OUT.csv, OUT.md and OUT.tex. Raises UserError."""
-    config = validate(parse_json(arguments.config, "--config"))
+    """Writes table2.csv, .md, .html and .tex. Raises UserError."""
+    sweep = read_sweep(arguments)
+    config, out = sweep.config, sweep.results / "table2"
     setups = {figure.setup: config.setups[figure.setup] for figure in config.figures.values()}
     names = dict.fromkeys(setup.corpus for setup in setups.values())
-    corpora = {name: read_corpus(name, config.corpora[name], arguments.data) for name in names}
+    corpora = {name: read_corpus(name, config.corpora[name], sweep.tokens(name)) for name in names}
     models = models_of(config, {name: corpus["vocabulary"] for name, corpus in corpora.items()})
     shared = {name: hyperparameters_of(setup, corpora[setup.corpus]) for name, setup in setups.items()}
     rows = [model.row() | _flat(shared[model.cells[0].setup]) for model in models]
-    write_csv(Path(f"{arguments.out}.csv"), list(rows[0]), ([_plain(value) for value in row.values()] for row in rows))
+    write_csv(out.with_suffix(".csv"), list(rows[0]), ([_plain(value) for value in row.values()] for row in rows))
     parts = {
         "Models": _model_part(models),
         "Sweeps": _sweep_part(config.figures),
         "Hyperparameters": _hyperparameter_part(shared),
     }
     markdown = "\n".join(_markdown(*part) for part in parts.items())
-    write_text(Path(f"{arguments.out}.md"), markdown)
-    write_text(Path(f"{arguments.out}.html"), html_page("Models, sweeps and hyperparameters", markdown))
-    write_text(Path(f"{arguments.out}.tex"), "\n".join(_latex(*part) for part in parts.items()))
+    write_text(out.with_suffix(".md"), markdown)
+    write_text(out.with_suffix(".html"), html_page("Models, sweeps and hyperparameters", markdown))
+    write_text(out.with_suffix(".tex"), "\n".join(_latex(*part) for part in parts.items()))
 
 
 @dataclass(frozen=True)
@@ -117,9 +115,9 @@ def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
     return sorted(models.values(), key=lambda model: order.index(model.cells[0].setup))
 
 
-def read_corpus(name: str, settings: CorpusSettings, data: Path) -> dict[str, Any]:
-    """The values of CORPUS_COLUMNS for a tokenized corpus. Raises UserError."""
-    path = data / name / MANIFEST
+def read_corpus(name: str, settings: CorpusSettings, folder: Path) -> dict[str, Any]:
+    """The values of CORPUS_COLUMNS for a corpus that is tokenized in a folder. Raises UserError."""
+    path = folder / MANIFEST
     manifest = read_json(path)
     try:
         tokens = [int(manifest["splits"][split]["tokens"]) for split in ("train", "valid")]

@@ -4,10 +4,8 @@ Axes: R replicas, N tokens, D width, K top-k, E experts.
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,12 +13,14 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.config.cell import Cell
+from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import write_csv, write_json
+from mup_moe.files import UserError, write_csv, write_json
 from mup_moe.model.tap import Tap
 from mup_moe.ops.device import claim_device
-from mup_moe.training.request import TrainingRequest, read_lines
+from mup_moe.sweep import one_of
+from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION
 
@@ -42,31 +42,35 @@ Seen = dict[str, Tensor]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("--requests", default="-", help="file of training requests as JSON, one a line; - reads stdin")
-    parser.add_argument("--measure", required=True, choices=["activations", "covariance"])
-    parser.add_argument("--steps", required=True, help="measure after so many steps, such as 0,1,10")
-    parser.add_argument("--tokens", required=True, type=Path, help="folder of a tokenized corpus")
-    parser.add_argument("--out", required=True, type=Path, help="the CSV to write; a JSON beside it says what made it")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--threads", default=1, type=int)
+    parser.add_argument("probe", help="its name in the config")
+    parser.add_argument("--width", required=True, type=int, metavar="N", help="that of the models to measure")
+    add_config_arguments(parser)
+    how = parser.add_argument_group("how to train (default: `execution` of the config)")
+    how.add_argument("--device", choices=["auto", "cpu", "cuda"])
+    how.add_argument("--threads", type=int, metavar="N")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measures one model after the other; a row per model, step, quantity and block."""
-    torch.set_num_threads(arguments.threads)
-    requests = _read(arguments.requests)
-    steps = [int(step) for step in arguments.steps.split(",")]
-    tokens = Tokens.open(arguments.tokens, verify=True)
+    sweep = read_sweep(arguments)
+    name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
+    probe, paths = sweep.config.probes[name], sweep.probe_values(name)
+    if arguments.width not in paths:
+        raise UserError(f"`probes.{name}` has no width {arguments.width}: choose from {', '.join(map(str, paths))}")
+    out = paths[arguments.width]
+    requests = [sweep.request(cell) for cell in probe.cells() if cell.width == arguments.width]
+    torch.set_num_threads(arguments.threads or execution.threads)
+    tokens = Tokens.open(sweep.tokens(sweep.config.setups[probe.setup].corpus), verify=True)
     rows = []
-    with claim_device(arguments.device) as device:
+    with claim_device(arguments.device or execution.device) as device:
         for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
             rows += [
                 _row(request.cell, step, *item)
-                for step, item in measure(request, arguments.measure, steps, tokens, device)
+                for step, item in measure(request, probe.measure, probe.steps, tokens, device)
             ]
-    write_csv(arguments.out, COLUMNS, rows)
+    write_csv(out, COLUMNS, rows)
     write_json(
-        arguments.out.with_suffix(".json"),
+        out.with_suffix(".json"),
         {
             "requests": {request.cell.id: request.digest for request in requests},
             "tokens": tokens.digests,
@@ -77,11 +81,6 @@ def run(arguments: argparse.Namespace) -> None:
             "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
         },
     )
-
-
-def _read(source: str) -> list[TrainingRequest]:
-    text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-    return read_lines(text.splitlines())
 
 
 def _row(cell: Cell, step: int, key: tuple[str, str], value: float) -> list[object]:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import Config, ModelSettings, TrainingSettings, without_neutral
+from mup_moe.config.settings import ModelSettings, TrainingSettings, without_neutral
 from mup_moe.files import UserError
-from mup_moe.parametrization import Parametrization, parse_table
+from mup_moe.parametrization import Parametrization
 from mup_moe.training.version import VERSION
 
 
@@ -61,17 +61,9 @@ class TrainingRequest:
                 parametrization=Parametrization.parse(cell.parametrization, fields["parametrization"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _not_ours(error) from None
-
-    @classmethod
-    def read_all(cls, text: str) -> list[Self]:
-        """Reads `to_json` with a list of ids for "cell": the requests of cells that are trained alike."""
-        try:
-            fields = json.loads(text)
-            cells = fields["cell"] if isinstance(fields["cell"], list) else [fields["cell"]]
-        except (ValueError, TypeError, KeyError) as error:
-            raise _not_ours(error) from None
-        return [cls.from_json(json.dumps(fields | {"cell": cell})) for cell in cells]
+            raise UserError(
+                f"the training request is not one of this version's ({error}): make it again by export-jobs"
+            ) from None
 
     @property
     def digest(self) -> str:
@@ -87,35 +79,6 @@ def fingerprint_of(request: str, tokens_digest: str, version: int = VERSION) -> 
     """The `TrainingRequest.fingerprint` of the request with this digest."""
     made_of = [request, tokens_digest, f"version {version}"]
     return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-
-
-def requests_of(config: Config, cells: Iterable[Cell]) -> list[TrainingRequest]:
-    """The requests of cells of a config, in their order."""
-    table, setups = parse_table(config.parametrizations), config.setups
-    return [
-        TrainingRequest(cell, setups[cell.setup].model, setups[cell.setup].training, table[cell.parametrization])
-        for cell in cells
-    ]
-
-
-def to_lines(requests: Iterable[TrainingRequest]) -> list[str]:
-    """A line of JSON for each set of settings, with a list of ids for "cell"; `read_lines` reads them back."""
-    cells: dict[str, list[str]] = {}
-    for request in requests:
-        cells.setdefault(request.settings, []).append(request.cell.id)
-    return [json.dumps(json.loads(settings) | {"cell": ids}) for settings, ids in cells.items()]
-
-
-def read_lines(lines: Iterable[str]) -> list[TrainingRequest]:
-    """Reads `to_lines`, or lines of `to_json`. Raises UserError for anything else."""
-    requests = [request for line in lines if line.strip() for request in TrainingRequest.read_all(line)]
-    if not requests:
-        raise UserError("there is no training request: give one as JSON per line")
-    return requests
-
-
-def _not_ours(error: Exception) -> UserError:
-    return UserError(f"the training request is not one of this version's ({error}): make it anew")
 
 
 # A sweep has thousands of cells of a few set-ups.

@@ -111,7 +111,10 @@ def before_operations():
     def counted(event, arguments):
         if event not in OPERATIONS or not isinstance(arguments[0], str | os.PathLike):
             return
-        if Path(arguments[0]).absolute().is_relative_to(TOLD["folder"]) and next(count) == TOLD["number"]:
+        if (
+            Path(arguments[0]).resolve().is_relative_to(Path(TOLD["folder"]).resolve())
+            and next(count) == TOLD["number"]
+        ):
             strike()
 
     sys.addaudithook(counted)

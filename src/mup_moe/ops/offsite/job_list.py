@@ -1,7 +1,7 @@
 """A list of jobs as a file: all that a machine needs to know beside the tokens."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +52,11 @@ def read_jobs(path: Path) -> list[Job]:
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a list of jobs ({error}): make it again with `mup_moe export-jobs`") from None
+
+
+def chosen_jobs(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+    """The jobs of these names, or all of them where there are no names. Raises UserError for another name."""
+    unknown = set(names) - {job.name for job in jobs}
+    if unknown:
+        raise UserError(f"the list has no job {min(unknown)!r}: it has {', '.join(job.name for job in jobs)}")
+    return [job for job in jobs if not names or job.name in names]

@@ -9,7 +9,6 @@ import math
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from mup_moe.ops.heartbeat import Heartbeat
 from mup_moe.ops.offsite.archive import CellArchives, pack_logs
 from mup_moe.ops.offsite.job_list import Job, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
-from mup_moe.training.request import TrainingRequest, to_lines
+from mup_moe.training.request import TrainingRequest
 
 # What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
@@ -53,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     SIGTERM and SIGINT end the time. Raises UserError where tokens are not those of the list.
     """
     jobs = read_jobs(arguments.jobs)
+    if not jobs:
+        print(f"{arguments.jobs} lists no job: there is nothing to train", flush=True)
+        return 0
     vocabulary = {}
     for corpus, digest in {job.corpus: job.tokens for job in jobs}.items():
         folder = arguments.results / "data" / corpus
@@ -118,7 +120,7 @@ class _Visit:
     def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
         """Runs `train` until it ends or the time does."""
         start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
-        process = self._start(job, left)
+        process = self._start(job)
         try:
             while process.poll() is None and not self._clock.is_over:
                 time.sleep(_POLL_SECONDS)
@@ -147,18 +149,16 @@ class _Visit:
         signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
         return next((sign for sign in signs if sign and sign.step > 0), None)
 
-    def _start(self, job: Job, left: Sequence[TrainingRequest], *more: str) -> "subprocess.Popen[bytes]":
+    def _start(self, job: Job, *more: str) -> "subprocess.Popen[bytes]":
         log = self._log_of(job)
         make_folder(log.parent)
-        command = [sys.executable, "-m", "mup_moe", "train", *more, "--request", "-"]
-        command += ["--tokens", str(self._results / "data" / job.corpus), "--out", str(self._results / "cells")]
+        command = [sys.executable, "-m", "mup_moe", "train", job.name, *more]
+        command += ["--requests", str(self._arguments.jobs), "--results", str(self._results)]
         for option in _OPTIONS:
             if getattr(self._arguments, option) is not None:
                 command += [f"--{option.replace('_', '-')}", str(getattr(self._arguments, option))]
-        with log.open("a") as file, tempfile.TemporaryFile("w+") as asked:
-            asked.write("\n".join(to_lines(left)))
-            asked.seek(0)
-            return subprocess.Popen(command, stdin=asked, stderr=file)  # noqa: S603 - our own command
+        with log.open("a") as file:
+            return subprocess.Popen(command, stderr=file)  # noqa: S603 - our own command
 
     def _log_of(self, job: Job) -> Path:
         return self._results / "logs" / "train" / f"{job.name}.log"
@@ -168,7 +168,7 @@ class _Visit:
         for job in later:
             left = self._left_of(job)
             if left and self._can_end(job, left):
-                self._ahead = self._start(job, left, "--compile-only")
+                self._ahead = self._start(job, "--compile-only")
                 return
 
     def _await_ahead(self) -> None:

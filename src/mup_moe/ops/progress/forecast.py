@@ -88,6 +88,7 @@ def _answer(request: dict[str, Any]) -> Forecast:
     from mup_moe.files import UserError
     from mup_moe.ops.status.costs import Costs
     from mup_moe.ops.status.survey import survey
+    from mup_moe.sweep import Sweep
     from mup_moe.tables.machine import START_SECONDS
 
     config, results = validate(request["document"]), Path(request["results"])
@@ -95,7 +96,7 @@ def _answer(request: dict[str, Any]) -> Forecast:
     costs = Costs.of(config, cells, results / "data", Path(request["benchmark"]))
     forecasts = {
         status.cell.id: CellForecast(status.step, status.steps, costs.seconds_of_step(status.cell))
-        for status in survey(config, cells, results, time.time())
+        for status in survey(Sweep(config, results), cells, time.time())
     }
     return Forecast(forecasts, START_SECONDS, not isinstance(costs.machine, UserError))
 

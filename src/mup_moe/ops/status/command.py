@@ -1,6 +1,6 @@
 """Shows how a sweep stands, while it runs or afterwards: python -m mup_moe status. It changes no file.
 
-Name the preset and the config files that you gave Snakemake; otherwise it shows the default sweep.
+It shows the last sweep that was run here, or the one of the preset and the config files that you name.
 """
 
 import argparse
@@ -10,12 +10,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from mup_moe.config.options import add_sweep_arguments, cells_of_figures, read_layers
+from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.files import UserError
 from mup_moe.ops.progress.forecast import duration
 from mup_moe.ops.status.survey import CellStatus, State
 from mup_moe.ops.status.sweep import SweepStatus
 from mup_moe.ops.status.time_left import TimeLeft
+from mup_moe.sweep import Sweep
 
 K = TypeVar("K", bound=Hashable)
 
@@ -26,7 +27,6 @@ _AGAIN = "the same snakemake command"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `status`."""
-    parser.description = __doc__
     add_sweep_arguments(parser)
     parser.add_argument("--json", action="store_true", help="for a program: all that is known, of every cell")
 
@@ -37,11 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
     # The default is absent from a fresh checkout.
     if arguments.results != Path("results") and not arguments.results.is_dir():
         raise UserError(f"--results is {arguments.results}, which is not a folder: name the one that Snakemake writes")
-    figures = cells_of_figures(layers.config, arguments.figures)
+    sweep = Sweep(layers.config, arguments.results)
     # No figure shows a probe: they are told with the whole.
     probes = layers.config.probes if arguments.figures is None else {}
-    benchmarks = layers.base.parent / "benchmarks"
-    status = SweepStatus.of(layers.config, figures, probes, arguments.results, benchmarks, time.time())
+    beside = layers.base.parent / "benchmarks"
+    benchmark = sweep.benchmark(beside) if beside.is_dir() else sweep.benchmark()
+    status = SweepStatus.of(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import cut
-from mup_moe.config.jobs import jobs
-from mup_moe.config.settings import Config
 from mup_moe.data.corpus import remark_of
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST, Tokens
@@ -19,7 +17,8 @@ from mup_moe.files import UserError, is_held
 from mup_moe.ops.cell_folder import Result, read_result
 from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError, read_header
 from mup_moe.ops.heartbeat import Failure, Heartbeat
-from mup_moe.training.request import TrainingRequest, requests_of
+from mup_moe.sweep import Sweep
+from mup_moe.training.request import TrainingRequest
 
 # How a command begins the sentence by which it ends.
 _SPEAKER = "mup-moe: "
@@ -69,16 +68,13 @@ class CellStatus:
         return self.state not in (State.DONE, State.DIVERGED)
 
 
-def survey(config: Config, cells: Collection[Cell], results: Path, now: float) -> Iterator[CellStatus]:
+def survey(sweep: Sweep, cells: Collection[Cell], now: float) -> Iterator[CellStatus]:
     """Where cells stand, each once, shown by a figure or not. now: seconds since the epoch."""
-    digests = {corpus: _tokens_digest(results / "data" / corpus) for corpus in config.corpora}
-    # Of all figures, as the workflow has them: which cells share a job depends on who shows them.
-    every = {name: figure.cells() for name, figure in config.figures.items()}
-    shared = jobs(every, config.execution.lockstep, config.execution.cells_per_job)
-    job_of = {cell: job for job, together in shared.items() for cell in together}
-    for request in requests_of(config, dict.fromkeys(cells)):
-        cell, tokens = request.cell, digests[config.setups[request.cell.setup].corpus]
-        yield _cell_status(request, job_of.get(cell, cell.id), tokens, results / "cells" / cell.id, now)
+    digests = {corpus: _tokens_digest(sweep.tokens(corpus)) for corpus in sweep.config.corpora}
+    for cell in dict.fromkeys(cells):
+        # Of all figures, as the workflow has them: which cells share a job depends on which figures show them.
+        job, tokens = sweep.job_of.get(cell, cell.id), digests[sweep.corpus(cell)]
+        yield _cell_status(sweep.request(cell), job, tokens, sweep.cells / cell.id, now)
 
 
 def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:

@@ -1,16 +1,17 @@
 """How a whole sweep stands, as a value."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import Config, ProbeSettings
+from mup_moe.config.settings import ProbeSettings
 from mup_moe.files import is_held
 from mup_moe.ops.status.survey import CellStatus, State, corpus_state, survey
 from mup_moe.ops.status.time_left import TimeLeft, time_left
+from mup_moe.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,26 @@ class SweepStatus:
     @classmethod
     def of(
         cls,
-        config: Config,
+        sweep: Sweep,
         figures: Mapping[str, Sequence[Cell]],
         probes: Mapping[str, ProbeSettings],
-        results: Path,
-        benchmarks: Path,
+        benchmark: Path,
         now: float,
     ) -> Self:
-        """Reads the results. benchmarks: the folder with those of the training step. now: seconds since the epoch."""
+        """Reads the results. benchmark: of the training step. now: seconds since the epoch."""
+        config, results = sweep.config, sweep.results
         every = [cell for cells in figures.values() for cell in cells]
-        cells = {status.cell: status for status in survey(config, every, results, now)}
+        cells = {status.cell: status for status in survey(sweep, every, now)}
         setups = [*(config.figures[name].setup for name in figures), *(probe.setup for probe in probes.values())]
         corpora = dict.fromkeys(config.setups[setup].corpus for setup in setups)
-        step = benchmarks / "step.csv"
-        if config.execution.device == "cuda" and (benchmarks / "gpu/step.csv").exists():
-            step = benchmarks / "gpu/step.csv"
         return cls(
             results=results,
             snakemake=is_held(results),
             corpora={corpus: corpus_state(corpus, results) for corpus in corpora},
-            probes={name: _measured(probe, results / name) for name, probe in probes.items()},
+            probes={name: _measured(sweep.probe_values(name).values()) for name in probes},
             figures=figures,
             cells=cells,
-            time_left=time_left(config, list(cells.values()), results, step),
+            time_left=time_left(config, list(cells.values()), results, benchmark),
         )
 
     def count(self, cells: Iterable[Cell]) -> dict[str, int]:
@@ -96,6 +94,5 @@ class SweepStatus:
         }
 
 
-def _measured(probe: ProbeSettings, folder: Path) -> tuple[int, int]:
-    widths = probe.axes.width
-    return sum((folder / f"w{width}.csv").exists() for width in widths), len(widths)
+def _measured(values: Collection[Path]) -> tuple[int, int]:
+    return sum(path.exists() for path in values), len(values)

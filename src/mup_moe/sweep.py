@@ -1,0 +1,205 @@
+"""A sweep as its config and its folder of results have it: cells, jobs, requests, tokens, memory, and every path.
+
+Shared by the workflow and the commands. Needs no torch, pandas or numpy, so that a Snakefile starts fast.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from mup_moe.config.cell import Cell
+from mup_moe.config.jobs import jobs
+from mup_moe.config.settings import Config
+from mup_moe.data.corpus import tokenizer_paths, vocabulary_of
+from mup_moe.data.text_files import find
+from mup_moe.files import UserError
+from mup_moe.ops.memory import memory_mb
+from mup_moe.parametrization import Parametrization, parse_table
+from mup_moe.training.request import TrainingRequest
+
+SPLITS = ("train", "valid")
+
+
+class Sweep:
+    """All that a config says of cells and files.
+
+    results: the folder that a run writes. layers: what the config was laid together from, for people. Cells are
+    named by their ids.
+    """
+
+    def __init__(self, config: Config, results: Path = Path("results"), layers: str = "given by hand") -> None:
+        self.config, self.results, self.layers = config, results, layers
+        self._requests: dict[Cell | str, TrainingRequest] = {}
+        self._vocabularies: dict[str, int] = {}
+
+    # ------------------------------------------------------------ cells
+
+    @cached_property
+    def figures(self) -> dict[str, list[Cell]]:
+        """The cells of every figure, in the order of the config."""
+        return {name: figure.cells() for name, figure in self.config.figures.items()}
+
+    @cached_property
+    def jobs(self) -> dict[str, list[Cell]]:
+        """The cells of every job, by its name; without `lockstep` a cell is a job for itself."""
+        return self.jobs_of(self.figures)
+
+    def jobs_of(self, figures: dict[str, list[Cell]]) -> dict[str, list[Cell]]:
+        """The jobs of a sweep that has these figures alone."""
+        execution = self.config.execution
+        return jobs(figures, execution.lockstep, execution.cells_per_job)
+
+    @cached_property
+    def job_of(self) -> dict[Cell, str]:
+        """The job that trains a cell of a figure."""
+        return {cell: job for job, cells in self.jobs.items() for cell in cells}
+
+    @property
+    def drawn(self) -> list[str]:
+        """What the whole paper draws: compositions, and the figures that are part of none."""
+        parts = {part for of_one in self.config.compositions.values() for part in of_one}
+        return [*(figure for figure in self.config.figures if figure not in parts), *self.config.compositions]
+
+    @cached_property
+    def parametrizations(self) -> dict[str, Parametrization]:
+        """The rows of the table."""
+        return parse_table(self.config.parametrizations)
+
+    def chosen(self, names: Sequence[str] | None) -> dict[str, list[Cell]]:
+        """The cells of figures and of compositions' figures, in their order; None: of all. Raises UserError."""
+        parts = self.config.figures if names is None else self.parts(names)
+        return {figure: self.figures[figure] for figure in parts}
+
+    def parts(self, names: Iterable[str]) -> list[str]:
+        """The figures that figures and compositions consist of. Raises UserError."""
+        known = [*self.config.figures, *self.config.compositions]
+        return [
+            part for name in names for part in self.config.compositions.get(one_of(name, known, "figures"), (name,))
+        ]
+
+    def request(self, cell: Cell | str) -> TrainingRequest:
+        """What a cell is trained by, in a figure or not, as long as the config can build it. Raises UserError."""
+        if cell not in self._requests:
+            self._requests[cell] = self._build(cell)
+        return self._requests[cell]
+
+    def _build(self, cell: Cell | str) -> TrainingRequest:
+        try:
+            found = Cell.parse(cell) if isinstance(cell, str) else cell
+            setup = self.config.setups[found.setup]
+            setup.model.check(found)
+            rules = self.parametrizations[found.parametrization]
+        except KeyError as error:
+            raise UserError(f"cell {cell}: config.yaml lists no {error}") from None
+        except ValueError as error:
+            raise UserError(f"cell {cell}: {error}") from None
+        return TrainingRequest(found, setup.model, setup.training, rules)
+
+    def settings_digest(self, cells: Iterable[Cell | str]) -> str:
+        """Of what cells are trained with, apart from what their names say: an edit of it trains them again."""
+        return digest(*sorted({self.request(cell).settings for cell in cells}))
+
+    def fingerprints(self, figure: str) -> dict[str, str]:
+        """What the rows of a figure's runs have as fingerprints; empty where its tokens are not here."""
+        # Here, as it takes numpy along, which no start needs: every job on a cluster is one.
+        from mup_moe.data.tokens import Tokens
+
+        cells = self.figures[figure]
+        try:
+            tokens = Tokens.open(self.tokens(self.corpus(cells[0]))).digest
+        except UserError:
+            return dict.fromkeys((cell.id for cell in cells), "")
+        return {cell.id: self.request(cell).fingerprint(tokens) for cell in cells}
+
+    # ------------------------------------------------------------ corpora
+
+    def corpus(self, cell: Cell | str) -> str:
+        """The corpus that a cell is trained on. Raises UserError."""
+        return self.config.setups[self.request(cell).cell.setup].corpus
+
+    @cached_property
+    def corpora(self) -> list[str]:
+        """The corpora that figures and probes use."""
+        figures, probes = self.config.figures.values(), self.config.probes.values()
+        setups = [*(figure.setup for figure in figures), *(probe.setup for probe in probes)]
+        return list(dict.fromkeys(self.config.setups[setup].corpus for setup in setups))
+
+    def text(self, corpus: str) -> list[Path]:
+        """The files of one's own that a corpus is made of. Raises UserError where one is not there."""
+        settings = self.config.corpora[corpus]
+        try:
+            return find(settings.files) + tokenizer_paths(settings.tokenizer_files)
+        except UserError as error:
+            raise UserError(f"`corpora.{corpus}`: {error}") from None
+
+    def vocabulary(self, corpus: str) -> int:
+        """How many tokens the models of a corpus know, at most. Raises UserError."""
+        if corpus not in self._vocabularies:
+            try:
+                self._vocabularies[corpus] = vocabulary_of(self.config.corpora[corpus])
+            except UserError as error:
+                raise UserError(f"`corpora.{corpus}`: {error}") from None
+        return self._vocabularies[corpus]
+
+    # ------------------------------------------------------------ what a job takes
+
+    def memory_mb(self, cells: Collection[Cell | str]) -> int:
+        """About how much memory a job of these cells takes, in MB."""
+        requests = [self.request(cell) for cell in cells]
+        execution = self.config.execution
+        vocabulary = self.vocabulary(self.config.setups[requests[0].cell.setup].corpus)
+        return memory_mb(requests, vocabulary, execution.device, str(execution.replicas))
+
+    def benchmark(self, folder: Path = Path("benchmarks")) -> Path:
+        """The speed of the device that will train, once it is measured, in a folder of benchmarks."""
+        gpu = folder / "gpu/step.csv"
+        return gpu if self.config.execution.device == "cuda" and gpu.exists() else folder / "step.csv"
+
+    # ------------------------------------------------------------ paths
+
+    @property
+    def cells(self) -> Path:
+        """Has a folder for every cell."""
+        return self.results / "cells"
+
+    def tokens(self, corpus: str) -> Path:
+        """The folder of a tokenized corpus."""
+        return self.results / "data" / corpus
+
+    def token_files(self, corpus: str) -> list[Path]:
+        """The tokens themselves."""
+        return [self.tokens(corpus) / f"{split}.bin" for split in SPLITS]
+
+    def runs(self, figure: str) -> Path:
+        """The table of a figure's cells."""
+        return self.results / figure / "runs.csv"
+
+    def optima(self, figure: str) -> Path:
+        """The table of a figure's optima."""
+        return self.results / figure / "optima.csv"
+
+    def probe_values(self, probe: str) -> dict[int, Path]:
+        """What a probe measured, by width."""
+        widths = self.config.probes[probe].axes.width
+        return {width: self.results / probe / f"w{width}.csv" for width in widths}
+
+    def slopes(self, probe: str) -> Path:
+        """The table of a probe's slopes."""
+        return self.results / f"{probe}.csv"
+
+
+def digest(*parts: object) -> str:
+    """Tells values apart that JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def one_of(name: str, known: Collection[str], section: str) -> str:
+    """The name, which a section of the config has to list. Raises UserError that says which names are near."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
+        raise UserError(f"`{section}` has no {name!r}: {hint}")
+    return name
