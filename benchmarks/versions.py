@@ -40,7 +40,7 @@ checkout, architecture, width, replicas, device, threads = sys.argv[1:]
 sys.path[:0] = [checkout + "/benchmarks", checkout + "/src"]
 import torch
 from variants import default_variant, read_request, trainer_of
-from mup_moe.ops.device import keep_freed_pages
+from timing import keep_freed_pages  # from where either version has it
 torch.set_num_threads(int(threads))
 keep_freed_pages()
 base = read_request(None)
