@@ -133,7 +133,7 @@ class CorpusSettings(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(_Section):
-    """The model of a set-up, but for what its cells vary (paper, section 4 of our notes)."""
+    """The model of a set-up, but for what its cells vary."""
 
     base_width: Annotated[int, _at_least(1, 2**20)]
     base_experts: Annotated[int, _at_least(1, 2**20)]
