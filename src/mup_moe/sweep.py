@@ -114,11 +114,19 @@ class Sweep:
             return dict.fromkeys((cell.id for cell in cells), "")
         return {cell.id: self.request(cell).fingerprint(tokens) for cell in cells}
 
+    def probe_cells(self, probe: str, width: int) -> list[Cell]:
+        """The models of one width of a probe."""
+        return [cell for cell in self.config.probes[probe].cells() if cell.width == width]
+
     # ------------------------------------------------------------ corpora
 
     def corpus(self, cell: Cell | str) -> str:
         """The corpus that a cell is trained on. Raises UserError."""
         return self.config.setups[self.request(cell).cell.setup].corpus
+
+    def probe_corpus(self, probe: str) -> str:
+        """The corpus whose tokens a probe's models see."""
+        return self.config.setups[self.config.probes[probe].setup].corpus
 
     @cached_property
     def corpora(self) -> list[str]:
@@ -133,7 +141,7 @@ class Sweep:
         try:
             return find(settings.files) + tokenizer_paths(settings.tokenizer_files)
         except UserError as error:
-            raise UserError(f"`corpora.{corpus}`: {error}") from None
+            raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 
     def vocabulary(self, corpus: str) -> int:
         """How many tokens the models of a corpus know, at most. Raises UserError."""
@@ -141,7 +149,7 @@ class Sweep:
             try:
                 self._vocabularies[corpus] = vocabulary_of(self.config.corpora[corpus])
             except UserError as error:
-                raise UserError(f"`corpora.{corpus}`: {error}") from None
+                raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
         return self._vocabularies[corpus]
 
     # ------------------------------------------------------------ what a job takes

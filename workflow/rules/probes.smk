@@ -2,30 +2,13 @@
 from mup_moe.figures.shown import category_of
 
 
-def probe_cells(wildcards):
-    """The models of one width of a probe."""
-    return [
-        cell
-        for cell in CONFIG.probes[wildcards.probe].cells()
-        if str(cell.width) == wildcards.width
-    ]
-
-
-def probe_corpus(wildcards):
-    """The corpus whose tokens a probe's models see."""
-    return CONFIG.setups[CONFIG.probes[wildcards.probe].setup].corpus
-
-
-def probe_values(wildcards):
-    """What a probe measured, one file per width."""
-    return list(SWEEP.probe_values(wildcards.probe).values())
-
-
 rule probe:
     input:
-        manifest=lambda wildcards: SWEEP.tokens(probe_corpus(wildcards))
+        manifest=lambda wildcards: SWEEP.tokens(SWEEP.probe_corpus(wildcards.probe))
         / "manifest.json",
-        tokens=lambda wildcards: ancient(SWEEP.token_files(probe_corpus(wildcards))),
+        tokens=lambda wildcards: ancient(
+            SWEEP.token_files(SWEEP.probe_corpus(wildcards.probe))
+        ),
     output:
         csv="results/{probe}/w{width}.csv",
         json="results/{probe}/w{width}.json",
@@ -44,7 +27,10 @@ rule probe:
         steps=lambda wildcards: CONFIG.probes[wildcards.probe].steps,
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
         requests=lambda wildcards: digest(
-            [SWEEP.request(cell).digest for cell in probe_cells(wildcards)]
+            [
+                SWEEP.request(cell).digest
+                for cell in SWEEP.probe_cells(wildcards.probe, int(wildcards.width))
+            ]
         ),
     shell:
         "python -m mup_moe probe {wildcards.probe} --width {wildcards.width} --threads {threads} 2> {log}"
@@ -52,10 +38,11 @@ rule probe:
 
 rule slopes:
     input:
-        values=probe_values,
+        values=lambda wildcards: SWEEP.probe_values(wildcards.probe).values(),
         # They vouch that all widths were measured alike.
         made_by=lambda wildcards: [
-            path.with_suffix(".json") for path in probe_values(wildcards)
+            path.with_suffix(".json")
+            for path in SWEEP.probe_values(wildcards.probe).values()
         ],
     output:
         report(

@@ -1,13 +1,8 @@
 # Text to tokens, once per corpus.
 
 
-def text_of(corpus):
-    """A corpus's own files; what a source installs or streams by itself is no file of ours."""
-    try:
-        return literal(SWEEP.text(corpus))
-    except UserError as error:
-        raise WorkflowError(f"config.yaml: {error}") from None
-
+# A corpus's own files; what a source installs or streams by itself is no file of ours.
+text_of = in_a_sentence(lambda corpus: literal(SWEEP.text(corpus)))
 
 # Text or a vocabulary that is not there is told before anything runs.
 for corpus in SWEEP.corpora:

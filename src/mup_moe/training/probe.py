@@ -58,9 +58,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.width not in paths:
         raise UserError(f"`probes.{name}` has no width {arguments.width}: choose from {', '.join(map(str, paths))}")
     out = paths[arguments.width]
-    requests = [sweep.request(cell) for cell in probe.cells() if cell.width == arguments.width]
+    requests = [sweep.request(cell) for cell in sweep.probe_cells(name, arguments.width)]
     torch.set_num_threads(arguments.threads or execution.threads)
-    tokens = Tokens.open(sweep.tokens(sweep.config.setups[probe.setup].corpus), verify=True)
+    tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
     rows = []
     with claim_device(arguments.device or execution.device) as device:
         for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
