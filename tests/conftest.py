@@ -20,10 +20,11 @@ import torch
 import yaml
 
 from mup_moe.__main__ import main
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.cell import AXES, Cell
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import read_config
-from mup_moe.config.settings import AxesSettings, Config, FigureSettings
+from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart
 from mup_moe.parametrization import parse_table
@@ -227,6 +228,15 @@ def edit(project: Path, path: str, value: Any) -> None:
         section = section.setdefault(key, {})
     section[last] = value
     (project / "smoke.yaml").write_text(yaml.safe_dump(document))
+
+
+def spec_of(request: dict[str, Any]) -> FigureSpec:
+    """A figure's spec from plain data: setup, panel, curve, base, axes, analysis and, maybe, reference."""
+    axes = {axis: tuple(values) for axis, values in request["axes"].items()}
+    axes["learning_rate"] = tuple(LearningRate(rate) for rate in axes["learning_rate"])
+    plain = {key: request[key] for key in ("setup", "panel", "curve")} | {"reference": request.get("reference")}
+    figure = FigureSettings(**plain, axes=AxesSettings(**axes))
+    return FigureSpec(figure, request["base"], AnalysisSettings(**request["analysis"]))
 
 
 @pytest.fixture(scope="session")

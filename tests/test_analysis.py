@@ -15,10 +15,10 @@ from conftest import run_step, told_by, write_result
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.foreign import mixtures
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
 from mup_moe.config.cell import Cell
@@ -610,7 +610,7 @@ def test_optima_read_back(figure1):
     folder, config, _ = figure1
     run_aggregate(folder, config)
     run_optima(folder, config)
-    request = FigureRequest.of(config, "figure1")
+    request = FigureSpec.of(config, "figure1")
     rows = read_optima(folder / "figure1/optima.csv", "figure1", request)
     assert [row.value for row in rows["mup"]] == [32, 64, 128]
     with pytest.raises(UserError, match="figure2"):
@@ -670,7 +670,7 @@ def test_every_loss_lands_on_its_own_curve():
     # Each cell's loss is unique to it, over all four axes of a figure and with unsorted values.
     rates = tuple(map(LearningRate, ("2^-6", "2^-9", "2^-7")))
     config = with_axes(read_config(CONFIG), width=(128, 32, 64), seed=(3, 1), learning_rate=rates)
-    parsed = FigureRequest.of(config, "figure1")
+    parsed = FigureSpec.of(config, "figure1")
     cells = parsed.figure.cells()
     runs = pd.DataFrame(
         {"cell": [c.id for c in cells], "status": "finished", "train_loss": np.arange(len(cells), dtype=float)}
@@ -718,7 +718,7 @@ def test_table1_tex_is_a_booktabs_tabular(tables):
     text = "\n".join(lines)
     assert r"$1/\mathrm{fan\_in}$" in text
     assert r"$\mu$P & embedding" in text
-    assert r"$\sqrt{\mathrm{experts}}/(\mathrm{fan\_in}\,\mathrm{width})$" in text
+    assert r"$\sqrt{\mathrm{total\_experts}}/(\mathrm{fan\_in}\,\mathrm{width})$" in text
     assert r"$1/\mathrm{fan\_in}^{1/3}$" in text
     assert text.isascii()
     for line in body:

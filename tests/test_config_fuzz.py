@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, copy_project, make_request, snakemake
-from mup_moe.analysis.request import FigureRequest
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.jobs import jobs
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
@@ -84,7 +84,7 @@ def use(config: Config) -> None:
     table = parse_table(config.parametrizations)
     jobs({name: figure.cells() for name, figure in config.figures.items()}, config.execution.lockstep)
     for name in config.figures:
-        FigureRequest.of(config, name)
+        FigureSpec.of(config, name)
     for result in [*config.figures.values(), *config.probes.values()]:
         setup, cells = config.setups[result.setup], result.cells()
         for cell in {cells[0], cells[-1]}:

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import CONFIG
+from conftest import CONFIG, spec_of
 from mup_moe.__main__ import main
 from mup_moe.analysis.optima import Row, read_optima, rows
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.figures import composition
@@ -68,7 +67,7 @@ def make_tables(results, request, loss=synthetic_loss, name="f"):
     """Runs and optima of a figure; a cell whose loss is None is left out."""
     folder = results / name
     folder.mkdir(exist_ok=True)
-    cells = FigureRequest.parse(request).figure.cells()
+    cells = spec_of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
     told = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
@@ -80,13 +79,13 @@ def make_tables(results, request, loss=synthetic_loss, name="f"):
 
 def write_optima(folder, name, request):
     """The optima of a figure's runs.csv."""
-    found = rows(read_runs(folder / "runs.csv"), {name: FigureRequest.parse(request)})
+    found = rows(read_runs(folder / "runs.csv"), {name: spec_of(request)})
     write_csv(folder / "optima.csv", Row._fields, found)
 
 
 def config_of(requests, **sections):
     """The config of figures with these requests, by name, and nothing else that is drawn."""
-    figures = {name: FigureRequest.of(request).figure for name, request in requests.items()}
+    figures = {name: spec_of(request).figure for name, request in requests.items()}
     rules = [rule for figure in figures.values() for rule in figure.axes.parametrization]
     (analysis,) = {json.dumps(request["analysis"]): request["analysis"] for request in requests.values()}.values()
     empty = {"compositions": {}, "probes": {}, "claims": replace(CONFIG.claims, table={})}
@@ -183,7 +182,7 @@ def test_optima_of_another_config_are_refused(tmp_path, capsys):
 
 
 def parts(folder, request):
-    parsed = FigureRequest.parse(request)
+    parsed = spec_of(request)
     curves = figure_curves(read_runs(folder / "f/runs.csv"), parsed)
     return curves, read_optima(folder / "f/optima.csv", "f", parsed)
 
@@ -316,7 +315,7 @@ def test_a_composition_is_the_same_twice(tmp_path):
 def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path):
     request = make_request()
     make_tables(tmp_path, request)
-    parsed = FigureRequest.parse(request)
+    parsed = spec_of(request)
     last = parsed.figure.cells()[-1].id
     with pytest.raises(UserError, match=f"lack cell {re.escape(last)}, .*: delete its runs.csv"):
         figure_curves(read_runs(tmp_path / "f/runs.csv").iloc[:-1], parsed)

@@ -8,12 +8,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import make_project, snakemake
+from conftest import make_project, snakemake, spec_of
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict
 from mup_moe.analysis.optima import Row, read_optima, read_rows
 from mup_moe.analysis.published import read_published
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.analysis.slopes import VALUES, Slope, read_slopes, read_values, slopes
 from mup_moe.config.cell import NAME
@@ -39,7 +38,7 @@ def write_runs(path, cells):
 @given(figure=result_names, setup=names, rules=st.lists(names, min_size=1, max_size=3, unique=True))
 def test_optima_and_runs_keep_every_name(tmp_path, figure, setup, rules):
     request = make_request(rules, (32, 64)) | {"setup": setup}
-    parsed = FigureRequest.parse(request)
+    parsed = spec_of(request)
     cells = parsed.figure.cells()
     runs, optima = tmp_path / "runs.csv", tmp_path / "optima.csv"
     write_runs(runs, cells)
@@ -76,7 +75,7 @@ def test_a_claim_is_tested_on_what_it_names(tmp_path, figure, probe, rule):
     request = make_request([rule], (32, 64, 128))
     folder = tmp_path / "figures" / figure
     folder.mkdir(parents=True, exist_ok=True)
-    write_runs(folder / "runs.csv", FigureRequest.parse(request).figure.cells())
+    write_runs(folder / "runs.csv", spec_of(request).figure.cells())
     write_optima(folder, figure, request)
     write_csv(folder.parent / f"{probe}.csv", Slope._fields, [(rule, "logits", "", 1, 0.5, 0.4, 0.6, 2, 2, 8, 16)])
     claim = ClaimSettings(

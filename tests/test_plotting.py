@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 import pytest
 
 from conftest import CONFIG, ROOT
-from mup_moe.__main__ import main
 from test_figure import compose, make_request, over
 
 # What changes a figure, or ends its drawing, if it is heeded.
@@ -49,7 +48,7 @@ def inputs(tmp_path_factory):
             rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
             path.write_text(MEASURED + "".join(rows))
             path.with_suffix(".json").write_text("{}")
-        assert main(["slopes", *map(str, values), "--confidence", "0.9", "--out", str(folder / f"{probe}.csv")]) == 0
+        write_csv(folder / f"{probe}.csv", Slope._fields, slopes(read_values(values), 0.9))
     requests = {"f": make_request(("sp", "mup"), (32, 64)), "g": over("experts", (2, 8), 8)}
     config = compose(folder, requests)
     (folder / "config.json").write_text(json.dumps(asdict(replace(config, probes=probes))))

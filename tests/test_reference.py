@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import CONFIG, ROOT, snakemake
+from conftest import CONFIG, ROOT, snakemake, spec_of
 from mup_moe.analysis.curve import Curve, find_optimum, regret
 from mup_moe.analysis.published import check_reference, read_published
 from mup_moe.analysis.reference import compare, published_curves
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.figures.style import drawing_style, new_figure
 from mup_moe.figures.transfer import draw_content, read_content, shared_scale
 from mup_moe.files import UserError
@@ -57,7 +56,7 @@ def make_tables(folder, request, loss):
     """Runs and optima of the figure `f`."""
     folder = folder / "f"
     folder.mkdir(exist_ok=True)
-    cells = FigureRequest.parse(request).figure.cells()
+    cells = spec_of(request).figure.cells()
     losses = [loss(cell) for cell in cells]
     runs = pd.DataFrame({"cell": [cell.id for cell in cells], "train_loss": losses, "valid_loss": losses})
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
@@ -217,7 +216,7 @@ def test_losses_over_width_are_laid_over_no_other_figure(changes):
     request = make_request()
     request |= changes | {"axes": request["axes"] | changes["axes"]}
     with pytest.raises(UserError, match="curve per width"):
-        check_reference(FigureRequest.parse(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
+        check_reference(spec_of(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
 
 
 def test_published_points_lie_over_their_own_panel_alone(tmp_path):

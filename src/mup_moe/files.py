@@ -145,11 +145,6 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def argument_text(text: str) -> str:
-    """What an argument says; "-" stands for standard input, as a command line holds no more than 128 KiB in one."""
-    return sys.stdin.read() if text == "-" else text
-
-
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Writes a text file atomically."""
     with atomic_write(path, "w", durable) as file:

@@ -59,6 +59,17 @@ def cells() -> dict[str, list[TrainingRequest]]:
             clip_norm=None,
             warmup_steps=0,
         ),
+        "modern": alike(
+            gated=True,
+            norm="rmsnorm",
+            positions="rotary",
+            gates="sigmoid",
+            renormalize_gates=True,
+            top_k=2,
+            final_norm=True,
+            activation="silu",
+            capacity_factor=2.0,
+        ),
         "diverging": alike(
             {"learning_rate": LearningRate("2^-1")},
             {},

@@ -1,5 +1,5 @@
 # From cells to the tables of a figure's runs and optima.
-from mup_moe.analysis.request import figure_request
+from mup_moe.analysis.figure_spec import FigureSpec
 
 
 rule aggregate:
@@ -45,7 +45,9 @@ rule optima:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        settings=lambda wildcards: digest(figure_request(CONFIG, wildcards.figure)),
+        settings=lambda wildcards: digest(
+            FigureSpec.of(CONFIG, wildcards.figure).settings
+        ),
     shell:
         "python -m mup_moe optima {wildcards.figure} 2> {log}"
 

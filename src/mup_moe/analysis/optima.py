@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, get_type_hints
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.request import FigureRequest
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.analysis.transfer import measure_transfer
 from mup_moe.config.options import add_config_arguments, read_sweep
@@ -59,11 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a figure's optima. Raises UserError where its runs lack a cell that may not be left out."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.figure, sweep.config.figures, "figures")
-    found = rows(read_runs(sweep.runs(name)), {name: FigureRequest.of(sweep.config, name)})
+    found = rows(read_runs(sweep.runs(name)), {name: FigureSpec.of(sweep.config, name)})
     write_csv(sweep.optima(name), Row._fields, found)
 
 
-def rows(runs: pd.DataFrame, figures: Mapping[str, FigureRequest]) -> Iterator[Row]:
+def rows(runs: pd.DataFrame, figures: Mapping[str, FigureSpec]) -> Iterator[Row]:
     """A row per figure, panel in the config's order, and curve value ascending."""
     for name, request in figures.items():
         for panel, curves in figure_curves(runs, request).items():
@@ -103,7 +103,7 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False, name=None)]
 
 
-def read_optima(path: Path, name: str, request: FigureRequest) -> dict[Any, list[Row]]:
+def read_optima(path: Path, name: str, request: FigureSpec) -> dict[Any, list[Row]]:
     """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
     found: dict[str, list[Row]] = {}
     for row in read_rows(path):

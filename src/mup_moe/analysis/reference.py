@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.published import Point, find_reference, read_published
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.options import add_config_arguments, read_layers
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     path = find_reference(config, name)
     points = read_published(path, config.analysis.loss)
     folder = arguments.results / name
-    curves = figure_curves(read_runs(folder / "runs.csv"), FigureRequest.of(config, name))
+    curves = figure_curves(read_runs(folder / "runs.csv"), FigureSpec.of(config, name))
     write_csv(folder / "reference.csv", COLUMNS, compare(points, curves))
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mup_moe.analysis.curve import ABSENT, Curve
-from mup_moe.analysis.request import FigureRequest
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.cell import AXES
 from mup_moe.files import UserError, cannot_be_read
 
@@ -44,7 +44,7 @@ def read_runs(path: Path) -> pd.DataFrame:
     return read_table(path, columns).drop_duplicates("cell").set_index("cell")
 
 
-def figure_curves(runs: pd.DataFrame, request: FigureRequest) -> dict[Any, dict[int, Curve]]:
+def figure_curves(runs: pd.DataFrame, request: FigureSpec) -> dict[Any, dict[int, Curve]]:
     """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
 
     Cells that `runs` lacks are ABSENT where the config leaves foreign ones out. Raises UserError for

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from mup_moe.analysis.request import figure_request
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.settings import Config
 from mup_moe.figures.kinds import KINDS, SUBJECTS, Subject
 from mup_moe.files import UserError
@@ -57,7 +57,7 @@ def files_of(config: Config, name: str) -> list[str]:
 def settings_of(config: Config, name: str) -> str:
     """All that a figure depends on besides those files and the code, as JSON."""
     probe = config.probes.get(name)
-    figures = {part: figure_request(config, part) for part in _parts(config, name)}
+    figures = {part: FigureSpec.of(config, part).settings for part in _parts(config, name)}
     return json.dumps({"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe)})
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mup_moe.analysis.curve import Curve
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.reference import published_curves, read_reference
-from mup_moe.analysis.request import FigureRequest
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import Config
 from mup_moe.figures.panel import (
@@ -54,7 +54,7 @@ class Content:
     published: as `curves`, of panels and values that the figure has.
     """
 
-    request: FigureRequest
+    request: FigureSpec
     curves: Curves
     rows: Rows
     published: Curves
@@ -82,7 +82,7 @@ def draw(config: Config, name: str, results: Path) -> Figure:
 
 def read_content(config: Config, name: str, results: Path) -> Content:
     """What a figure of the config shows. Raises UserError."""
-    request = FigureRequest.of(config, name)
+    request = FigureSpec.of(config, name)
     curves = figure_curves(read_runs(results / name / "runs.csv"), request)
     points = read_reference(results / name / "reference.csv") if config.figures[name].reference is not None else []
     published = published_curves(points)
@@ -161,7 +161,7 @@ def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], w
     add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
 
 
-def _title(request: FigureRequest, panel: Any) -> str:
+def _title(request: FigureSpec, panel: Any) -> str:
     axes, axis = request.figure.axes, request.figure.panel
     if axis == "parametrization":
         title = parametrization_title(str(panel))
@@ -171,7 +171,7 @@ def _title(request: FigureRequest, panel: Any) -> str:
     return f"{title}, dense" if axes.architecture == ("dense",) and axis != "architecture" else title
 
 
-def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest, panel_inches: float) -> None:
+def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureSpec, panel_inches: float) -> None:
     axes = grid.flat[0]
     axes.set(xlim=scale.lr, ylim=(scale.bottom, scale.upper))
     ticks = MaxNLocator(nbins=6, steps=NICE).tick_values(scale.bottom, scale.top)
@@ -192,7 +192,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureRequest,
         axes.tick_params(labelbottom=True)
 
 
-def _draw_curve_legend(figure: Figure | SubFigure, request: FigureRequest, style: Style, letter: str) -> None:
+def _draw_curve_legend(figure: Figure | SubFigure, request: FigureSpec, style: Style, letter: str) -> None:
     """The curves, above the panels; in a part of a figure the line is its title."""
     lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in request.values]
     names = [f"{value} (base)" if value == request.base else f"{value}" for value in request.values]

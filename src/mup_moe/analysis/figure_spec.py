@@ -1,0 +1,43 @@
+"""What a figure's results depend on besides its runs. Standard library only, so that a Snakefile can import it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from mup_moe.config.settings import AnalysisSettings, Config, FigureSettings
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """A figure with its base, the value of the curve axis at which the set-up's parametrizations agree."""
+
+    figure: FigureSettings
+    base: int
+    analysis: AnalysisSettings
+
+    @classmethod
+    def of(cls, config: Config, name: str) -> Self:
+        """That of a figure of a config."""
+        figure = config.figures[name]
+        model = config.setups[figure.setup].model
+        base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
+        return cls(figure, base, config.analysis)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that optima depend on, as plain data: how a figure is drawn is not part of it."""
+        figure = {name: value for name, value in asdict(self.figure).items() if name not in ("kind", "reference")}
+        return asdict(self) | {"figure": figure}
+
+    @property
+    def panels(self) -> tuple[Any, ...]:
+        """The values of the panel axis, in the order of the config."""
+        return tuple(getattr(self.figure.axes, self.figure.panel))
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The values of the curve axis, ascending."""
+        return tuple(sorted(getattr(self.figure.axes, self.figure.curve)))
+
+    def parametrization(self, panel: Any) -> str:
+        """The parametrization drawn in a panel."""
+        return str(panel) if self.figure.panel == "parametrization" else self.figure.axes.parametrization[0]
