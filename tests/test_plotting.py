@@ -10,6 +10,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from conftest import CONFIG, ROOT
+from mup_moe.analysis.slopes import Slope, read_values, slopes
+from mup_moe.files import write_csv
 from test_figure import compose, make_request, over
 
 # What changes a figure, or ends its drawing, if it is heeded.
