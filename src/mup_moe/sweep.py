@@ -100,7 +100,10 @@ class Sweep:
 
     def settings_digest(self, cells: Iterable[Cell | str]) -> str:
         """Of what cells are trained with, apart from what their names say: an edit of it trains them again."""
-        return digest(*sorted({self.request(cell).settings for cell in cells}))
+        # They are those of a set-up and a row: thousands of cells have a few.
+        requests = map(self.request, cells)
+        one_of_each = {(request.cell.setup, request.cell.parametrization): request for request in requests}
+        return digest(*sorted(request.settings for request in one_of_each.values()))
 
     def fingerprints(self, figure: str) -> dict[str, str]:
         """What the rows of a figure's runs have as fingerprints; empty where its tokens are not here."""
