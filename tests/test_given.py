@@ -300,7 +300,7 @@ def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_has(tmp_pat
     done = snakemake(project, *given, "results/table1.csv")
     assert done.returncode == 0, done.stdout
     first = (project / "results/config.yaml").read_text().splitlines()[0]
-    said = "config.yaml, preset default, smoke.yaml, --config execution={threads: 2}"
+    said = f"config.yaml, preset default, {project / 'smoke.yaml'}, --config execution={{threads: 2}}"
     assert first == f"# Laid together from {said}"
     assert (project / "results/logs/table1.log").read_text().splitlines()[0] == f"config: {said}"
     # Given back to Snakemake, it is the same config.

@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = Sweep(layers.config, arguments.results)
     # No figure shows a probe: they are told with the whole.
     probes = layers.config.probes if arguments.figures is None else {}
-    beside = layers.base.parent / "benchmarks"
-    benchmark = sweep.benchmark(beside) if beside.is_dir() else sweep.benchmark()
+    # A run keeps its config elsewhere than in the checkout.
+    benchmark = sweep.benchmark(Path() / "benchmarks" if layers.of_run else layers.base.parent / "benchmarks")
     status = SweepStatus.of(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))
 
