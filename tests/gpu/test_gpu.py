@@ -37,6 +37,7 @@ SHAPES: list[dict[str, Any]] = [
     {"architecture": "dense", "experts": 1},
     {"top_k": 2, "granularity": 2},
     {"capacity_factor": "dropless", "final_norm": True},
+    {"gated": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary", "gates": "sigmoid", "top_k": 2},
 ]
 
 pytestmark = [
