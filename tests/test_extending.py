@@ -1,14 +1,24 @@
 """The recipes of docs/extending.md, run on the sweep in miniature as they are written there."""
 
+import csv
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from conftest import ROOT, smoke
+from conftest import ROOT, TABLE, make_request, smoke
+from mup_moe.config.load import overlay
+from mup_moe.model.scaling import factors
+from mup_moe.model.shape import ModelShape
 
 pytestmark = pytest.mark.workflow
+
+CELLS = 2 * 2 * 3  # of figure1
 
 
 def recipe(title: str) -> list[str]:
@@ -17,21 +27,108 @@ def recipe(title: str) -> list[str]:
     return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
 
 
+def insert(path: Path, before: str, text: str) -> None:
+    """Puts text before a line of a file."""
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, f"{text}{before}", 1))
+
+
+def results(project: Path) -> dict[Path, int]:
+    """When each file of the cells was written."""
+    return {path: path.stat().st_mtime_ns for path in project.glob("results/cells/*/*")}
+
+
+def make(project: Path, target: str, config: str = "{}") -> list[Path]:
+    """Makes a target with a config laid over the sweep; the folders of the cells that are new. No other is touched."""
+    path = project / "smoke.yaml"
+    path.write_text(yaml.safe_dump(overlay(yaml.safe_load(path.read_text()), yaml.safe_load(config))))
+    before = results(project)
+    done = smoke(project, target)
+    assert done.returncode == 0, done.stdout
+    assert (project / target).stat().st_size > 0
+    after = results(project)
+    assert {file: after[file] for file in before} == before
+    return sorted({file.parent for file in after} - {file.parent for file in before})
+
+
+def columns(cell: Path) -> list[str]:
+    with (cell / "history.csv").open() as file:
+        return next(csv.reader(file))
+
+
+def test_another_parametrization_is_a_row_of_the_table(project):
+    (config,) = recipe("Another parametrization")
+    new = make(project, "results/mine.pdf", config)
+    assert len(new) == CELLS // 2
+    assert all("_mine_" in cell.name for cell in new)
+
+
+def test_modern_blocks_are_settings(project):
+    (config,) = recipe("Modern blocks")
+    assert len(make(project, "results/modern.pdf", config)) == CELLS
+
+
+def test_another_optimizer_is_a_class_and_a_line_of_the_registry(project):
+    module, line, config = recipe("Another optimizer")
+    (project / "src/mup_moe/training/lion.py").write_text(module)
+    registry = project / "src/mup_moe/config/optimizers.py"
+    registry.write_text(registry.read_text().replace("OPTIMIZERS = {\n", f"OPTIMIZERS = {{\n{line}"))
+    assert len(make(project, "results/lion.pdf", config)) == CELLS
+
+
+def test_another_metric_is_a_function_and_a_line(project):
+    function, line = recipe("Another metric")
+    metrics = project / "src/mup_moe/model/metrics.py"
+    insert(metrics, "# What is minimised beside", f"{function}\n\n")
+    insert(metrics, "}\n# The columns of history.csv", line)
+    # The cells that are there stay as they are, and a new one has the column.
+    assert make(project, "results/figure1.pdf") == []
+    cell = "small_moe_mup_w16_e4_g1_lr0.003_s5"
+    (new,) = make(project, f"results/cells/{cell}/summary.json")
+    assert columns(new)[-1] == "router_entropy"
+    before = next(path for path in project.glob("results/cells/*") if path.name != cell)
+    assert columns(new)[:-1] == columns(before)
+
+
 def test_a_new_kind_of_figure_is_a_module_and_a_line_of_the_registry(project):
     module, line, config = recipe("A new kind of figure")
     (project / "src/mup_moe/figures/histories.py").write_text(module)
     registry = project / "src/mup_moe/figures/kinds.py"
     registry.write_text(registry.read_text().replace("KINDS = {\n", f"KINDS = {{\n{line}"))
-    settings = yaml.safe_load((project / "smoke.yaml").read_text())
-    settings["figures"] |= yaml.safe_load(config)["figures"]
-    (project / "smoke.yaml").write_text(yaml.safe_dump(settings))
-    before = {path: path.stat().st_mtime_ns for path in project.glob("results/cells/*/*")}
-    done = smoke(project, "results/histories.pdf")
-    assert done.returncode == 0, done.stdout
+    assert make(project, "results/histories.pdf", config) == []
     assert (project / "results/histories.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(project / "results/histories.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(2**24)}
     lines = {colour for colour in colours if max(colour) - min(colour) > 100}
     assert len(lines) >= 10  # of a line per cell; axes and labels are grey
-    assert {path: path.stat().st_mtime_ns for path in project.glob("results/cells/*/*")} == before
-    assert "train_" not in done.stdout
+
+
+OWN = """
+model, base = (torch.nn.ModuleDict({"router": torch.nn.Linear(width, 4, bias=False),
+                                    "up": torch.nn.Linear(width, 3 * width, bias=False)}) for width in (64, 8))
+roles = {"router.weight": "router", "up.weight": "expert_up"}
+groups = parametrize(model, base, roles, lr=1.0, weight_decay=1.0)
+optimizer = torch.optim.AdamW(groups)
+stds = {name: float(weight.std() / dict(base.named_parameters())[name].std())
+        for name, weight in model.named_parameters()}
+print({group["name"]: [stds[group["name"]], group["lr"], group["weight_decay"]] for group in groups})
+"""
+
+
+def test_the_table_parametrizes_a_model_of_ones_own(project):
+    (snippet,) = recipe("Your own model")
+    environment = os.environ | {"PYTHONPATH": "src"}
+    command = [sys.executable, "-c", snippet + OWN]
+    done = subprocess.run(command, cwd=project, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load(done.stdout)
+    request = make_request(width=64)
+    shape, base = ModelShape.of(request.cell, request.model, 97), ModelShape.base_of(request.cell, request.model, 97)
+    ours = factors(TABLE["mup"], shape, base, request.model)
+    at_base = factors(TABLE["mup"], base, base, request.model)
+    for name in ("router", "up"):
+        wide, narrow = ours[f"blocks.0.feed_forward.{name}"], at_base[f"blocks.0.feed_forward.{name}"]
+        std, rate, decay = found[f"{name}.weight"]
+        assert std == pytest.approx(wide.init_std / narrow.init_std * wide.multiplier, rel=0.2)
+        assert rate == pytest.approx(wide.lr * wide.multiplier)
+        assert decay == pytest.approx(wide.weight_decay / wide.multiplier)
