@@ -1,6 +1,7 @@
 """The science imports nothing of what draws it or keeps it alive."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,3 +59,15 @@ def test_the_analysis_needs_nothing_that_draws_it_or_keeps_it_alive(module):
 
 def test_every_door_is_used():
     assert {(module, name) for module, name in DOORS if name in set(imports_of(PACKAGE / module))} == DOORS
+
+
+def test_the_names_of_the_tour_exist():
+    tour = (ROOT / "docs/tour.md").read_text()
+    found = re.findall(r"((?:`[A-Za-z_.]+`,? (?:and )?)+)(?: \()?in `(src/[\w/]+\.py)`", tour)
+    assert len(found) >= 12
+    for names, path in found:
+        tree = ast.parse((ROOT / path).read_text())
+        defined = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        assert set(re.findall(r"\w+", names)) - {"and"} <= defined, path
+    for path in re.findall(r"`((?:src|workflow|tests)/[\w/.]+)`", tour):
+        assert (ROOT / path).exists(), path
