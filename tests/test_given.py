@@ -252,10 +252,10 @@ def test_the_config_that_a_run_writes_is_a_whole_one_that_says_what_it_was_laid_
 
 def test_what_jobs_read_is_the_same_config_and_has_a_name_of_its_own(tmp_path):
     layers = Layers.lay(ROOT / "config.yaml", [], ["preset=gpu"])
-    path = layers.keep(tmp_path, "code")
+    path = layers.keep(tmp_path, 1)
     read = Layers.lay(path, [], [])
     assert (read.document, read.config, str(read)) == (layers.document, layers.config, str(layers))
-    assert layers.keep(tmp_path, "code") == path != layers.keep(tmp_path, "other")
+    assert layers.keep(tmp_path, 1) == path != layers.keep(tmp_path, 2)
 
 
 TEXTS = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -281,7 +281,7 @@ def test_a_command_reads_the_config_of_its_run_else_of_the_last_one_else_the_one
     assert str(layers_of()) == "config.yaml, preset gpu"
     assert layers_of().document == last.document
     assert str(layers_of("--results", "elsewhere")) == "config.yaml, preset default"
-    monkeypatch.setenv(CONFIG_VARIABLE, str(run.keep(tmp_path, "code")))
+    monkeypatch.setenv(CONFIG_VARIABLE, str(run.keep(tmp_path, 1)))
     assert str(layers_of()) == "config.yaml, preset authors"
     # What is named by hand goes before, over config.yaml.
     assert str(layers_of("--preset", "paper")) == "config.yaml, preset paper"

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -203,8 +204,8 @@ class Sweep:
 
 
 def digest(*parts: object) -> str:
-    """Tells values apart that JSON can hold."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    """Tells values apart that JSON can hold, and settings."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()[:16]
 
 
 def one_of(name: str, known: Collection[str], section: str) -> str:

@@ -1,6 +1,7 @@
 # One cell, one training run. Cells that `execution.lockstep` lets differ share a process: a rule is made for each
 # such job, with the folders of its cells as outputs; and `train`, for a cell on its own: every one where nothing is
 # shared, and those of no figure.
+from pathlib import Path
 
 
 def of_cells(value, cells):
@@ -61,7 +62,7 @@ for job, cells in (JOBS | {"{cell}": []}).items():
                 Path(path).parent.name for path in output.summary
             ],
             settings=of_cells(SWEEP.settings_digest, cells),
-            code=CODE,
+            version=VERSION,
         # How cells are run is in the config: it must not make them run again.
         shell:
             "python -m mup_moe train {params.cells:q} --threads {threads} 2>> {log:q}"

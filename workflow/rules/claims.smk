@@ -37,7 +37,7 @@ rule claims:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        claims=digest(asdict(CONFIG.claims)),
+        claims=digest(CONFIG.claims),
         confidence=CONFIG.analysis.confidence,
         # A function's text is not searched for wildcards.
         layers=lambda wildcards: str(LAYERS),

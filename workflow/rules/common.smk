@@ -1,6 +1,6 @@
 # What several files of rules need: the sweep of the config, and digests of code and settings.
+import os
 import re
-from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 
@@ -20,6 +20,8 @@ ANALYSIS_CODE = source_digest(
         if path.name != "kinds.py"  # what it says for the report enters no result
     )
 )
+# The speed of the device that will train, in the checkout.
+BENCHMARK = str(SWEEP.benchmark(Path(os.path.relpath(CHECKOUT)) / "benchmarks"))
 # What no name matches, for a kind of result that the config has none of.
 NOTHING = "(?!)"
 

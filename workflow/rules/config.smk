@@ -13,7 +13,6 @@ from mup_moe.config.given import Layers, check_options
 from mup_moe.config.options import CONFIG_VARIABLE
 from mup_moe.training.version import VERSION
 
-CODE = f"version {VERSION}"
 # Here a run keeps its config for its jobs, which go by that whatever is edited or started meanwhile.
 KEPT = Path(".snakemake/mup-moe")
 
@@ -36,7 +35,7 @@ def check_command_line():
 
 def keep_config():
     """Writes the config for the jobs of this run, and has their commands read it. Returns the path."""
-    path = LAYERS.keep(KEPT, CODE).absolute()
+    path = LAYERS.keep(KEPT, VERSION).absolute()
     os.environ[CONFIG_VARIABLE] = str(path)
     return path
 
@@ -47,9 +46,9 @@ def lay_config():
     settings = workflow.config_settings
     if "layers" in settings.overwrite_config:
         # A job on a cluster, whose run has handed on what it has kept.
-        if settings.overwrite_config["code"] != CODE:
+        if settings.overwrite_config["version"] != VERSION:
             raise WorkflowError(
-                "the code that trains is no longer that of the run that this job is of: restore it, or stop that run"
+                "VERSION of the code is no longer that of the run that this job is of: restore it, or stop that run"
                 " and start it again, which trains again what is not finished"
             )
         os.environ[CONFIG_VARIABLE] = str(settings.configfiles[0])

@@ -1,4 +1,6 @@
 # What a run does before its first job and after its last one.
+from pathlib import Path
+
 from snakemake.settings.types import SharedFSUsage
 
 from mup_moe.analysis.collect import collect_finished

@@ -23,7 +23,7 @@ rule probe:
         **GPU,
         mem_mb=lambda wildcards, attempt: growing(6000, attempt),
     params:
-        code=CODE,
+        version=VERSION,
         steps=lambda wildcards: CONFIG.probes[wildcards.probe].steps,
         measure=lambda wildcards: CONFIG.probes[wildcards.probe].measure,
         requests=lambda wildcards: digest(

@@ -1,8 +1,4 @@
 # Tables of what the config says; they train nothing.
-# The speed of the device that will train, in the checkout.
-BENCHMARK = str(SWEEP.benchmark(Path(os.path.relpath(CHECKOUT)) / "benchmarks"))
-
-
 rule table1:
     output:
         csv="results/table1.csv",
@@ -55,8 +51,9 @@ rule table2:
     conda:
         "../../environment.yml"
     params:
-        code=[ANALYSIS_CODE, CODE],
-        config=digest(asdict(CONFIG)),
+        code=ANALYSIS_CODE,
+        version=VERSION,
+        config=digest(CONFIG),
     shell:
         "python -m mup_moe table2 2> {log}"
 
@@ -81,8 +78,9 @@ rule plan:
     conda:
         "../../environment.yml"
     params:
-        code=[ANALYSIS_CODE, CODE],
-        config=digest(asdict(CONFIG)),
+        code=ANALYSIS_CODE,
+        version=VERSION,
+        config=digest(CONFIG),
         # A function's text is not searched for wildcards.
         layers=lambda wildcards: str(LAYERS),
     shell:

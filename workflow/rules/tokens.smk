@@ -32,7 +32,7 @@ rule tokenize:
         gpu=0,
         mem_mb=lambda wildcards, attempt: growing(2000, attempt),
     params:
-        settings=lambda wildcards: digest(asdict(CONFIG.corpora[wildcards.corpus])),
-        code=CODE,
+        settings=lambda wildcards: digest(CONFIG.corpora[wildcards.corpus]),
+        version=VERSION,
     shell:
         "python -m mup_moe tokenize {wildcards.corpus} --threads {threads} 2> {log}"

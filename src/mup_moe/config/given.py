@@ -65,12 +65,12 @@ class Layers:
         """Writes the config for people: a whole one, in YAML, that begins by naming its layers."""
         write_text(path, f"{_LAID_TOGETHER}{self}\n{document_text(self.document)}")
 
-    def keep(self, folder: Path, code: str) -> Path:
+    def keep(self, folder: Path, version: int) -> Path:
         """Writes the config for the jobs of a run to a file that no other config will have. Returns its path.
 
-        code: what trains the run's cells, of which its jobs have to be.
+        version: of the numbers, which has to be that of the run's jobs.
         """
-        text = json.dumps({"layers": str(self), "code": code, "document": self.document})
+        text = json.dumps({"layers": str(self), "version": version, "document": self.document})
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
         write_text(path, text)
         return path
