@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from mup_moe.files import UserError
+from mup_moe.files import UserError, lock_file
 from mup_moe.training.device import is_lost_device, prepare_gpus
 
 # glibc's malloc.h.
@@ -60,16 +59,11 @@ def _free_gpu() -> Iterator[int]:
     waiting = False
     while True:
         for index in range(torch.cuda.device_count()):
-            lock = FileLock(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                yield index
-            finally:
-                lock.release()
-            return
+            lock = lock_file(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
+            if lock is not None:
+                with lock:
+                    yield index
+                return
         if not waiting:
             print("every GPU is taken by another cell; waiting for one", file=sys.stderr, flush=True)
             waiting = True
