@@ -31,9 +31,8 @@ def type_of(wanted: str) -> str:
 def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
     """The device for what is wanted, as `type_of` takes it.
 
-    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work
-    on the first GPU beside whatever has it, within the memory that is free now. Raises UserError where
-    "cuda" is wanted and there is none.
+    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work on the
+    first GPU beside whatever has it, within the memory that is free now. Raises UserError where there is none.
     """
     if type_of(wanted) == "cpu":
         yield torch.device("cpu")
@@ -112,10 +111,8 @@ def explain_lost_device(error: BaseException) -> str | None:
     """What to do about an error by which the GPU itself failed; None for any other."""
     if not is_lost_device(error):
         return None
-    return (
-        "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after"
-        f" that GPU if it fails once more ({' '.join(str(error).split())})"
-    )
+    what = "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after that GPU"
+    return f"{what} if it fails once more ({' '.join(str(error).split())})"
 
 
 def keep_freed_pages() -> None:
@@ -123,12 +120,10 @@ def keep_freed_pages() -> None:
 
     Where there is no glibc, nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    mallopt(_M_TOP_PAD, _MMAP_BYTES)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TOP_PAD, _MMAP_BYTES)
 
 
 def keep_compiled_code_apart() -> None:

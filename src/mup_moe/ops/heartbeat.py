@@ -164,9 +164,9 @@ def clear(folder: Path) -> None:
     """Takes heartbeat and failure away: the cell is done, or a new try begins."""
     # A folder that cannot be written is told by what has to be written there.
     with suppress(OSError):
-        remove_leftovers(folder / _FILE, folder / FAILURE)
-        for name in (_FILE, FAILURE):
-            (folder / name).unlink(missing_ok=True)
+        for path in (folder / _FILE, folder / FAILURE):
+            remove_leftovers(path)
+            path.unlink(missing_ok=True)
 
 
 class SignsOfLife:
@@ -176,8 +176,7 @@ class SignsOfLife:
     """
 
     def __init__(self, folders: Sequence[Path], unfinished: Sequence[Path]) -> None:
-        self._folders = folders
-        self._unfinished = unfinished
+        self._folders, self._unfinished = folders, unfinished
         self._shown: tuple[float, int, float | None] | None = None
 
     @contextmanager
@@ -196,9 +195,11 @@ class SignsOfLife:
 
     def note(self, event: str, step: int) -> None:
         """Notes what becomes of the try, for the cells that are not done."""
-        for folder in self._folders:
-            if folder in self._unfinished:
-                note_try(folder, event, step)
+        for folder in self._left():
+            note_try(folder, event, step)
+
+    def _left(self) -> list[Path]:
+        return [folder for folder in self._folders if folder in self._unfinished]
 
     def show(self, trainer: "Trainer") -> None:
         """Shows how far the stack is, if it is time to."""
@@ -212,11 +213,10 @@ class SignsOfLife:
                 rate = (trainer.step - step) / (now - before)
         self._shown = now, trainer.step, rate
         sign = Heartbeat.now(trainer.step, trainer.settings.steps, len(self._folders), rate)
-        for folder in self._folders:
-            if folder in self._unfinished:
-                # A disk that is full is told by what has to be written.
-                with suppress(UserError):
-                    sign.write(folder)
+        for folder in self._left():
+            # A disk that is full is told by what has to be written.
+            with suppress(UserError):
+                sign.write(folder)
 
 
 class Pulse:
@@ -227,10 +227,9 @@ class Pulse:
     """
 
     def __init__(self, seconds: float, before_end: Callable[[str], None]) -> None:
-        self._seconds = seconds
-        self._before_end = before_end
+        self._seconds, self._before_end = seconds, before_end
         self._tick = min(1.0, seconds / 10)
-        self._quiet = 0
+        self.beat()
 
     def beat(self) -> None:
         """To be called with every step."""
