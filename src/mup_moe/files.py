@@ -144,9 +144,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}): permit writing there, and run the same command again"
-        ) from error
+        raise UserError(_cannot_be(f"{path} cannot be made", error, "permit writing there")) from error
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:

@@ -52,7 +52,7 @@ class SweepStatus:
             probes={name: _measured(sweep.probe_values(name).values()) for name in probes},
             figures=figures,
             cells=cells,
-            time_left=time_left(config, list(cells.values()), results, benchmark),
+            time_left=time_left(sweep, list(cells.values()), benchmark),
         )
 
     def count(self, cells: Iterable[Cell]) -> dict[str, int]:

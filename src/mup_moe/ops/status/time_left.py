@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from mup_moe.config.settings import Config
 from mup_moe.files import UserError
 from mup_moe.ops.cell_folder import Result
 from mup_moe.ops.progress.forecast import makespan
 from mup_moe.ops.status.survey import CellStatus, State
+from mup_moe.sweep import Sweep
 
 if TYPE_CHECKING:
     from mup_moe.ops.status.costs import Costs
@@ -35,7 +35,7 @@ class TimeLeft:
     basis: str
 
 
-def time_left(config: Config, cells: Sequence[CellStatus], results: Path, benchmark: Path) -> TimeLeft:
+def time_left(sweep: Sweep, cells: Sequence[CellStatus], benchmark: Path) -> TimeLeft:
     """What these cells still take. benchmark: of the training step, by which widths compare."""
     running = [cell for cell in cells if cell.state is State.RUNNING]
     processes = len({(beat.host, beat.pid) for cell in running if (beat := cell.heartbeat)})
@@ -46,8 +46,8 @@ def time_left(config: Config, cells: Sequence[CellStatus], results: Path, benchm
     from mup_moe.ops.status.costs import Costs
 
     try:
-        costs = Costs.of(config, [status.cell for status in left], results / "data", benchmark)
-        pace, basis = _pace(cells, costs, results)
+        costs = Costs.of(sweep, [status.cell for status in left], benchmark)
+        pace, basis = _pace(cells, costs, sweep.cells)
     except UserError as error:
         return TimeLeft(None, processes, None, str(error))
     work = [
@@ -83,9 +83,9 @@ def _rate(cell: CellStatus) -> float | None:
     return cell.heartbeat.steps_per_second if cell.state is State.RUNNING and cell.heartbeat else None
 
 
-def _pace(cells: Sequence[CellStatus], costs: "Costs", results: Path) -> tuple[_Pace, str]:
+def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[_Pace, str]:
     """How fast training is, and how that is known. Raises UserError where it is not."""
-    done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, results))
+    done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, folder))
     running = _by_width(
         (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
         for cell in cells
@@ -104,7 +104,7 @@ def _nearest(width: int, known: Iterable[int]) -> int:
     return min(known, key=lambda other: abs(math.log2(other / width)))
 
 
-def _results(cells: Iterable[CellStatus], results: Path) -> list[tuple[int, float, float]]:
+def _results(cells: Iterable[CellStatus], folder: Path) -> list[tuple[int, float, float]]:
     """Width, FLOPs and seconds of every result from the device that the newest of them is from."""
     measured: list[tuple[float, Any, tuple[int, float, float]]] = []
     for status in cells:
@@ -112,11 +112,9 @@ def _results(cells: Iterable[CellStatus], results: Path) -> list[tuple[int, floa
         flops, seconds = told.get("flops"), told.get("wall_seconds")
         if _is_positive(flops) and _is_positive(seconds):
             with suppress(FileNotFoundError):  # somebody deletes it
-                made = Result(results / "cells" / status.cell.id).kept_files[1].stat().st_mtime
+                made = Result(folder / status.cell.id).kept_files[1].stat().st_mtime
                 measured.append((made, told.get("device"), (status.cell.width, float(flops), float(seconds))))
-    if not measured:
-        return []
-    _, device, _ = max(measured, key=lambda one: one[0])
+    _, device, _ = max(measured, key=lambda one: one[0], default=(0.0, None, None))
     return [one for _, on, one in measured if on == device]
 
 
