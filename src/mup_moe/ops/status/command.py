@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     probes = layers.config.probes if arguments.figures is None else {}
     # A run keeps its config elsewhere than in the checkout.
     benchmark = sweep.benchmark(Path() / "benchmarks" if layers.of_run else layers.base.parent / "benchmarks")
-    status = SweepStatus.of(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
+    status = SweepStatus(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))
 
 

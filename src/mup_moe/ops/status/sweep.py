@@ -2,58 +2,41 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import ProbeSettings
 from mup_moe.files import is_held
 from mup_moe.ops.status.survey import CellStatus, State, corpus_state, survey
-from mup_moe.ops.status.time_left import TimeLeft, time_left
+from mup_moe.ops.status.time_left import time_left
 from mup_moe.sweep import Sweep
 
 
-@dataclass(frozen=True)
 class SweepStatus:
     """Figures, and what they need.
 
-    snakemake: whether one works in the folder `results`. corpora: name -> its state in words. probes:
-    name -> how many widths are measured, and of how many.
+    snakemake: whether one works in the folder `results`. corpora: name -> its state in words. probes: name -> how
+    many widths are measured, and of how many.
     """
 
-    results: Path
-    snakemake: bool
-    corpora: Mapping[str, str]
-    probes: Mapping[str, tuple[int, int]]
-    figures: Mapping[str, Sequence[Cell]]
-    cells: Mapping[Cell, CellStatus]
-    time_left: TimeLeft
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         sweep: Sweep,
         figures: Mapping[str, Sequence[Cell]],
-        probes: Mapping[str, ProbeSettings],
+        probes: Collection[str],
         benchmark: Path,
         now: float,
-    ) -> Self:
+    ) -> None:
         """Reads the results. benchmark: of the training step. now: seconds since the epoch."""
-        config, results = sweep.config, sweep.results
-        every = [cell for cells in figures.values() for cell in cells]
-        cells = {status.cell: status for status in survey(sweep, every, now)}
-        setups = [*(config.figures[name].setup for name in figures), *(probe.setup for probe in probes.values())]
-        corpora = dict.fromkeys(config.setups[setup].corpus for setup in setups)
-        return cls(
-            results=results,
-            snakemake=is_held(results),
-            corpora={corpus: corpus_state(corpus, results) for corpus in corpora},
-            probes={name: _measured(sweep.probe_values(name).values()) for name in probes},
-            figures=figures,
-            cells=cells,
-            time_left=time_left(sweep, list(cells.values()), benchmark),
-        )
+        self.results, self.figures, every = sweep.results, figures, list(chain.from_iterable(figures.values()))
+        self.snakemake = is_held(sweep.results)
+        corpora = dict.fromkeys([*map(sweep.corpus, every), *map(sweep.probe_corpus, probes)])
+        self.corpora = {corpus: corpus_state(corpus, sweep.results) for corpus in corpora}
+        self.probes = {name: _measured(sweep.probe_values(name).values()) for name in probes}
+        self.cells = {status.cell: status for status in survey(sweep, every, now)}
+        self.time_left = time_left(sweep, list(self.cells.values()), benchmark)
 
     def count(self, cells: Iterable[Cell]) -> dict[str, int]:
         """State -> how many of these cells are in it; every state is there."""
@@ -72,7 +55,7 @@ class SweepStatus:
                 shown_in[cell].append(name)
         return {
             "snakemake": self.snakemake,
-            "corpora": dict(self.corpora),
+            "corpora": self.corpora,
             "probes": {name: {"measured": done, "widths": widths} for name, (done, widths) in self.probes.items()},
             "figures": {name: self.count(cells) for name, cells in self.figures.items()},
             "total": self.count(self.cells),
