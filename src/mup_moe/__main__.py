@@ -42,16 +42,8 @@ GROUPS = {
             "ops.offsite.export_jobs",
             "--preset gpu --figures figure1 figure2 --out jobs.jsonl",
         ),
-        "run-jobs": (
-            "trains the jobs of such a list",
-            "ops.offsite.run_jobs",
-            "--jobs jobs.jsonl --minutes 50 --archive out",
-        ),
-        "import-cells": (
-            "brings home the cells that were trained there",
-            "ops.offsite.import_cells",
-            "out/cells-000.tar.gz",
-        ),
+        "run-jobs": ("trains the jobs of such a list", "ops.offsite.run_jobs", "--jobs jobs.jsonl --archive out"),
+        "import-cells": ("brings home the cells trained there", "ops.offsite.import_cells", "out/cells-000.tar.gz"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}

@@ -104,11 +104,6 @@ class Result:
         self._kept = folder / _KEPT
 
     @property
-    def files(self) -> list[Path]:
-        """Every file that a result writes."""
-        return [folder / name for folder in (self._folder, self._kept) for name in (HISTORY, SUMMARY)]
-
-    @property
     def kept_files(self) -> tuple[Path, Path]:
         """The copies that outlive Snakemake's: history.csv and summary.json."""
         return self._kept / HISTORY, self._kept / SUMMARY
@@ -138,15 +133,14 @@ class Result:
         Raises UserError, and changes nothing, for what is not whole, of another cell, or in the place of
         another result.
         """
+        name = self._folder.name
         try:
             told = _vouched(summary, hashlib.sha256(history).hexdigest())
-            if told["id"] != self._folder.name:
+            if told["id"] != name:
                 raise ValueError(f"it is that of {told['id']}")
             fingerprint = told["fingerprint"]
         except (ValueError, KeyError) as error:
-            raise UserError(
-                f"the result of {self._folder.name} is not whole ({error}): pack and copy it again"
-            ) from None
+            raise UserError(f"the result of {name} is not whole ({error}): pack and copy it again") from None
         there = self._kept_summary().get("fingerprint")
         if there not in (None, fingerprint):
             raise UserError(
@@ -191,10 +185,7 @@ def _write_all(contents: Mapping[Result, tuple[bytes, bytes]]) -> None:
 
 
 class CellFiles:
-    """A cell's folder, and the run whose result and checkpoints it is to have.
-
-    fingerprint: of all that decides the result.
-    """
+    """A cell's folder, and the run whose result and checkpoints it is to have. fingerprint: of that run."""
 
     def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
         self.request, self._tokens_digest = request, tokens_digest
@@ -205,7 +196,8 @@ class CellFiles:
     def publish(self) -> bool:
         """Shows the result to everybody, if there is one; clears away what a killed process left."""
         heartbeat.clear(self.folder)
-        remove_leftovers(self.folder / CHECKPOINT, *self.result.files)
+        shown = (self.folder / HISTORY, self.folder / SUMMARY)
+        remove_leftovers(self.folder / CHECKPOINT, *shown, *self.result.kept_files)
         done = self.result.is_of(self.fingerprint)
         if done:
             self.result.publish()

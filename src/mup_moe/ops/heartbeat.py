@@ -36,9 +36,8 @@ _PATIENCE_AT_START_SECONDS = 600.0
 class Heartbeat:
     """A running cell's last sign of life.
 
-    step: done of `steps`. together: how many cells its process trains at once. steps_per_second: of
-    the process lately, None before two signs. time: seconds since the epoch, by its host's clock.
-    job: the cluster's name of its job, where there is one.
+    step: done of `steps`. together: how many cells its process trains at once. steps_per_second: of the process
+    lately, None before two signs. time: seconds since the epoch, by its host's clock. job: the cluster's name of it.
     """
 
     step: int
@@ -170,10 +169,7 @@ def clear(folder: Path) -> None:
 
 
 class SignsOfLife:
-    """The heartbeats of the cells of a stack.
-
-    folders: of those cells. unfinished: of cells that have no result yet; the others have no heartbeat.
-    """
+    """The heartbeats of the cells of a stack, by their folders; those that are not `unfinished` have none."""
 
     def __init__(self, folders: Sequence[Path], unfinished: Sequence[Path]) -> None:
         self._folders, self._unfinished = folders, unfinished

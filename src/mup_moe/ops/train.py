@@ -123,13 +123,9 @@ def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: To
 
 
 def _most_locks(wanted: int) -> int:
-    """How many of so many locks, an open file each, this process may hold: one at least.
-
-    Half of the files that it may have open are for libraries, drivers and what is being written. The soft
-    limit is raised to what that takes, as far as the hard one permits.
-    """
+    """How many of so many locks, an open file each, this process may hold: one at least."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted
+    needed = 2 * wanted  # the other half is for libraries, drivers and what is being written
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

@@ -70,11 +70,20 @@ class _Visit:
     def __init__(self, arguments: argparse.Namespace, jobs: Sequence[ListedJob], times: JobTimes) -> None:
         self._arguments, self._jobs, self._times = arguments, jobs, times
         self._results: Path = arguments.results
-        self._clock = _Clock(60 * arguments.minutes)
+        self._deadline: float = time.monotonic() + 60 * arguments.minutes
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         self._archives = arguments.archive and CellArchives(arguments.archive, arguments.archive_bytes)
         self._keeps_checkpoints = arguments.checkpoint_seconds != math.inf
         self._ahead: subprocess.Popen[bytes] | None = None
         self._failed = 0
+
+    def _stop(self, *_: object) -> None:
+        self._deadline = 0.0
+
+    @property
+    def _seconds_left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
     def run(self) -> int:
         """Trains and packs; the exit status."""
@@ -84,13 +93,13 @@ class _Visit:
                 left = job.left(self._results)
                 if left.requests:
                     self._await_ahead()
-                if self._clock.is_over:
+                if not self._seconds_left:
                     break
                 if left.requests and self._can_end(left):
                     self._train(job, left, self._jobs[number + 1 :])
                     self._pack()
                 elif left.requests:
-                    takes = f"it takes about {self._times.estimate(left):.0f} s of {self._clock.left:.0f} s left"
+                    takes = f"it takes about {self._times.estimate(left):.0f} s of {self._seconds_left:.0f} s left"
                     print(f"{job.figure} {job.name}: not begun, {takes}", flush=True)
         finally:
             if self._ahead is not None:
@@ -107,14 +116,14 @@ class _Visit:
     def _can_end(self, left: ListedJob) -> bool:
         """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
         seconds = self._times.estimate(left)
-        return self._keeps_checkpoints or seconds is None or seconds <= self._clock.left
+        return self._keeps_checkpoints or seconds is None or seconds <= self._seconds_left
 
     def _train(self, job: ListedJob, left: ListedJob, later: Sequence[ListedJob]) -> None:
         """Runs `train` until it ends or the time does."""
         start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
         process = self._start(job)
         try:
-            while process.poll() is None and not self._clock.is_over:
+            while process.poll() is None and self._seconds_left:
                 time.sleep(_POLL_SECONDS)
                 if sign := self._sign_of(left):
                     if not ahead:
@@ -128,7 +137,7 @@ class _Visit:
         seconds = time.monotonic() - start
         if process.returncode == 0 and rate:
             self._times.learn(left, seconds, rate)
-        stopped = self._clock.is_over
+        stopped = not self._seconds_left
         ended = "" if process.returncode == 0 else ", stopped" if stopped else f", failed with {process.returncode}"
         done = len(job.requests) - len(job.left(self._results).requests)
         print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
@@ -165,7 +174,7 @@ class _Visit:
         """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
         if self._ahead is not None:
             patience = time.monotonic() + _AHEAD_SECONDS
-            while self._ahead.poll() is None and not self._clock.is_over and time.monotonic() < patience:
+            while self._ahead.poll() is None and self._seconds_left and time.monotonic() < patience:
                 time.sleep(_POLL_SECONDS)
             _end(self._ahead, _END_SECONDS)
             self._ahead = None
@@ -192,25 +201,3 @@ def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-class _Clock:
-    """The time that is given, which a signal ends."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-
-    def _stop(self, *_: object) -> None:
-        self._deadline = 0.0
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no time is left."""
-        return self.left == 0.0
