@@ -142,12 +142,11 @@ class Result:
         except (ValueError, KeyError) as error:
             raise UserError(f"the result of {name} is not whole ({error}): pack and copy it again") from None
         there = self._kept_summary().get("fingerprint")
-        if there not in (None, fingerprint):
-            raise UserError(
-                f"{self._folder} has a result of another config, corpus or version: delete that folder to have this"
-            )
         if there is None:
             _write_all({self: (history, summary)})
+        elif there != fingerprint:
+            another = "has a result of another config, corpus or version"
+            raise UserError(f"{self._folder} {another}: delete that folder to have this")
         self.publish()
         return there is None
 

@@ -102,14 +102,11 @@ class _Job:
             cell.done = max(cell.done, cell.first)
 
     def look(self, here: Collection[str], now: float, pace: float | None) -> list[_Cell]:
-        """Reads the files; the cells that are finished since.
-
-        here: the folders that there are. pace: as `left` has it.
-        """
+        """Reads the files; the cells that are finished since. here: the folders that there are. pace: as of `left`."""
         seen = [cell for cell in self.unfinished if cell.id in here]
         finished = [cell for cell in seen if cell.look(now, pace)]
-        if finished:
-            self.unfinished = [cell for cell in self.unfinished if cell not in finished]
+        for cell in finished:
+            self.unfinished.remove(cell)
         if any(cell.is_alive for cell in seen):
             self._alive, self.has_stopped = now, False
             for cell in seen:
@@ -162,9 +159,8 @@ def _stamp(path: Path) -> int | None:
 class Standing:
     """How a run stands.
 
-    share: done of the work, never less than before. cells: done, of `total`. failed: cells whose last try
-    failed or fell silent. figures: whose cells are trained now, or were last. seconds_left: None where nothing
-    tells yet.
+    share: done of the work, never less than before. cells: done, of `total`. failed: cells whose last try failed or
+    fell silent. figures: whose cells are trained now, or were last. seconds_left: None where nothing tells yet.
     """
 
     share: float

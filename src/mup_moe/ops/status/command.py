@@ -13,8 +13,7 @@ from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.files import UserError
 from mup_moe.ops.progress.forecast import duration
 from mup_moe.ops.status.survey import CellStatus, State
-from mup_moe.ops.status.sweep import SweepStatus
-from mup_moe.ops.status.time_left import TimeLeft
+from mup_moe.ops.status.sweep import SweepStatus, TimeLeft
 from mup_moe.sweep import Sweep
 
 # What a screen holds; --json has all.
