@@ -109,9 +109,9 @@ class _Visit:
 
     def _done(self) -> list[Path]:
         """The folders of the cells that are done."""
-        left = {request for job in self._jobs for request in job.left(self._results).requests}
-        cells = [request.cell.id for job in self._jobs for request in job.requests if request not in left]
-        return [self._results / "cells" / cell for cell in cells]
+        left = {request.cell for job in self._jobs for request in job.left(self._results).requests}
+        cells = [request.cell for job in self._jobs for request in job.requests if request.cell not in left]
+        return [self._results / "cells" / cell.id for cell in cells]
 
     def _can_end(self, left: ListedJob) -> bool:
         """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
