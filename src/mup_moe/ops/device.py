@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -55,17 +56,15 @@ def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]
 def _free_gpu() -> Iterator[int]:
     folder = Path(tempfile.gettempdir()) / f"mup-moe-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waiting = False
-    while True:
+    for tries in count():
         for index in range(torch.cuda.device_count()):
             lock = lock_file(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
             if lock is not None:
                 with lock:
                     yield index
                 return
-        if not waiting:
+        if tries == 0:
             print("every GPU is taken by another cell; waiting for one", file=sys.stderr, flush=True)
-            waiting = True
         time.sleep(1)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
 _LAST_WORDS_SECONDS = 60.0
-_FILE, FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
+_FILE, FAILURE, TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
 # How old a sign of life may be: so much, and some steps where steps take long.
 _PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
 # Before there is a rate, the first step has everything compiled.
@@ -68,7 +68,7 @@ class Heartbeat:
         except (OSError, ValueError, TypeError, RecursionError):
             return None
         # By hand: a machine that only trains has no pydantic.
-        if not all(_is_of(told[name], kind) for name, kind in get_type_hints(cls).items() if name in told):
+        if not all(_is_of(told[name], kind) for name, kind in get_type_hints(cls).items()):
             return None
         rate = beat.steps_per_second
         sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
@@ -143,20 +143,10 @@ def note_try(folder: Path, event: str, step: int) -> None:
     event: what became of the try at that step. Nothing is told where nothing can be written.
     """
     line = {"event": event, "step": step} | _now_and_here()
-    with suppress(OSError), (folder / _TRIES).open("a+b") as file:
+    with suppress(OSError), (folder / TRIES).open("a+b") as file:
         # A line that a full disk has cut short ends here.
         begun = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
         file.write(b"\n" * begun + json.dumps(line).encode() + b"\n")
-
-
-def read_tries(folder: Path) -> list[dict[str, Any]]:
-    """The story of a cell's tries, a line of `note_try` each; lines that a kill cut short are left out."""
-    tries = []
-    with suppress(OSError):
-        for line in (folder / _TRIES).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                tries.append(json.loads(line))
-    return tries
 
 
 def clear(folder: Path) -> None:

@@ -86,15 +86,10 @@ class SweepStatus:
             "time_left": asdict(self.time_left),
             "cells": {
                 cell.id: {
-                    "state": status.state.value,
+                    **{name: getattr(status, name) for name in ("state", "job", "step", "steps", "reason", "age")},
                     "figures": shown_in[cell],
-                    "job": status.job,
                     "log": str(self.log_of(status)),
-                    "step": status.step,
-                    "steps": status.steps,
-                    "reason": status.reason,
                     "heartbeat": status.heartbeat and asdict(status.heartbeat),
-                    "age": status.age,
                 }
                 for cell, status in self.cells.items()
             },
