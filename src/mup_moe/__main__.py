@@ -37,11 +37,7 @@ GROUPS = {
         "record": ("copies finished results, with what made them, to results/recorded", "analysis.record", "default"),
     },
     "use other machines": {
-        "export-jobs": (
-            "lists jobs for a machine without Snakemake",
-            "ops.offsite.export_jobs",
-            "--preset gpu --figures figure1 figure2 --out jobs.jsonl",
-        ),
+        "export-jobs": ("lists the jobs of figures", "ops.offsite.export_jobs", "--figures figure1 --out jobs.jsonl"),
         "run-jobs": ("trains the jobs of such a list", "ops.offsite.run_jobs", "--jobs jobs.jsonl --archive out"),
         "import-cells": ("brings home the cells trained there", "ops.offsite.import_cells", "out/cells-000.tar.gz"),
     },

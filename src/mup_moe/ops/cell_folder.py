@@ -210,11 +210,6 @@ class CellFiles:
 
         return f"{self.fingerprint}/{device.type}/{precision_on(device, self.request.training)}"
 
-    def clear(self) -> None:
-        """Takes away what only a cell that has no result needs."""
-        checkpoint.clear(self.folder)
-        heartbeat.clear(self.folder)
-
     def tables(self, trainer: "Trainer", outcome: "Outcome", seconds: float) -> tuple[list[list[Any]], dict[str, Any]]:
         """The rows of history.csv, its header first, and the content of summary.json."""
         import torch

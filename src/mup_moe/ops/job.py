@@ -254,6 +254,7 @@ class _Run:
         keep_all({cell.result: cell.tables(trainer, outcome, share) for cell, outcome in new.items()})
         for cell, outcome in new.items():
             cell.result.publish()
-            cell.clear()
+            checkpoint.clear(cell.folder)
+            heartbeat.clear(cell.folder)
             heartbeat.note_try(cell.folder, outcome.status, trainer.step)
             unfinished.remove(cell.folder)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mup_moe.config.cell import Cell
 from mup_moe.files import UserError, is_held
@@ -19,9 +19,6 @@ from mup_moe.sweep import Sweep
 
 if TYPE_CHECKING:
     from mup_moe.ops.status.costs import Costs
-
-# The width of models -> seconds that training takes, to each that the costs say.
-_Pace: TypeAlias = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -148,8 +145,8 @@ def _rate(cell: CellStatus) -> float | None:
     return cell.heartbeat.steps_per_second if cell.state is State.RUNNING and cell.heartbeat else None
 
 
-def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[_Pace, str]:
-    """How fast training is, and how that is known. Raises UserError where it is not."""
+def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Callable[[int], float], str]:
+    """By width, the seconds that training takes to each of the costs, and how that is known. Raises UserError."""
     done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, folder))
     running = _by_width(
         (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
