@@ -99,7 +99,7 @@ def atomic_writes(
                 finally:
                     os.close(handle)
     except OSError as error:
-        raise UserError(_cannot_be_written(latest, error)) from error
+        raise _cannot_be_written(latest, error) from error
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
@@ -114,22 +114,22 @@ def explain_disk_error(error: BaseException) -> str | None:
     """What to do about an error by which no more files are written or opened; None for any other."""
     if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS | _TOO_MANY:
         return None
-    return _cannot_be_written(error.filename or "a file", error)
+    return str(_cannot_be_written(error.filename or "a file", error))
 
 
-def _cannot_be_written(path: Path | str, error: OSError) -> str:
+def _cannot_be_written(path: Path | str, error: OSError) -> UserError:
     return _cannot_be(f"{path} cannot be written", error, "free space or permit writing there")
 
 
 def cannot_be_read(path: Path | str, error: OSError) -> UserError:
     """What to raise for a file that is there but cannot be read: its content may be right."""
-    return UserError(_cannot_be(f"{path} cannot be read", error, "make it a file that you can read"))
+    return _cannot_be(f"{path} cannot be read", error, "make it a file that you can read")
 
 
-def _cannot_be(problem: str, error: OSError, remedy: str) -> str:
+def _cannot_be(problem: str, error: OSError, remedy: str) -> UserError:
     if error.errno in _TOO_MANY:
         remedy = "let a process have more files open (ulimit -n)"
-    return f"{problem} ({error.strerror or error}): {remedy}, and run the same command again"
+    return UserError(f"{problem} ({error.strerror or error}): {remedy}, and run the same command again")
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -144,7 +144,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(_cannot_be(f"{path} cannot be made", error, "permit writing there")) from error
+        raise _cannot_be(f"{path} cannot be made", error, "permit writing there") from error
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -247,7 +247,7 @@ def _lock(folder: Path) -> IO[bytes] | None:
                 f"{folder} is on a file system without file locks ({error.strerror}): put the folder on one that has"
                 " them, or have it mounted with them (Lustre: -o flock)"
             ) from error
-        raise UserError(_cannot_be_written(folder, error)) from error
+        raise _cannot_be_written(folder, error) from error
 
 
 @contextmanager
@@ -283,7 +283,7 @@ def hold_folder(folder: Path) -> None:
         # A lock that is there already takes no writing.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(_cannot_be_written(folder, error)) from error
+        raise _cannot_be_written(folder, error) from error
 
 
 def is_held(folder: Path) -> bool:
