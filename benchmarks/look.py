@@ -47,7 +47,7 @@ from mup_moe.model.metrics import METRICS
 from mup_moe.model.shape import ModelShape
 from mup_moe.ops.device import claim_device, keep_compiled_code_apart, keep_freed_pages, step_on
 from mup_moe.ops.memory import stack_bytes
-from mup_moe.ops.offsite.job_list import Job, read_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.training.device import is_lost_device, precision_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
@@ -278,7 +278,7 @@ class Look:
             busy_ms=round(busy.total() / steps / 1e3, 3),
         )
 
-    def _requests(self, replicas: int, width: int) -> tuple[Job, list[TrainingRequest]]:
+    def _requests(self, replicas: int, width: int) -> tuple[ListedJob, list[TrainingRequest]]:
         """The first of the list's jobs that has so many cells of that width: muP's where that is a part of it."""
         for job in self._jobs:
             alike = [request for request in job.requests if request.cell.width == width]
@@ -292,7 +292,7 @@ class Look:
 
     def _trainer(
         self,
-        job: Job,
+        job: ListedJob,
         requests: Sequence[TrainingRequest],
         step: str,
         device: torch.device,
@@ -303,7 +303,7 @@ class Look:
         requests = [replace(r, training=replace(r.training, steps=_MOST_STEPS)) for r in requests]
         return Trainer(requests, tokens.train, tokens.valid, tokens.vocabulary, device, step, falls_back)
 
-    def _open(self, job: Job) -> Tokens:
+    def _open(self, job: ListedJob) -> Tokens:
         if job.corpus not in self._tokens:
             self._tokens[job.corpus] = Tokens.open(self._options.results / "data" / job.corpus)
         return self._tokens[job.corpus]

@@ -30,7 +30,7 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import MANIFEST, SPLITS
 from mup_moe.files import read_json, write_csv, write_json
-from mup_moe.ops.offsite.job_list import Job, write_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
@@ -69,7 +69,7 @@ def train(requests: Sequence[TrainingRequest], tokens: Path, out: Path, options:
     """One process of `mup_moe train`."""
     if not (out / "data").exists():
         (out / "data").symlink_to(tokens.parent)
-    write_jobs(out / "jobs.jsonl", [Job("job", "figure1", tokens.name, "", tuple(requests))])
+    write_jobs(out / "jobs.jsonl", [ListedJob("job", "figure1", tokens.name, "", tuple(requests))])
     done = subprocess.run(
         [sys.executable, "-m", "mup_moe", "train", "--requests", out / "jobs.jsonl", "--results", out, *options],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "TORCHINDUCTOR_CACHE_DIR": cache},

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart
+from mup_moe.ops.heartbeat import TRIES
 from mup_moe.parametrization import parse_table
 from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
@@ -252,3 +254,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished project, with its time stamps and Snakemake's records."""
     return shutil.copytree(finished, tmp_path / "project")
+
+
+def read_tries(folder: Path) -> list[dict[str, Any]]:
+    """The story of a cell's tries, a line of `note_try` each; lines that a kill cut short are left out."""
+    tries = []
+    with suppress(OSError):
+        for line in (folder / TRIES).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                tries.append(json.loads(line))
+    return tries

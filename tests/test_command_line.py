@@ -34,7 +34,7 @@ def test_the_help_of_a_command_has_a_sentence_and_an_example_that_it_takes(capsy
     assert f"{purpose[1:]}." in said
     assert f"example: python -m mup_moe {name} {example}".strip() in said
     parser = argparse.ArgumentParser()
-    importlib.import_module(module).add_arguments(parser)
+    importlib.import_module(f"mup_moe.{module}").add_arguments(parser)
     # Those of the figures are still called with what the workflow passes.
     if name not in ("figure", "composition", "reference", "probe-figure"):
         parser.parse_args(example.split())
@@ -67,7 +67,7 @@ def test_a_missing_package_ends_in_one_sentence():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("mup-moe: the package `filelock` is missing")
+    assert sentence.startswith("mup-moe: the package `yaml` is missing")
     assert "make install" in sentence
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT, TARGET, make_project, smoke, snakemake
 pytestmark = pytest.mark.workflow
 
 # What a user's file may be called: a module of ours, of a package, of Python, or what Python runs by itself.
-MODULES = ["pydantic", "torch", "pandas", "numpy", "yaml", "filelock", "tokenizers", "matplotlib", "seaborn", "tqdm"]
+MODULES = ["pydantic", "torch", "pandas", "numpy", "yaml", "tokenizers", "matplotlib", "seaborn", "tqdm"]
 MODULES += ["mup_moe", "snakemake", "json", "argparse", "importlib", "random", "sitecustomize", "usercustomize"]
 PACKAGES = sysconfig.get_path("purelib")
 # A number without a name, as in a container: what `getpwuid` says there.

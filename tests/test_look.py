@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import ROOT, make_request
-from mup_moe.ops.offsite.job_list import Job, write_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.training.stack import Stack
 
 sys.path.append(str(ROOT / "benchmarks"))
@@ -30,7 +30,7 @@ def options(tmp_path):
     folder.mkdir(parents=True)
     write_tokens(folder)
     requests = tuple(make_request(width=32, base_width=32, seed=seed) for seed in (0, 1))
-    write_jobs(tmp_path / "jobs.jsonl", [Job("job", "figure1", "toy", "digest", requests)])
+    write_jobs(tmp_path / "jobs.jsonl", [ListedJob("job", "figure1", "toy", "digest", requests)])
     return argparse.Namespace(
         jobs=tmp_path / "jobs.jsonl",
         results=tmp_path / "results",

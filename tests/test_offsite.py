@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_al
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs
 from mup_moe.ops.offsite.archive import CellArchives, read_archive
-from mup_moe.ops.offsite.job_list import Job, read_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
 from mup_moe.provenance import versions
 from mup_moe.training.version import VERSION
@@ -317,24 +318,24 @@ def test_what_travels_to_a_visit_fits():
 # ---------------------------------------------------------------- which jobs are begun
 
 
-def job_of(*widths: int, steps: int = 100) -> Job:
+def job_of(*widths: int, steps: int = 100) -> ListedJob:
     requests = [make_request(width=width, steps=steps, seed=seed) for width in widths for seed in (0, 1, 2)]
-    return Job("job", "figure1", "tiny", "digest", tuple(requests))
+    return ListedJob("job", "figure1", "tiny", "digest", tuple(requests))
 
 
 def test_a_jobs_time_is_known_once_one_is_measured():
     times = JobTimes({"tiny": 97}, None)
     job, larger, longer = job_of(8), job_of(16), job_of(8, steps=300)
-    assert times.estimate(job, job.requests) is None
-    times.learn(job, job.requests, seconds=50.0, steps_per_second=4.0)
+    assert times.estimate(job) is None
+    times.learn(job, seconds=50.0, steps_per_second=4.0)
     # 25 s of steps, and 25 s of start; estimates of steps are a margin too long rather than too short.
-    assert times.estimate(job, job.requests) == pytest.approx(25 + 1.15 * 25)
-    assert times.estimate(longer, longer.requests) == pytest.approx(25 + 1.15 * 75)
-    assert times.estimate(larger, larger.requests) > times.estimate(job, job.requests)
-    assert times.estimate(job, job.requests[:1]) < times.estimate(job, job.requests)
+    assert times.estimate(job) == pytest.approx(25 + 1.15 * 25)
+    assert times.estimate(longer) == pytest.approx(25 + 1.15 * 75)
+    assert times.estimate(larger) > times.estimate(job)
+    assert times.estimate(replace(job, requests=job.requests[:1])) < times.estimate(job)
     both = job_of(8, 16)
-    parts = times.estimate(job, job.requests) + times.estimate(larger, larger.requests)
-    assert times.estimate(both, both.requests) == pytest.approx(parts - 25)
+    parts = times.estimate(job) + times.estimate(larger)
+    assert times.estimate(both) == pytest.approx(parts - 25)
 
 
 def test_what_look_measured_tells_before_any_job_has_run(tmp_path):
@@ -343,11 +344,11 @@ def test_what_look_measured_tells_before_any_job_has_run(tmp_path):
     row = {"part": "stack", "bytes": stack_bytes(shape, job.requests[0], 3), "step_ms": 200.0}
     path = tmp_path / "look.jsonl"
     path.write_text(json.dumps({"part": "facts"}) + "\n" + json.dumps(row) + "\n")
-    assert JobTimes({"tiny": 97}, path).estimate(job, job.requests) == pytest.approx(60 + 1.15 * 20)
+    assert JobTimes({"tiny": 97}, path).estimate(job) == pytest.approx(60 + 1.15 * 20)
     # A line that a kill has cut short costs no other, nor does a file that is not there.
     path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
-    assert JobTimes({"tiny": 97}, path).estimate(job, job.requests) == pytest.approx(60 + 1.15 * 20)
-    assert JobTimes({"tiny": 97}, tmp_path / "nowhere").estimate(job, job.requests) is None
+    assert JobTimes({"tiny": 97}, path).estimate(job) == pytest.approx(60 + 1.15 * 20)
+    assert JobTimes({"tiny": 97}, tmp_path / "nowhere").estimate(job) is None
 
 
 def test_a_job_that_cannot_end_in_time_is_not_begun_unless_it_keeps_checkpoints(home, tmp_path):

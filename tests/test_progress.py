@@ -22,7 +22,7 @@ from mup_moe.ops import heartbeat
 from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.ops.progress.forecast import CellForecast, Forecast, ask_forecast, makespan
 from mup_moe.ops.progress.report import line
-from mup_moe.ops.progress.run_watch import RunWatch, Standing
+from mup_moe.ops.progress.watch import RunWatch, Standing
 from mup_moe.tables.machine import START_SECONDS, Machine
 
 START, STEPS, ELSEWHERE = 2.0, 300, "node7"

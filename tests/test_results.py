@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, config_of, run_step, told_by, write_result
+from conftest import ROOT, config_of, read_tries, run_step, told_by, write_result
 from mup_moe import sweep as sweeps
 from mup_moe.analysis.aggregate import collect
 from mup_moe.analysis.collect import collect_tables
@@ -31,7 +31,7 @@ from mup_moe.files import UserError, claim_folder, hold_folder, is_held, read_js
 from mup_moe.ops import checkpoint
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint
-from mup_moe.ops.heartbeat import note_try, read_tries
+from mup_moe.ops.heartbeat import note_try
 from mup_moe.training.request import fingerprint_of
 from mup_moe.training.version import VERSION, VERSION_OF_CODE
 from test_analysis import summary_of

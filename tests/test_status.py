@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from mup_moe.__main__ import main
 from mup_moe.config.cell import Cell
 from mup_moe.config.load import read_config
 from mup_moe.data.tokens import Tokens
+from mup_moe.files import claim_folder
 from mup_moe.model.inventory import size_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.cell_folder import Result
@@ -398,8 +398,8 @@ def test_who_works_in_the_folder_is_told_and_not_disturbed(sweep, ask):
         assert f"a Snakemake is working in {sweep.results}" in ask(sweep)
         process.kill()
     assert "no Snakemake is working" in ask(sweep)
-    with FileLock(sweep.results / ".lock", timeout=0):
-        pass  # free for the next one
+    with claim_folder(sweep.results) as waited:
+        assert not waited  # free for the next one
 
 
 def test_a_corpus_is_told_whether_it_is_being_tokenized(sweep, told):
@@ -407,7 +407,7 @@ def test_a_corpus_is_told_whether_it_is_being_tokenized(sweep, told):
     assert told(sweep)["corpora"] == {"tiny": "tokenized"}
     (folder / ".work").mkdir()
     assert told(sweep)["corpora"] == {"tiny": "half tokenized, by nobody now"}
-    with FileLock(folder / ".lock"):
+    with claim_folder(folder):
         assert told(sweep)["corpora"] == {"tiny": "being tokenized"}
     (folder / ".work").rmdir()
     (folder / "valid.bin").write_bytes(b"")
@@ -428,7 +428,7 @@ def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(
     assert told(sweep)["corpora"] == {
         "tiny": f"{state}; its last try failed: the disk is full: free space ({log})",
     }
-    with FileLock(folder / ".lock"):
+    with claim_folder(folder):
         assert "failed" not in told(sweep)["corpora"]["tiny"]
     sweep.tokenize()
     assert "failed" not in told(sweep)["corpora"]["tiny"]

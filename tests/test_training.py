@@ -29,7 +29,7 @@ from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointErr
 from mup_moe.ops.device import step_on
 from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
 from mup_moe.ops.memory import memory_mb, replicas_on
-from mup_moe.ops.offsite.job_list import Job, write_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.training.batches import Batches
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, fingerprint_of
@@ -362,7 +362,7 @@ def corpus(tmp_path_factory):
 
 def train_command(requests: Sequence[TrainingRequest], corpus: Path, out: Path, *options: str) -> list[str]:
     results = results_of(cells=out, data=corpus.parent)
-    write_jobs(results / "jobs.jsonl", [Job("job", "figure1", corpus.name, "", tuple(requests))])
+    write_jobs(results / "jobs.jsonl", [ListedJob("job", "figure1", corpus.name, "", tuple(requests))])
     given = ["--requests", str(results / "jobs.jsonl"), "--results", str(results)]
     return [sys.executable, "-m", "mup_moe", "train", *given, "--device", "cpu", *options]
 

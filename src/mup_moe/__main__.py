@@ -12,56 +12,34 @@ import difflib
 import importlib
 import io
 
-# Group -> command -> what it does, its module, which has `add_arguments(parser)` and `run(arguments)`, and an example
-# of its arguments. Only the module asked for is imported, so that training starts without pandas.
+from mup_moe.files import UserError, explain_disk_error
+
+# Group -> command -> what it does, its module in this package, which has `add_arguments(parser)` and `run(arguments)`,
+# and an example of its arguments. Only the module asked for is imported, so that training starts without pandas.
 GROUPS = {
     "make results by hand": {
-        "tokenize": ("turns a corpus into tokens", "mup_moe.data.tokenize", "python --threads 2"),
-        "train": ("trains cells", "mup_moe.ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
-        "aggregate": ("collects the results of a figure's cells in one table", "mup_moe.analysis.aggregate", "figure1"),
-        "optima": (
-            "estimates the best learning rate of each of a figure's curves",
-            "mup_moe.analysis.optima",
-            "figure1 --config config.yaml mine.yaml",
-        ),
-        "collect": ("joins the tables of all figures", "mup_moe.analysis.collect", "runs"),
-        "figure": ("draws a figure, a composition or what a probe measured", "mup_moe.figures.command", "figure1"),
-        "reference": ("compares a figure's losses with published ones", "mup_moe.analysis.reference", "figure1"),
-        "probe": (
-            "measures the models of one width in their first steps",
-            "mup_moe.training.probe",
-            "coordinate_check --width 64",
-        ),
-        "slopes": ("fits how a probe's values scale with width", "mup_moe.analysis.slopes", "coordinate_check"),
-        "claims": ("decides on the paper's claims", "mup_moe.analysis.claims", "--preset gpu"),
-        "table1": ("writes the table of parametrizations", "mup_moe.tables.table1", ""),
-        "table2": ("writes the table of models", "mup_moe.tables.table2", ""),
-        "plan": ("estimates what each sweep costs", "mup_moe.tables.plan", "--preset paper"),
+        "tokenize": ("turns a corpus into tokens", "data.tokenize", "python --threads 2"),
+        "train": ("trains cells", "ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
+        "aggregate": ("collects the results of a figure's cells in one table", "analysis.aggregate", "figure1"),
+        "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
+        "collect": ("joins the tables of all figures", "analysis.collect", "runs"),
+        "figure": ("draws a figure, a composition or what a probe measured", "figures.command", "figure1"),
+        "reference": ("compares a figure's losses with published ones", "analysis.reference", "figure1"),
+        "probe": ("measures the models of one width in their first steps", "training.probe", "lemma_b1 --width 64"),
+        "slopes": ("fits how a probe's values scale with width", "analysis.slopes", "coordinate_check"),
+        "claims": ("decides on the paper's claims", "analysis.claims", "--preset gpu"),
+        "table1": ("writes the table of parametrizations", "tables.table1", ""),
+        "table2": ("writes the table of models", "tables.table2", ""),
+        "plan": ("estimates what each sweep costs", "tables.plan", "--preset paper"),
     },
     "look after a sweep": {
-        "status": ("shows how a sweep stands, and changes no file", "mup_moe.ops.status.command", "--figures figure1"),
-        "record": (
-            "copies finished results, with what made them, to results/recorded",
-            "mup_moe.analysis.record",
-            "default",
-        ),
+        "status": ("shows how a sweep stands, and changes no file", "ops.status.command", "--figures figure1"),
+        "record": ("copies finished results, with what made them, to results/recorded", "analysis.record", "default"),
     },
     "use other machines": {
-        "export-jobs": (
-            "lists jobs for a machine without Snakemake",
-            "mup_moe.ops.offsite.export_jobs",
-            "--preset gpu --figures figure1 figure2 --out jobs.jsonl",
-        ),
-        "run-jobs": (
-            "trains the jobs of such a list",
-            "mup_moe.ops.offsite.run_jobs",
-            "--jobs jobs.jsonl --minutes 50 --archive out",
-        ),
-        "import-cells": (
-            "brings home the cells that were trained there",
-            "mup_moe.ops.offsite.import_cells",
-            "out/cells-000.tar.gz",
-        ),
+        "export-jobs": ("lists the jobs of figures", "ops.offsite.export_jobs", "--figures figure1 --out jobs.jsonl"),
+        "run-jobs": ("trains the jobs of such a list", "ops.offsite.run_jobs", "--jobs jobs.jsonl --archive out"),
+        "import-cells": ("brings home the cells trained there", "ops.offsite.import_cells", "out/cells-000.tar.gz"),
     },
 }
 COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
@@ -69,12 +47,14 @@ _PROGRAM = "python -m mup_moe"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit status. A mistake that users can mend becomes one line on stderr."""
+    """Runs one command; returns its exit status. A mistake that users can put right becomes one line on stderr."""
     argv = sys.argv[1:] if argv is None else argv
     _open_streams()
     try:
         try:
             return _run(argv)
+        except UserError as error:
+            return _fail(str(error))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -82,8 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        from mup_moe.files import explain_disk_error
-
         # Of a named file, its writer says what to do; what is printed has no name.
         if error.filename or not explain_disk_error(error):
             raise
@@ -117,8 +95,6 @@ def _drop_output() -> None:
 
 
 def _run(argv: list[str]) -> int:
-    from mup_moe.files import UserError  # here, as it needs a package too
-
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         print(overview())
@@ -129,18 +105,14 @@ def _run(argv: list[str]) -> int:
         print(f"mup-moe: there is no command {name!r}: {hint}", file=sys.stderr)
         return 2
     purpose, path, example = COMMANDS[name]
-    module = importlib.import_module(path)
+    module = importlib.import_module(f"mup_moe.{path}")
     parser = argparse.ArgumentParser(
         prog=f"{_PROGRAM} {name}",
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         epilog=f"example: {_PROGRAM} {name} {example}",
     )
     module.add_arguments(parser)
-    arguments = parser.parse_args(argv[1:])
-    try:
-        return module.run(arguments) or 0
-    except UserError as error:
-        return _fail(str(error))
+    return module.run(parser.parse_args(argv[1:])) or 0
 
 
 def overview() -> str:
@@ -151,7 +123,7 @@ def overview() -> str:
         lines += [f"{group}:", *(f"  {name:<14}{purpose}" for name, (purpose, *_) in commands.items()), ""]
     lines += [
         "Every step reads the config of the last run (results/config.yaml), or else config.yaml, and takes names:",
-        f"  {_PROGRAM} optima {COMMANDS['optima'][2]}",
+        f"  {_PROGRAM} optima figure1 --config config.yaml mine.yaml",
         f"{_PROGRAM} COMMAND --help has the arguments of a command, and an example.",
     ]
     return "\n".join(lines)

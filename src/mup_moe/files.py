@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the errors that users can mend."""
+"""Files that are either whole or absent, locks of folders, and the errors that users can put right."""
 
 import csv
 import errno
@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+_POLL_SECONDS = 0.02
 
 
 class UserError(RuntimeError):
@@ -93,9 +93,13 @@ def atomic_writes(
             temporary.pop(latest).replace(latest)
         if durable:
             for folder in {path.parent for path in paths}:
-                _sync_folder(folder)
+                handle = os.open(folder, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
     except OSError as error:
-        raise UserError(_cannot_be_written(latest, error)) from error
+        raise _cannot_be_written(latest, error) from error
     finally:
         for left in temporary.values():
             left.unlink(missing_ok=True)
@@ -110,22 +114,22 @@ def explain_disk_error(error: BaseException) -> str | None:
     """What to do about an error by which no more files are written or opened; None for any other."""
     if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS | _TOO_MANY:
         return None
-    return _cannot_be_written(error.filename or "a file", error)
+    return str(_cannot_be_written(error.filename or "a file", error))
 
 
-def _cannot_be_written(path: Path | str, error: OSError) -> str:
+def _cannot_be_written(path: Path | str, error: OSError) -> UserError:
     return _cannot_be(f"{path} cannot be written", error, "free space or permit writing there")
 
 
 def cannot_be_read(path: Path | str, error: OSError) -> UserError:
     """What to raise for a file that is there but cannot be read: its content may be right."""
-    return UserError(_cannot_be(f"{path} cannot be read", error, "make it a file that you can read"))
+    return _cannot_be(f"{path} cannot be read", error, "make it a file that you can read")
 
 
-def _cannot_be(problem: str, error: OSError, remedy: str) -> str:
+def _cannot_be(problem: str, error: OSError, remedy: str) -> UserError:
     if error.errno in _TOO_MANY:
         remedy = "let a process have more files open (ulimit -n)"
-    return f"{problem} ({error.strerror or error}): {remedy}, and run the same command again"
+    return UserError(f"{problem} ({error.strerror or error}): {remedy}, and run the same command again")
 
 
 def remove_leftovers(*paths: Path) -> None:
@@ -140,9 +144,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be made ({error.strerror}): permit writing there, and run the same command again"
-        ) from error
+        raise _cannot_be(f"{path} cannot be made", error, "permit writing there") from error
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -199,53 +201,53 @@ def settle_times(paths: Iterable[Path], within: Path) -> list[Path]:
     A clock that was turned back leaves such files, and Snakemake refuses what is older than its inputs.
     Returns those that are not `within` a folder, which are left as they are.
     """
-    outside = []
     now = time.time_ns()
-    future: dict[int, list[Path]] = {}
+    future = {}
     for path in paths:
-        # Whose time cannot be set, Snakemake names.
         with suppress(OSError):
             if (changed := path.stat().st_mtime_ns) > now:
-                # What a link leads to elsewhere is part of the folder, as results on a scratch disk are.
-                if path.absolute().is_relative_to(within.absolute()):
-                    future.setdefault(changed, []).append(path)
-                else:
-                    outside.append(path)
-    for age, changed in enumerate(sorted(future, reverse=True), start=1):
-        for path in future[changed]:
-            with suppress(OSError):
-                os.utime(path, ns=(now, now - age * 1000))
-    return sorted(outside)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+                future[path] = changed
+    # What a link leads to elsewhere is part of the folder, as results on a scratch disk are.
+    inside = [path for path in future if path.absolute().is_relative_to(within.absolute())]
+    ages = {changed: age for age, changed in enumerate(sorted({future[path] for path in inside}, reverse=True), 1)}
+    for path in inside:
+        # Where the time cannot be set, Snakemake names the file.
+        with suppress(OSError):
+            os.utime(path, ns=(now, now - 1000 * ages[future[path]]))
+    return sorted(set(future) - set(inside))
 
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
+# Locks are the kernel's: they go with the process, however that dies.
+_HELD: list[IO[bytes]] = []
 
 
-def _lock_of(folder: Path) -> FileLock:
-    """The lock of a folder, which is made. Raises UserError where its file system knows no locks."""
-    make_folder(folder)
-    path = folder / ".lock"
+def lock_file(path: Path) -> IO[bytes] | None:
+    """Locks a file, which is made, until what is returned is closed; None where it is locked already."""
+    # Open for writing, too: NFS asks for that.
+    file = path.open("a+b")
     try:
-        # For reading, too: NFS asks for that.
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
     except OSError as error:
-        # Whatever else is the matter, acquiring the lock tells; here, FileLock would fall back to files that
-        # outlive a kill.
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+
+
+def _lock(folder: Path) -> IO[bytes] | None:
+    """Locks a folder, which is made, as `lock_file`. Raises UserError."""
+    make_folder(folder)
+    try:
+        return lock_file(folder / ".lock")
+    except OSError as error:
         if error.errno in _NO_LOCKS:
             raise UserError(
                 f"{folder} is on a file system without file locks ({error.strerror}): put the folder on one that has"
                 " them, or have it mounted with them (Lustre: -o flock)"
             ) from error
-    return FileLock(path)
+        raise _cannot_be_written(folder, error) from error
 
 
 @contextmanager
@@ -255,63 +257,43 @@ def claim_folder(folder: Path) -> Iterator[bool]:
     A process can outlive the workflow that started it, and two would write the same files. Raises
     UserError when the folder cannot be written.
     """
-    lock = _lock_of(folder)
-    waited = False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = _lock(folder)
+    waited = lock is None
+    if waited:
         print(f"another process is working in {folder}; waiting for it", file=sys.stderr, flush=True)
-        waited = True
-        lock.acquire()
-    except OSError as error:
-        raise UserError(_cannot_be_written(folder, error)) from error
-    try:
+    while lock is None:
+        time.sleep(_POLL_SECONDS)
+        lock = _lock(folder)
+    with lock:
         yield waited
-    finally:
-        lock.release()
-
-
-_HELD: list[FileLock] = []
 
 
 def hold_folder(folder: Path) -> None:
     """Locks a folder against a second run, for as long as this process lives.
 
-    The lock is the kernel's: it goes with the process, however that dies. Raises UserError if taken, or
-    if the folder cannot be written.
+    Raises UserError if it is taken, or cannot be written.
     """
-    lock = _lock_of(folder)
+    while (lock := _lock(folder)) is None:
+        if is_held(folder):
+            raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first")
+        # Somebody only looks whether it is taken.
+        time.sleep(_POLL_SECONDS)
+    _HELD.append(lock)
     try:
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                if is_held(folder):
-                    raise UserError(
-                        f"another run is working in {folder}: wait for it to end, or stop it first"
-                    ) from None
-                # Somebody only looks whether it is taken.
-                time.sleep(0.02)
         # A lock that is there already takes no writing.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(_cannot_be_written(folder, error)) from error
-    _HELD.append(lock)
+        raise _cannot_be_written(folder, error) from error
 
 
 def is_held(folder: Path) -> bool:
     """Whether a living process holds a folder by `hold_folder` or `claim_folder`."""
     try:
-        handle = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
         # Shared, which needs no right to write there, and given back within microseconds.
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        pass  # a file system without locks
-    finally:
-        os.close(handle)
+        pass  # there is no lock, or a file system without them
     return False

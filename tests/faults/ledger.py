@@ -89,7 +89,7 @@ class Ledger:
 
     def report(self, rounds: int, skipped: Iterable[str]) -> str:
         """All of it as Markdown. skipped: why tests were."""
-        made_by = versions("torch", "numpy", "safetensors", "filelock", "tokenizers", "snakemake")
+        made_by = versions("torch", "numpy", "safetensors", "tokenizers", "snakemake")
         on = machine()
         lines = [
             "# Faults, injected",

@@ -23,10 +23,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from conftest import TARGET, edit, make_project, smoke  # noqa: E402
+from conftest import TARGET, edit, make_project, read_tries, smoke  # noqa: E402
 from mup_moe import provenance  # noqa: E402
 from mup_moe.files import write_text  # noqa: E402
-from mup_moe.ops.heartbeat import read_tries  # noqa: E402
 from slurm.submission import launch, lose_node, output_of, write_profile  # noqa: E402
 
 GAP_SECONDS = (2.0, 8.0)

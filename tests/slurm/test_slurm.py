@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from conftest import TARGET, edit, make_project, smoke, wait_until
-from mup_moe.ops.heartbeat import Heartbeat, read_tries
+from conftest import TARGET, edit, make_project, read_tries, smoke, wait_until
+from mup_moe.ops.heartbeat import Heartbeat
 from slurm.submission import launch, lose_node, output_of, write_profile
 
 pytestmark = pytest.mark.slurm

@@ -7,6 +7,7 @@ that the summary says. Only what a run writes imports torch.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,15 +62,15 @@ def read_result(folder: Path) -> dict[str, Any]:
         raise DamagedResultError(folder, str(error)) from None
 
 
-def _sealed(summary: Mapping[str, Any], history_sha256: str) -> dict[str, Any]:
-    """The summary with the digests by which it vouches for itself and for its history."""
+def _sealed(summary: Mapping[str, Any], history_sha256: str) -> bytes:
+    """The summary as JSON, with the digests by which it vouches for itself and for its history."""
     # By way of JSON, as it will be read back.
-    told: dict[str, Any] = json.loads(json.dumps({**summary, "history_sha256": history_sha256}))
-    return told | {_DIGEST: _digest(told)}
+    told = json.loads(json.dumps({**summary, "history_sha256": history_sha256}))
+    return json_text(told | {_DIGEST: _digest(told)}).encode()
 
 
 def _vouched(summary: bytes, history_sha256: str) -> dict[str, Any]:
-    """Reads what `_sealed` made, as JSON. Raises ValueError, with a reason, for anything else."""
+    """Reads what `_sealed` made. Raises ValueError, with a reason, for anything else."""
     try:
         told = json.loads(summary)
     except (ValueError, RecursionError):
@@ -94,19 +95,13 @@ def _digest(told: Mapping[str, Any]) -> str:
 class Result:
     """The result files of a cell's folder.
 
-    Snakemake deletes a job's outputs before it runs the job, also where another process, or a run
-    that was killed before it could say so, has finished the cell. The kept copy makes such a job a
-    matter of seconds.
+    Snakemake deletes a job's outputs before it runs the job, also where another process, or a run that was killed
+    before it could say so, has finished the cell. The kept copy makes such a job a matter of seconds.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._kept = folder / _KEPT
-
-    @property
-    def files(self) -> list[Path]:
-        """Every file that a result writes."""
-        return [folder / name for folder in (self._folder, self._kept) for name in (HISTORY, SUMMARY)]
 
     @property
     def kept_files(self) -> tuple[Path, Path]:
@@ -125,7 +120,7 @@ class Result:
             return {}
 
     def mend(self, request: str) -> bool:
-        """Publishes the kept copy anew if it is whole and of the request with this digest; False if not."""
+        """Publishes the kept copy again if it is whole and of the request with this digest; False if not."""
         if self._kept_summary().get("request") != request:
             return False
         with claim_folder(self._folder):
@@ -138,22 +133,20 @@ class Result:
         Raises UserError, and changes nothing, for what is not whole, of another cell, or in the place of
         another result.
         """
+        name = self._folder.name
         try:
             told = _vouched(summary, hashlib.sha256(history).hexdigest())
-            if told["id"] != self._folder.name:
+            if told["id"] != name:
                 raise ValueError(f"it is that of {told['id']}")
             fingerprint = told["fingerprint"]
         except (ValueError, KeyError) as error:
-            raise UserError(
-                f"the result of {self._folder.name} is not whole ({error}): pack and copy it again"
-            ) from None
+            raise UserError(f"the result of {name} is not whole ({error}): pack and copy it again") from None
         there = self._kept_summary().get("fingerprint")
-        if there not in (None, fingerprint):
-            raise UserError(
-                f"{self._folder} has a result of another config, corpus or version: delete that folder to have this"
-            )
         if there is None:
             _write_all({self: (history, summary)})
+        elif there != fingerprint:
+            another = "has a result of another config, corpus or version"
+            raise UserError(f"{self._folder} {another}: delete that folder to have this")
         self.publish()
         return there is None
 
@@ -162,17 +155,11 @@ class Result:
         for name in (HISTORY, SUMMARY):
             content, shown = (self._kept / name).read_bytes(), self._folder / name
             remove_leftovers(shown)
-            if _content(shown) != content:
-                with atomic_write(shown) as file:
-                    file.write(content)
-
-
-def _content(path: Path) -> bytes | None:
-    """What a file holds; None where there is none that can be read."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
+            with suppress(OSError):
+                if shown.read_bytes() == content:
+                    continue
+            with atomic_write(shown) as file:
+                file.write(content)
 
 
 def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:
@@ -183,8 +170,7 @@ def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str
     contents = {}
     for result, (rows, summary) in results.items():
         history = csv_text(rows[0], rows[1:]).encode()
-        sealed = _sealed(summary, hashlib.sha256(history).hexdigest())
-        contents[result] = history, json_text(sealed).encode()
+        contents[result] = history, _sealed(summary, hashlib.sha256(history).hexdigest())
     _write_all(contents)
 
 
@@ -198,27 +184,24 @@ def _write_all(contents: Mapping[Result, tuple[bytes, bytes]]) -> None:
 
 
 class CellFiles:
-    """A cell's folder: where its result and its checkpoints are, and whose they have to be.
-
-    fingerprint: of all that decides the result.
-    """
+    """A cell's folder, and the run whose result and checkpoints it is to have. fingerprint: of that run."""
 
     def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
-        self.request = request
+        self.request, self._tokens_digest = request, tokens_digest
         self.folder = out / request.cell.id
         self.fingerprint = request.fingerprint(tokens_digest)
-        self._made_of = {"request": request.digest, "tokens_digest": tokens_digest, "version": VERSION}
         self.result = Result(self.folder)
 
     def publish(self) -> bool:
         """Shows the result to everybody, if there is one; clears away what a killed process left."""
         heartbeat.clear(self.folder)
-        remove_leftovers(self.folder / CHECKPOINT, *self.result.files)
-        if self.result.is_of(self.fingerprint):
+        shown = (self.folder / HISTORY, self.folder / SUMMARY)
+        remove_leftovers(self.folder / CHECKPOINT, *shown, *self.result.kept_files)
+        done = self.result.is_of(self.fingerprint)
+        if done:
             self.result.publish()
             checkpoint.clear(self.folder)
-            return True
-        return False
+        return done
 
     def owner(self, device: "torch.device") -> str:
         """Whose checkpoints this run can go on from."""
@@ -226,11 +209,6 @@ class CellFiles:
         from mup_moe.training.device import precision_on
 
         return f"{self.fingerprint}/{device.type}/{precision_on(device, self.request.training)}"
-
-    def clear(self) -> None:
-        """Takes away what only a cell that has no result needs."""
-        checkpoint.clear(self.folder)
-        heartbeat.clear(self.folder)
 
     def tables(self, trainer: "Trainer", outcome: "Outcome", seconds: float) -> tuple[list[list[Any]], dict[str, Any]]:
         """The rows of history.csv, its header first, and the content of summary.json."""
@@ -262,7 +240,9 @@ class CellFiles:
             "precision": trainer.precision,
             "step": trainer.step_mode,
             "replicas": len(trainer.requests),
-            **self._made_of,
+            "request": self.request.digest,
+            "tokens_digest": self._tokens_digest,
+            "version": VERSION,
             "fingerprint": self.fingerprint,
             "code": provenance.code_digest(),
             "settings": {

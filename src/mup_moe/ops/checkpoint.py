@@ -5,11 +5,11 @@ Only what saves or loads tensors imports torch: `status` reads headers without i
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors
 
@@ -33,27 +33,25 @@ class CheckpointHeader:
     elapsed: float
     fingerprint: str
 
-    def as_metadata(self) -> dict[str, str]:
-        """As safetensors keeps it; `parse_header` reads it back."""
-        return {"step": str(self.step), "elapsed": repr(self.elapsed), "fingerprint": self.fingerprint}
 
-
-def parse_header(metadata: Mapping[str, str]) -> CheckpointHeader:
-    """Reads `as_metadata`. Raises DamagedCheckpointError for anything else."""
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The file, and what its header says. Raises DamagedCheckpointError for all that is wrong with either."""
     try:
-        return CheckpointHeader(int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"])
-    except (KeyError, ValueError) as error:
-        raise DamagedCheckpointError(f"its header: {error!r}") from error
+        with safetensors.safe_open(path, framework=framework) as file:
+            yield file, file.metadata() or {}
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+        raise DamagedCheckpointError(f"{type(error).__name__}: {error}") from error
+
+
+def _header(metadata: Mapping[str, str]) -> tuple[int, float, str]:
+    return int(metadata["step"]), float(metadata["elapsed"]), metadata["fingerprint"]
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """The header of a file, without the rest. Raises DamagedCheckpointError for what is no checkpoint."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise DamagedCheckpointError(str(error)) from error
-    return parse_header(metadata)
+    """The header of a file, without the rest. Raises DamagedCheckpointError for what is not a checkpoint."""
+    with _opened(path, "numpy") as (_, metadata):
+        return CheckpointHeader(*_header(metadata))
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,9 @@ def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] 
     import safetensors.torch
 
     with atomic_writes(before_replace=_keep_previous) as write:
-        for folder, checkpoint in checkpoints.items():
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-            metadata = checkpoint.as_metadata()
+        for folder, state in checkpoints.items():
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+            metadata = {"step": str(state.step), "elapsed": repr(state.elapsed), "fingerprint": state.fingerprint}
             metadata["digest"] = _digest(tensors, metadata)
             with write(folder / CHECKPOINT) as file:
                 file.write(safetensors.torch.save(tensors, metadata))
@@ -87,15 +85,11 @@ def _keep_previous(path: Path) -> None:
 
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint. Raises DamagedCheckpointError for a truncated or altered file."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise DamagedCheckpointError(str(error)) from error
-    if metadata.pop("digest", None) != _digest(tensors, metadata):
-        raise DamagedCheckpointError("its digest does not match")
-    return Checkpoint(**vars(parse_header(metadata)), tensors=tensors)
+    with _opened(path, "pt") as (file, metadata):
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if metadata.pop("digest", None) != _digest(tensors, metadata):
+            raise DamagedCheckpointError("its digest does not match")
+        return Checkpoint(*_header(metadata), tensors)
 
 
 def _digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str:
@@ -109,34 +103,31 @@ def _digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str
 
 
 class Checkpoints:
-    """The checkpoints that one cell's folder has for one run.
+    """The checkpoints that one cell's folder has for one run, that of `fingerprint`.
 
-    fingerprint: of that run; another one's are left aside, and so are damaged ones, which is told on
-    stderr.
+    Those of another run, and damaged ones, are left aside, which is told on stderr.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._folder = folder
-        self._fingerprint = fingerprint
         self._paths: dict[int, Path] = {}
-        paths = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.exists()]
-        for problem in [self._add(path) for path in paths]:
-            if problem is not None:
-                self._tell(problem)
-
-    def _add(self, path: Path) -> str | None:
-        """Adds a file to those to go on from, or says why it is none."""
-        # All of the file is read once it is known to be wanted.
-        try:
-            header = read_header(path)
-        except DamagedCheckpointError as error:
-            return f"{path} is damaged ({error})"
-        if header.fingerprint != self._fingerprint:
-            # What comes after the slash, one run of a cell may have different from the next.
-            own, theirs = (text.partition("/")[0] for text in (self._fingerprint, header.fingerprint))
-            return f"{path} is of another {'device or precision' if own == theirs else 'config, corpus or version'}"
-        self._paths[header.step] = path
-        return None
+        problems = []
+        for path in filter(Path.exists, (folder / CHECKPOINT, folder / PREVIOUS)):
+            # All of the file is read once it is known to be wanted.
+            try:
+                header = read_header(path)
+            except DamagedCheckpointError as error:
+                problems.append(f"{path} is damaged ({error})")
+                continue
+            if header.fingerprint == fingerprint:
+                self._paths[header.step] = path
+            else:
+                # What comes after the slash, one run of a cell may have different from the next.
+                same = header.fingerprint.partition("/")[0] == fingerprint.partition("/")[0]
+                differs = "device or precision" if same else "config, corpus or version"
+                problems.append(f"{path} is of another {differs}")
+        for problem in problems:
+            self._tell(problem)
 
     def _tell(self, what: str) -> None:
         left = max(self.steps, default=0)
@@ -174,9 +165,8 @@ def clear(folder: Path) -> None:
 def common_steps(available: Sequence[Sequence[int]]) -> list[int]:
     """The step that each cell of a stack goes on from, by the steps that it has checkpoints of.
 
-    A cell goes on from its latest, but steps back to its one before where that is another cell's
-    latest: the two were written in one go that a kill cut short, and who was trained together is to
-    go on together.
+    A cell goes on from its latest, but steps back to its one before where that is another cell's latest: the two
+    were written in one go that a kill cut short, and cells trained together are to go on together.
     """
     latest = [max(steps, default=0) for steps in available]
     return [min((step for step in steps if step in latest), default=0) for steps in available]
@@ -188,9 +178,9 @@ def load_together(available: Sequence[Checkpoints]) -> list[Checkpoint | None]:
         steps = common_steps([of_cell.steps for of_cell in available])
         loaded = [of_cell.load(step) if step else None for of_cell, step in zip(available, steps, strict=True)]
         # One that is damaged leaves another to go on from.
-        if all(step == 0 or saved is not None for step, saved in zip(steps, loaded, strict=True)):
+        if all(saved or not step for step, saved in zip(steps, loaded, strict=True)):
             break
-    for of_cell, step in zip(available, steps, strict=True):
-        if step:
-            of_cell.go_on_from(step)
+    for of_cell, saved in zip(available, loaded, strict=True):
+        if saved:
+            of_cell.go_on_from(saved.step)
     return loaded

@@ -7,12 +7,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from mup_moe.files import UserError
+from mup_moe.files import UserError, lock_file
 from mup_moe.training.device import is_lost_device, prepare_gpus
 
 # glibc's malloc.h.
@@ -32,9 +32,8 @@ def type_of(wanted: str) -> str:
 def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
     """The device for what is wanted, as `type_of` takes it.
 
-    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work
-    on the first GPU beside whatever has it, within the memory that is free now. Raises UserError where
-    "cuda" is wanted and there is none.
+    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work on the
+    first GPU beside whatever has it, within the memory that is free now. Raises UserError where there is none.
     """
     if type_of(wanted) == "cpu":
         yield torch.device("cpu")
@@ -57,22 +56,15 @@ def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]
 def _free_gpu() -> Iterator[int]:
     folder = Path(tempfile.gettempdir()) / f"mup-moe-gpus-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    waiting = False
-    while True:
+    for tries in count():
         for index in range(torch.cuda.device_count()):
-            lock = FileLock(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                yield index
-            finally:
-                lock.release()
-            return
-        if not waiting:
+            lock = lock_file(folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
+            if lock is not None:
+                with lock:
+                    yield index
+                return
+        if tries == 0:
             print("every GPU is taken by another cell; waiting for one", file=sys.stderr, flush=True)
-            waiting = True
         time.sleep(1)
 
 
@@ -118,10 +110,8 @@ def explain_lost_device(error: BaseException) -> str | None:
     """What to do about an error by which the GPU itself failed; None for any other."""
     if not is_lost_device(error):
         return None
-    return (
-        "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after"
-        f" that GPU if it fails once more ({' '.join(str(error).split())})"
-    )
+    what = "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after that GPU"
+    return f"{what} if it fails once more ({' '.join(str(error).split())})"
 
 
 def keep_freed_pages() -> None:
@@ -129,12 +119,10 @@ def keep_freed_pages() -> None:
 
     Where there is no glibc, nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-    mallopt(_M_TOP_PAD, _MMAP_BYTES)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TOP_PAD, _MMAP_BYTES)
 
 
 def keep_compiled_code_apart() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A sign of life costs a file; a step of the largest models takes about as long.
 SECONDS = 10.0
 _LAST_WORDS_SECONDS = 60.0
-_FILE, FAILURE, _TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
+_FILE, FAILURE, TRIES = "heartbeat.json", "failure.json", "tries.jsonl"
 # How old a sign of life may be: so much, and some steps where steps take long.
 _PATIENCE_SECONDS, _PATIENCE_STEPS = 60.0, 5
 # Before there is a rate, the first step has everything compiled.
@@ -36,9 +36,8 @@ _PATIENCE_AT_START_SECONDS = 600.0
 class Heartbeat:
     """A running cell's last sign of life.
 
-    step: done of `steps`. together: how many cells its process trains at once. steps_per_second: of
-    the process lately, None before two signs. time: seconds since the epoch, by its host's clock.
-    job: the cluster's name of its job, where there is one.
+    step: done of `steps`. together: how many cells its process trains at once. steps_per_second: of the process
+    lately, None before two signs. time: seconds since the epoch, by its host's clock. job: the cluster's name of it.
     """
 
     step: int
@@ -69,7 +68,7 @@ class Heartbeat:
         except (OSError, ValueError, TypeError, RecursionError):
             return None
         # By hand: a machine that only trains has no pydantic.
-        if not all(_is_of(told[name], kind) for name, kind in get_type_hints(cls).items() if name in told):
+        if not all(_is_of(told[name], kind) for name, kind in get_type_hints(cls).items()):
             return None
         rate = beat.steps_per_second
         sound = math.isfinite(beat.time) and beat.together > 0 and (rate is None or 0 < rate < math.inf)
@@ -144,40 +143,26 @@ def note_try(folder: Path, event: str, step: int) -> None:
     event: what became of the try at that step. Nothing is told where nothing can be written.
     """
     line = {"event": event, "step": step} | _now_and_here()
-    with suppress(OSError), (folder / _TRIES).open("a+b") as file:
+    with suppress(OSError), (folder / TRIES).open("a+b") as file:
         # A line that a full disk has cut short ends here.
         begun = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"
         file.write(b"\n" * begun + json.dumps(line).encode() + b"\n")
-
-
-def read_tries(folder: Path) -> list[dict[str, Any]]:
-    """The story of a cell's tries, a line of `note_try` each; lines that a kill cut short are left out."""
-    tries = []
-    with suppress(OSError):
-        for line in (folder / _TRIES).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                tries.append(json.loads(line))
-    return tries
 
 
 def clear(folder: Path) -> None:
     """Takes heartbeat and failure away: the cell is done, or a new try begins."""
     # A folder that cannot be written is told by what has to be written there.
     with suppress(OSError):
-        remove_leftovers(folder / _FILE, folder / FAILURE)
-        for name in (_FILE, FAILURE):
-            (folder / name).unlink(missing_ok=True)
+        for path in (folder / _FILE, folder / FAILURE):
+            remove_leftovers(path)
+            path.unlink(missing_ok=True)
 
 
 class SignsOfLife:
-    """The heartbeats of the cells of a stack.
-
-    folders: of those cells. unfinished: of cells that have no result yet; the others have no heartbeat.
-    """
+    """The heartbeats of the cells of a stack, by their folders; those that are not `unfinished` have none."""
 
     def __init__(self, folders: Sequence[Path], unfinished: Sequence[Path]) -> None:
-        self._folders = folders
-        self._unfinished = unfinished
+        self._folders, self._unfinished = folders, unfinished
         self._shown: tuple[float, int, float | None] | None = None
 
     @contextmanager
@@ -196,9 +181,11 @@ class SignsOfLife:
 
     def note(self, event: str, step: int) -> None:
         """Notes what becomes of the try, for the cells that are not done."""
-        for folder in self._folders:
-            if folder in self._unfinished:
-                note_try(folder, event, step)
+        for folder in self._left():
+            note_try(folder, event, step)
+
+    def _left(self) -> list[Path]:
+        return [folder for folder in self._folders if folder in self._unfinished]
 
     def show(self, trainer: "Trainer") -> None:
         """Shows how far the stack is, if it is time to."""
@@ -212,11 +199,10 @@ class SignsOfLife:
                 rate = (trainer.step - step) / (now - before)
         self._shown = now, trainer.step, rate
         sign = Heartbeat.now(trainer.step, trainer.settings.steps, len(self._folders), rate)
-        for folder in self._folders:
-            if folder in self._unfinished:
-                # A disk that is full is told by what has to be written.
-                with suppress(UserError):
-                    sign.write(folder)
+        for folder in self._left():
+            # A disk that is full is told by what has to be written.
+            with suppress(UserError):
+                sign.write(folder)
 
 
 class Pulse:
@@ -227,10 +213,9 @@ class Pulse:
     """
 
     def __init__(self, seconds: float, before_end: Callable[[str], None]) -> None:
-        self._seconds = seconds
-        self._before_end = before_end
+        self._seconds, self._before_end = seconds, before_end
         self._tick = min(1.0, seconds / 10)
-        self._quiet = 0
+        self.beat()
 
     def beat(self) -> None:
         """To be called with every step."""

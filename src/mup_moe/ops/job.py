@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,7 +50,7 @@ _Together: TypeAlias = Sequence[tuple[CellFiles, Checkpoint | None]]
 class Job:
     """Trains the cells that have no result yet, in stacks as large as the device likes.
 
-    unfinished: the folders of those cells; who gets a result leaves. step, replicas,
+    unfinished: the folders of those cells; a cell that gets a result leaves. step, replicas,
     checkpoint_seconds, hang_seconds: as `execution` of the config has them.
     """
 
@@ -64,14 +65,12 @@ class Job:
 
     def __post_init__(self) -> None:
         self._step_mode = step_on(self.device, self.step)
-        self._pulse = Pulse(self.hang_seconds, self._tell_hang)
+        self.pulse = Pulse(self.hang_seconds, self._tell_hang)
 
     def compile(self) -> None:
         """Fills the compiler's cache on disk with the steps of these cells, and trains none."""
-        if self._step_mode == "eager":
-            return
-        for stacks in self._stacks_of_shapes():
-            for stack in stacks:
+        if self._step_mode != "eager":
+            for stack in chain.from_iterable(self._stacks_of_shapes()):
                 self._trainer(stack, "compiled").run(1)
 
     def run(self, claimed: Collection[CellFiles]) -> None:
@@ -79,13 +78,13 @@ class Job:
 
         Raises UserError where models do not fit in memory, once the others are trained.
         """
-        stop = _Stop()
+        self.stop = _Stop()
         too_large = ""
-        with self._pulse.watched():
+        with self.pulse.watched():
             for stacks in self._stacks_of_shapes():
                 try:
                     for stack in stacks:
-                        self._train([cell for cell in stack if cell in claimed], stop)
+                        self._train([cell for cell in stack if cell in claimed])
                 except (MemoryError, RuntimeError) as error:
                     reason = explain_out_of_memory(error)
                     if reason is None:
@@ -96,22 +95,20 @@ class Job:
             raise UserError(too_large)
         if self.unfinished:
             # Another part of the job's cells comes next: until it trains, a signal ends the process at once.
-            stop.release()
+            self.stop.release()
 
     def _stacks_of_shapes(self) -> Iterator[list[Sequence[CellFiles]]]:
         return stacks_of_shapes(self.cells, self.tokens, self.device.type, self.replicas)
 
-    def _train(self, cells: Sequence[CellFiles], stop: "_Stop") -> None:
+    def _train(self, cells: Sequence[CellFiles]) -> None:
         """Trains cells of one shape, as many at once as their checkpoints and the GPU's memory allow."""
         waiting = [cells] if cells else []
         while waiting:
-            stop.exit_if_asked()
+            self.stop.exit_if_asked()
             for together in self._at_the_same_step(waiting.pop()):
-                if not self._fits(together, stop):
-                    half = (len(together) + 1) // 2
-                    print(
-                        f"{len(together)} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr
-                    )
+                if not self._fits(together):
+                    count, half = len(together), (len(together) + 1) // 2
+                    print(f"{count} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
                     left = [cell for cell, _ in together if cell.folder in self.unfinished]
                     waiting += reversed(even_parts(left, half))
 
@@ -123,10 +120,10 @@ class Job:
             at_step.setdefault(saved.step if saved else 0, []).append((cell, saved))
         return list(at_step.values())
 
-    def _fits(self, together: _Together, stop: "_Stop") -> bool:
+    def _fits(self, together: _Together) -> bool:
         """Trains a stack, unless it has more cells than the GPU has memory for."""
         try:
-            self._begin(together, stop).train()
+            self._begin(together).train()
             return True
         except torch.OutOfMemoryError:
             if len(together) == 1 or self.replicas != "auto":
@@ -136,26 +133,21 @@ class Job:
         torch.cuda.empty_cache()
         return False
 
-    def _begin(self, together: _Together, stop: "_Stop") -> "_Run":
+    def _begin(self, together: _Together) -> "_Run":
         cells = [cell for cell, _ in together]
         trainer = self._trainer(cells, self._step_mode)
         saved = [saved for _, saved in together if saved is not None]
         if saved:
             trainer.load_states(saved[0].step, [of_cell.tensors for of_cell in saved])
             print(f"continuing from step {trainer.step} of {trainer.settings.steps}", file=sys.stderr)
-        elapsed = sum(of_cell.elapsed for of_cell in saved)
-        return _Run(cells, trainer, elapsed, self.unfinished, self.checkpoint_seconds, self._pulse, stop)
+        return _Run(self, cells, trainer, sum(of_cell.elapsed for of_cell in saved))
 
     def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
         gc.collect()  # of the stack before, which the compiler's functions refer to
+        tokens, requests = self.tokens, [cell.request for cell in cells]
+        may_fall_back = self.step == "auto"
         return Trainer(
-            [cell.request for cell in cells],
-            self.tokens.train,
-            self.tokens.valid,
-            self.tokens.vocabulary,
-            self.device,
-            step_mode,
-            may_fall_back=self.step == "auto",
+            requests, tokens.train, tokens.valid, tokens.vocabulary, self.device, step_mode, may_fall_back=may_fall_back
         )
 
     def _tell_hang(self, reason: str) -> None:
@@ -187,23 +179,15 @@ class _Stop:
             signal.signal(number, handler)
 
 
-@dataclass(eq=False)
 class _Run:
-    """The training of cells at once, from the trainer's step to their results.
+    """The training of cells of a job at once, from the trainer's step to their results.
 
-    elapsed: the seconds of training before, summed over the cells. unfinished, checkpoint_seconds: as in `Job`.
+    elapsed: the seconds of training before, summed over the cells.
     """
 
-    cells: Sequence[CellFiles]
-    trainer: Trainer
-    elapsed: InitVar[float]
-    unfinished: list[Path]
-    checkpoint_seconds: float
-    pulse: Pulse
-    stop: _Stop
-
-    def __post_init__(self, elapsed: float) -> None:
-        self._signs = SignsOfLife([cell.folder for cell in self.cells], self.unfinished)
+    def __init__(self, job: Job, cells: Sequence[CellFiles], trainer: Trainer, elapsed: float) -> None:
+        self._job, self._cells, self._trainer = job, cells, trainer
+        self._signs = SignsOfLife([cell.folder for cell in cells], job.unfinished)
         self._start = time.perf_counter() - elapsed
         self._saved_at = elapsed
 
@@ -215,66 +199,62 @@ class _Run:
     @property
     def _share(self) -> float:
         """A cell's share of them, so that the shares add up to the device's time."""
-        return self._elapsed / len(self.cells)
+        return self._elapsed / len(self._cells)
 
     def train(self) -> None:
         """Trains to the end, with checkpoints on the way, and writes the results."""
-        cells, trainer = self.cells, self.trainer
+        cells, trainer = self._cells, self._trainer
         name = cells[0].request.cell.id if len(cells) == 1 else f"{len(cells)} cells"
-        bar = tqdm(
-            total=trainer.settings.steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True
-        )
+        steps = trainer.settings.steps
+        bar = tqdm(total=steps, initial=trainer.step, desc=name, unit="step", mininterval=5, ascii=True)
 
         def after_step(_: Trainer) -> None:
             self._show()
             bar.update()
-            if trainer.step < trainer.settings.steps:  # what is left then takes no longer than a checkpoint
+            if trainer.step < steps:  # what is left then takes no longer than a checkpoint
                 self._save_and_stop_if_due()
 
         with self._signs.shown(trainer), bar:
             trainer.run(after_step=after_step)
             self._finish(dict(zip(cells, trainer.outcomes(), strict=True)))
-        self.pulse.beat()
+        self._job.pulse.beat()
 
     def _show(self) -> None:
-        self.pulse.beat()
-        self._signs.show(self.trainer)
+        self._job.pulse.beat()
+        self._signs.show(self._trainer)
 
     def _save_and_stop_if_due(self) -> None:
-        asked = self.stop.number is not None and math.isfinite(self.checkpoint_seconds)
-        if asked or self._elapsed - self._saved_at >= self.checkpoint_seconds:
+        stop, between = self._job.stop, self._job.checkpoint_seconds
+        asked = stop.number is not None and math.isfinite(between)
+        if asked or self._elapsed - self._saved_at >= between:
             self._save()
             self._saved_at = self._elapsed
-        if self.stop.number:
-            stopped = f"stopped by {signal.Signals(self.stop.number).name}"
-            print(f"{stopped} at step {self.trainer.step}: run it again to continue", file=sys.stderr)
-            self._signs.note(stopped, self.trainer.step)
-            self.stop.exit_if_asked()
+        if stop.number:
+            stopped = f"stopped by {signal.Signals(stop.number).name}"
+            print(f"{stopped} at step {self._trainer.step}: run it again to continue", file=sys.stderr)
+            self._signs.note(stopped, self._trainer.step)
+            stop.exit_if_asked()
 
     def _save(self) -> None:
-        cells, trainer, share = self.cells, self.trainer, self._share
+        cells, trainer, share = self._cells, self._trainer, self._share
         self._finish({cells[replica]: outcome for replica, outcome in trainer.ended.items()})
-        states = {cells[replica]: state for replica, state in trainer.states().items()}
-        first = [cell.folder for cell in states if not (cell.folder / CHECKPOINT).exists()]
-        checkpoint.save(
-            {
-                cell.folder: Checkpoint(trainer.step, share, cell.owner(trainer.device), state)
-                for cell, state in states.items()
-            },
-            after_each=self._show,
-        )
+        new = {
+            cells[replica].folder: Checkpoint(trainer.step, share, cells[replica].owner(trainer.device), state)
+            for replica, state in trainer.states().items()
+        }
+        first = [folder for folder in new if not (folder / CHECKPOINT).exists()]
+        checkpoint.save(new, after_each=self._show)
         for folder in first:
             heartbeat.note_try(folder, "first checkpoint", trainer.step)
 
     def _finish(self, ended: Mapping[CellFiles, Outcome]) -> None:
         """Writes the results of those cells that have none yet, which makes their checkpoints needless."""
-        new = {cell: outcome for cell, outcome in ended.items() if cell.folder in self.unfinished}
-        if not new:
-            return
-        share = self._share
-        keep_all({cell.result: cell.tables(self.trainer, outcome, share) for cell, outcome in new.items()})
+        unfinished, trainer, share = self._job.unfinished, self._trainer, self._share
+        new = {cell: outcome for cell, outcome in ended.items() if cell.folder in unfinished}
+        keep_all({cell.result: cell.tables(trainer, outcome, share) for cell, outcome in new.items()})
         for cell, outcome in new.items():
             cell.result.publish()
-            cell.clear()
-            heartbeat.note_try(cell.folder, outcome.status, self.trainer.step)
-            self.unfinished.remove(cell.folder)
+            checkpoint.clear(cell.folder)
+            heartbeat.clear(cell.folder)
+            heartbeat.note_try(cell.folder, outcome.status, trainer.step)
+            unfinished.remove(cell.folder)

@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name, value in how.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+    options = {name: getattr(arguments, name) for name in ("step", "replicas", "checkpoint_seconds", "hang_seconds")}
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     keep_compiled_code_apart()
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compile_only:
         cells, tokens = _open(requests, folder, out)
         with claim_device(arguments.device, beside=True) as device:
-            _job(arguments, cells, [], tokens, device).compile()
+            Job(cells=cells, unfinished=[], tokens=tokens, device=device, **options).compile()
         return 0
     with _keeping_reasons([out / request.cell.id for request in requests]) as unfinished:
         cells, tokens = _open(requests, folder, out)
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 left = [cell for cell in part if cell.folder in unfinished]
                 if left:
                     device = held.enter_context(claim_device(arguments.device))
-                    _job(arguments, cells, unfinished, tokens, device).run(left)
+                    Job(cells=cells, unfinished=unfinished, tokens=tokens, device=device, **options).run(left)
     return 0
 
 
@@ -122,13 +123,9 @@ def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: To
 
 
 def _most_locks(wanted: int) -> int:
-    """How many of so many locks, an open file each, this process may hold: one at least.
-
-    Half of the files that it may have open are for libraries, drivers and what is being written. The soft
-    limit is raised to what that takes, as far as the hard one permits.
-    """
+    """How many of so many locks, an open file each, this process may hold: one at least."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted
+    needed = 2 * wanted  # the other half is for libraries, drivers and what is being written
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
@@ -142,17 +139,6 @@ def _most_locks(wanted: int) -> int:
 def _open(requests: Sequence[TrainingRequest], folder: Path, out: Path) -> tuple[list[CellFiles], Tokens]:
     tokens = Tokens.open(folder, verify=True)
     return [CellFiles(request, tokens.digest, out) for request in requests], tokens
-
-
-def _job(
-    arguments: argparse.Namespace,
-    cells: Sequence[CellFiles],
-    unfinished: list[Path],
-    tokens: Tokens,
-    device: torch.device,
-) -> Job:
-    options = {name: getattr(arguments, name) for name in ("step", "replicas", "checkpoint_seconds", "hang_seconds")}
-    return Job(cells=cells, unfinished=unfinished, tokens=tokens, device=device, **options)
 
 
 @contextlib.contextmanager

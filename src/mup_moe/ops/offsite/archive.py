@@ -55,15 +55,12 @@ class CellArchives:
     def _extend(self, path: Path, waiting: dict[str, dict[str, bytes]]) -> None:
         """Adds one cell at least, and more until the archive is full; takes them from those that wait."""
         cells = {cell: files for cell, files in self._open.items() if cell not in waiting}
-        with (
-            atomic_write(path) as file,
-            tarfile.open(fileobj=file, mode="w:gz", compresslevel=_LEVEL) as tar,
-        ):
+        with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=_LEVEL) as tar:
             for cell, files in cells.items():
                 _put(tar, cell, files)
-            first = len(waiting)
-            while waiting and (len(waiting) == first or file.tell() < self._part_bytes):
-                cell = next(iter(waiting))
+            for number, cell in enumerate(list(waiting)):
+                if number and file.tell() >= self._part_bytes:
+                    break
                 cells[cell] = waiting.pop(cell)
                 _put(tar, cell, cells[cell])
         self._open = cells

@@ -6,15 +6,13 @@ another machine needs.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from mup_moe.config.cell import Cell
 from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
-from mup_moe.ops.offsite.job_list import Job, write_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.sweep import Sweep
 
 
@@ -42,20 +40,17 @@ def _bytes_of(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
-def open_jobs(sweep: Sweep, figures: Sequence[str]) -> Iterator[Job]:
+def open_jobs(sweep: Sweep, figures: Sequence[str]) -> Iterator[ListedJob]:
     """The jobs of figures or compositions, in their order, without the cells that have a result."""
-    cells_of: dict[str, list[Cell]] = {}
-    for figure, shown in sweep.chosen(figures).items():
-        # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
-        before = {cell for cells in cells_of.values() for cell in cells}
-        cells_of[figure] = [cell for cell in shown if cell not in before]
+    shown = sweep.chosen(figures)
+    # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
+    first = {cell: figure for figure in reversed(shown) for cell in shown[figure]}
+    cells_of = {figure: [cell for cell in cells if first[cell] == figure] for figure, cells in shown.items()}
     for name, cells in sweep.jobs_of(cells_of).items():
-        corpus = sweep.corpus(cells[0])
-        figure = next(figure for figure, shown in cells_of.items() if cells[0] in shown)
-        job = Job(name, figure, corpus, _tokens_digest(sweep.tokens(corpus)), tuple(map(sweep.request, cells)))
-        left = tuple(request for request in job.requests if not job.is_done(request, sweep.results))
-        if left:
-            yield replace(job, requests=left)
+        corpus, requests = sweep.corpus(cells[0]), tuple(map(sweep.request, cells))
+        job = ListedJob(name, first[cells[0]], corpus, _tokens_digest(sweep.tokens(corpus)), requests)
+        if (left := job.left(sweep.results)).requests:
+            yield left
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mup_moe.files import UserError, atomic_write
@@ -11,7 +11,7 @@ from mup_moe.training.request import TrainingRequest
 
 
 @dataclass(frozen=True)
-class Job:
+class ListedJob:
     """Cells that share a process.
 
     figure: the first that shows them. corpus: the name of their tokens' folder; tokens: its digest.
@@ -23,30 +23,34 @@ class Job:
     tokens: str
     requests: tuple[TrainingRequest, ...]
 
-    def is_done(self, request: TrainingRequest, results: Path) -> bool:
-        """Whether the results have this cell, as this version trains it on these tokens."""
-        return Result(results / "cells" / request.cell.id).is_of(request.fingerprint(self.tokens))
+    def left(self, results: Path) -> "ListedJob":
+        """The job of those cells that the results lack, as this version trains them on these tokens."""
+
+        def is_done(request: TrainingRequest) -> bool:
+            return Result(results / "cells" / request.cell.id).is_of(request.fingerprint(self.tokens))
+
+        return replace(self, requests=tuple(request for request in self.requests if not is_done(request)))
 
 
-def write_jobs(path: Path, jobs: Iterable[Job]) -> None:
+def write_jobs(path: Path, jobs: Iterable[ListedJob]) -> None:
     """Writes a line of JSON per job, atomically."""
     with atomic_write(path, "w") as file:
         for job in jobs:
             fields = {"job": job.name, "figure": job.figure, "corpus": job.corpus, "tokens": job.tokens}
-            file.write(json.dumps(fields | {"requests": [r.to_json() for r in job.requests]}) + "\n")
+            file.write(json.dumps(fields | {"requests": [request.to_json() for request in job.requests]}) + "\n")
 
 
-def read_jobs(path: Path) -> list[Job]:
+def read_jobs(path: Path) -> list[ListedJob]:
     """Reads `write_jobs`. Raises UserError for anything else."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
-            Job(
+            ListedJob(
                 name=str(line["job"]),
                 figure=str(line["figure"]),
                 corpus=str(line["corpus"]),
                 tokens=str(line["tokens"]),
-                requests=tuple(TrainingRequest.from_json(request) for request in line["requests"]),
+                requests=tuple(map(TrainingRequest.from_json, line["requests"])),
             )
             for line in lines
         ]
@@ -54,7 +58,7 @@ def read_jobs(path: Path) -> list[Job]:
         raise UserError(f"{path} is not a list of jobs ({error}): make it again with `mup_moe export-jobs`") from None
 
 
-def chosen_jobs(jobs: Sequence[Job], names: Sequence[str]) -> list[Job]:
+def chosen_jobs(jobs: Sequence[ListedJob], names: Sequence[str]) -> list[ListedJob]:
     """The jobs of these names, or all of them where there are no names. Raises UserError for another name."""
     unknown = set(names) - {job.name for job in jobs}
     if unknown:

@@ -3,13 +3,12 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from mup_moe.ops.memory import by_shape, stack_bytes
-from mup_moe.ops.offsite.job_list import Job
-from mup_moe.training.request import TrainingRequest
+from mup_moe.ops.offsite.job_list import ListedJob
 
 # Starting, building and compiling, before a job has told; and what an estimate is short of, at most.
 _START_SECONDS, _MARGIN = 60.0, 1.15
@@ -18,44 +17,40 @@ _START_SECONDS, _MARGIN = 60.0, 1.15
 class JobTimes:
     """Estimates by what is measured: steps take time about in proportion to the memory of their stack.
 
-    vocabulary: of each corpus. measured: a file of `benchmarks/look.py`, whose stacks tell before any job
-    has run, or None.
+    vocabulary: of each corpus. measured: a file of `benchmarks/look.py`, which tells before any job has run, or None.
     """
 
     def __init__(self, vocabulary: dict[str, int], measured: Path | None) -> None:
-        self._vocabulary = vocabulary
-        self._start_seconds = _START_SECONDS
+        self._vocabulary, self._start_seconds = vocabulary, _START_SECONDS
         # Seconds of a step by the bytes of its stack.
-        self._seconds_of: dict[float, float] = {}
-        for row in _stacks_in(measured) if measured is not None else ():
-            self._seconds_of[row["bytes"]] = row["step_ms"] / 1e3
+        self._seconds_of = {} if measured is None else dict(_measured_in(measured))
 
-    def estimate(self, job: Job, requests: Sequence[TrainingRequest]) -> float | None:
-        """Seconds for these cells of a job, all stacked by shape; None where nothing is measured yet."""
+    def estimate(self, job: ListedJob) -> float | None:
+        """Seconds for the cells of a job, all stacked by shape; None where nothing is measured yet."""
         if not self._seconds_of:
             return None
         total = self._start_seconds
-        for size, steps in self._stacks(job, requests):
+        for size, steps in self._stacks(job):
             nearest = min(self._seconds_of, key=lambda known: abs(math.log(known / size)))
             total += _MARGIN * steps * self._seconds_of[nearest] * size / nearest
         return total
 
-    def learn(self, job: Job, requests: Sequence[TrainingRequest], seconds: float, steps_per_second: float) -> None:
+    def learn(self, job: ListedJob, seconds: float, steps_per_second: float) -> None:
         """Takes in what a job took in all, and the steps per second that it had once it ran."""
-        stacks = self._stacks(job, requests)
+        stacks = self._stacks(job)
         if len(stacks) == 1:
             ((size, steps),) = stacks
             self._seconds_of[size] = 1 / steps_per_second
             self._start_seconds = max(0.0, seconds - steps / steps_per_second)
 
-    def _stacks(self, job: Job, requests: Sequence[TrainingRequest]) -> list[tuple[int, int]]:
+    def _stacks(self, job: ListedJob) -> list[tuple[int, int]]:
         """The bytes and the steps of each stack."""
-        shapes = by_shape(requests, self._vocabulary[job.corpus])
+        shapes = by_shape(job.requests, self._vocabulary[job.corpus])
         return [(stack_bytes(shape, alike[0], len(alike)), alike[0].training.steps) for shape, alike in shapes.items()]
 
 
-def _stacks_in(path: Path) -> Iterator[dict[str, float]]:
-    """The rows that tell of a stack; what a kill has cut short is left out."""
+def _measured_in(path: Path) -> Iterator[tuple[float, float]]:
+    """The bytes of a stack and the seconds of its step, of each row that has them: a kill may have cut one short."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -64,4 +59,4 @@ def _stacks_in(path: Path) -> Iterator[dict[str, float]]:
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             row = json.loads(line)
-            yield {key: float(row[key]) for key in ("bytes", "step_ms")}
+            yield float(row["bytes"]), float(row["step_ms"]) / 1e3

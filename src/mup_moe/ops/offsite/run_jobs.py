@@ -17,9 +17,8 @@ from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, make_folder
 from mup_moe.ops.heartbeat import Heartbeat
 from mup_moe.ops.offsite.archive import CellArchives, pack_logs
-from mup_moe.ops.offsite.job_list import Job, read_jobs
+from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
-from mup_moe.training.request import TrainingRequest
 
 # What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
@@ -68,32 +67,39 @@ def run(arguments: argparse.Namespace) -> int:
 class _Visit:
     """The jobs of a list, on a machine that is lent for a while."""
 
-    def __init__(self, arguments: argparse.Namespace, jobs: Sequence[Job], times: JobTimes) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: argparse.Namespace, jobs: Sequence[ListedJob], times: JobTimes) -> None:
+        self._arguments, self._jobs, self._times = arguments, jobs, times
         self._results: Path = arguments.results
-        self._jobs = jobs
-        self._times = times
-        self._clock = _Clock(60 * arguments.minutes)
-        folder: Path | None = arguments.archive
-        self._archives = None if folder is None else CellArchives(folder, arguments.archive_bytes)
+        self._deadline: float = time.monotonic() + 60 * arguments.minutes
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self._archives = arguments.archive and CellArchives(arguments.archive, arguments.archive_bytes)
+        self._keeps_checkpoints = arguments.checkpoint_seconds != math.inf
         self._ahead: subprocess.Popen[bytes] | None = None
         self._failed = 0
+
+    def _stop(self, *_: object) -> None:
+        self._deadline = 0.0
+
+    @property
+    def _seconds_left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
     def run(self) -> int:
         """Trains and packs; the exit status."""
         self._pack()
         try:
             for number, job in enumerate(self._jobs):
-                left = self._left_of(job)
-                if left:
+                left = job.left(self._results)
+                if left.requests:
                     self._await_ahead()
-                if self._clock.is_over:
+                if not self._seconds_left:
                     break
-                if left and self._can_end(job, left):
+                if left.requests and self._can_end(left):
                     self._train(job, left, self._jobs[number + 1 :])
                     self._pack()
-                elif left:
-                    takes = f"it takes about {self._times.estimate(job, left):.0f} s of {self._clock.left:.0f} s left"
+                elif left.requests:
+                    takes = f"it takes about {self._times.estimate(left):.0f} s of {self._seconds_left:.0f} s left"
                     print(f"{job.figure} {job.name}: not begun, {takes}", flush=True)
         finally:
             if self._ahead is not None:
@@ -101,73 +107,66 @@ class _Visit:
         print(f"{len(self._done())} of {sum(len(job.requests) for job in self._jobs)} cells are done", flush=True)
         return 1 if self._failed else 0
 
-    def _left_of(self, job: Job) -> list[TrainingRequest]:
-        return [request for request in job.requests if not job.is_done(request, self._results)]
+    def _done(self) -> list[Path]:
+        """The folders of the cells that are done."""
+        left = {request.cell for job in self._jobs for request in job.left(self._results).requests}
+        cells = [request.cell for job in self._jobs for request in job.requests if request.cell not in left]
+        return [self._results / "cells" / cell.id for cell in cells]
 
-    def _done(self) -> list[TrainingRequest]:
-        return [request for job in self._jobs for request in job.requests if job.is_done(request, self._results)]
-
-    def _can_end(self, job: Job, left: Sequence[TrainingRequest]) -> bool:
+    def _can_end(self, left: ListedJob) -> bool:
         """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
-        seconds = self._times.estimate(job, left)
-        return self._keeps_checkpoints or seconds is None or seconds <= self._clock.left
+        seconds = self._times.estimate(left)
+        return self._keeps_checkpoints or seconds is None or seconds <= self._seconds_left
 
-    @property
-    def _keeps_checkpoints(self) -> bool:
-        wanted: float | None = self._arguments.checkpoint_seconds
-        return wanted is None or math.isfinite(wanted)
-
-    def _train(self, job: Job, left: Sequence[TrainingRequest], later: Sequence[Job]) -> None:
+    def _train(self, job: ListedJob, left: ListedJob, later: Sequence[ListedJob]) -> None:
         """Runs `train` until it ends or the time does."""
         start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
         process = self._start(job)
         try:
-            while process.poll() is None and not self._clock.is_over:
+            while process.poll() is None and self._seconds_left:
                 time.sleep(_POLL_SECONDS)
-                sign = self._sign_of(left)
-                if sign is None:
-                    continue
-                if not ahead:
-                    # Only now: a job that steps has taken the memory that it needs.
-                    ahead = True
-                    self._compile_ahead(later)
-                # The fastest, for the first ones count compilation in.
-                rate = max(rate, (sign.step >= _TELLING_STEPS and sign.steps_per_second) or 0.0)
+                if sign := self._sign_of(left):
+                    if not ahead:
+                        # Only now: a job that steps has taken the memory that it needs.
+                        ahead = True
+                        self._compile_ahead(later)
+                    # The fastest, for the first ones count compilation in.
+                    rate = max(rate, (sign.step >= _TELLING_STEPS and sign.steps_per_second) or 0.0)
         finally:
             _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
         seconds = time.monotonic() - start
         if process.returncode == 0 and rate:
-            self._times.learn(job, left, seconds, rate)
-        stopped = self._clock.is_over
+            self._times.learn(left, seconds, rate)
+        stopped = not self._seconds_left
         ended = "" if process.returncode == 0 else ", stopped" if stopped else f", failed with {process.returncode}"
-        done = len(job.requests) - len(self._left_of(job))
+        done = len(job.requests) - len(job.left(self._results).requests)
         print(f"{job.figure} {job.name}: {done} of {len(job.requests)} cells after {seconds:.0f} s{ended}", flush=True)
         self._failed += process.returncode != 0 and not stopped
 
-    def _sign_of(self, requests: Sequence[TrainingRequest]) -> Heartbeat | None:
-        """What the job that trains these cells tells, once it has taken a step; a cell that is done tells no more."""
-        signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in requests)
+    def _sign_of(self, job: ListedJob) -> Heartbeat | None:
+        """What a job that trains tells, once it has taken a step; a cell that is done tells no more."""
+        signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in job.requests)
         return next((sign for sign in signs if sign and sign.step > 0), None)
 
-    def _start(self, job: Job, *more: str) -> "subprocess.Popen[bytes]":
+    def _start(self, job: ListedJob, *more: str) -> "subprocess.Popen[bytes]":
         log = self._log_of(job)
         make_folder(log.parent)
         command = [sys.executable, "-m", "mup_moe", "train", job.name, *more]
         command += ["--requests", str(self._arguments.jobs), "--results", str(self._results)]
         for option in _OPTIONS:
-            if getattr(self._arguments, option) is not None:
-                command += [f"--{option.replace('_', '-')}", str(getattr(self._arguments, option))]
+            if (value := getattr(self._arguments, option)) is not None:
+                command += [f"--{option.replace('_', '-')}", str(value)]
         with log.open("a") as file:
             return subprocess.Popen(command, stderr=file)  # noqa: S603 - our own command
 
-    def _log_of(self, job: Job) -> Path:
+    def _log_of(self, job: ListedJob) -> Path:
         return self._results / "logs" / "train" / f"{job.name}.log"
 
-    def _compile_ahead(self, later: Sequence[Job]) -> None:
+    def _compile_ahead(self, later: Sequence[ListedJob]) -> None:
         """Starts the compiler for the next job that will be begun."""
         for job in later:
-            left = self._left_of(job)
-            if left and self._can_end(job, left):
+            left = job.left(self._results)
+            if left.requests and self._can_end(left):
                 self._ahead = self._start(job, "--compile-only")
                 return
 
@@ -175,7 +174,7 @@ class _Visit:
         """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
         if self._ahead is not None:
             patience = time.monotonic() + _AHEAD_SECONDS
-            while self._ahead.poll() is None and not self._clock.is_over and time.monotonic() < patience:
+            while self._ahead.poll() is None and self._seconds_left and time.monotonic() < patience:
                 time.sleep(_POLL_SECONDS)
             _end(self._ahead, _END_SECONDS)
             self._ahead = None
@@ -185,7 +184,7 @@ class _Visit:
         if self._archives is None:
             return
         try:
-            for path in self._archives.add(self._results / "cells" / request.cell.id for request in self._done()):
+            for path in self._archives.add(self._done()):
                 print(f"packed {path}", flush=True)
             pack_logs(map(self._log_of, self._jobs), self._arguments.archive / "logs.tar.gz")
         except (OSError, UserError) as error:
@@ -202,25 +201,3 @@ def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-class _Clock:
-    """The time that is given, which a signal ends."""
-
-    def __init__(self, seconds: float) -> None:
-        self._deadline = time.monotonic() + seconds
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-
-    def _stop(self, *_: object) -> None:
-        self._deadline = 0.0
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return max(0.0, self._deadline - time.monotonic())
-
-    @property
-    def is_over(self) -> bool:
-        """Whether no time is left."""
-        return self.left == 0.0

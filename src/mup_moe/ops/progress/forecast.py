@@ -73,8 +73,7 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
         ) as process:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
+            print(json.dumps(request), file=process.stdin, flush=True)
             told = json.loads(process.stdout.read())
     except (OSError, ValueError):
         return None
@@ -91,12 +90,12 @@ def _answer(request: dict[str, Any]) -> Forecast:
     from mup_moe.sweep import Sweep
     from mup_moe.tables.machine import START_SECONDS
 
-    config, results = validate(request["document"]), Path(request["results"])
+    sweep = Sweep(validate(request["document"]), Path(request["results"]))
     cells = [Cell.parse(name) for name in request["cells"]]
-    costs = Costs.of(config, cells, results / "data", Path(request["benchmark"]))
+    costs = Costs.of(sweep, cells, Path(request["benchmark"]))
     forecasts = {
         status.cell.id: CellForecast(status.step, status.steps, costs.seconds_of_step(status.cell))
-        for status in survey(Sweep(config, results), cells, time.time())
+        for status in survey(sweep, cells, time.time())
     }
     return Forecast(forecasts, START_SECONDS, not isinstance(costs.machine, UserError))
 

@@ -4,8 +4,10 @@ import atexit
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.progress.forecast import Forecast, ask_forecast, duration
-from mup_moe.ops.progress.run_watch import RunWatch, Standing
+from mup_moe.ops.progress.watch import RunWatch, Standing
 
 # Between two lines, and between two looks at the files, which are to cost no more than so much of the time.
 _LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
@@ -72,13 +74,8 @@ def report_progress(
     if any(jobs):
         watch = RunWatch(list(filter(None, jobs)), results / "cells", figures, processes, keep_going)
         reporter = _Reporter(watch, tokenizing)
-
-        def run() -> None:
-            time.sleep(_SHORT_SECONDS)
-            cells = [cell for job in jobs for cell in job]
-            reporter.run(ask_forecast(document, cells, results, benchmark))
-
-        threading.Thread(target=run, name="progress", daemon=True).start()
+        ask = partial(ask_forecast, document, list(chain.from_iterable(jobs)), results, benchmark)
+        threading.Thread(target=reporter.run, args=[ask], name="progress", daemon=True).start()
         atexit.register(reporter.end)
 
 
@@ -91,9 +88,10 @@ class _Reporter:
         self._said = ""
         self._turn = threading.Lock()
 
-    def run(self, forecast: Forecast | None) -> None:
-        """Never ends."""
-        if forecast is not None:
+    def run(self, ask: Callable[[], Forecast | None]) -> None:
+        """Never ends. ask: for the forecast."""
+        time.sleep(_SHORT_SECONDS)
+        if (forecast := ask()) is not None:
             with self._turn:
                 self._watch.learn(forecast)
         while True:
@@ -102,8 +100,7 @@ class _Reporter:
                 standing = self._watch.look()
                 if began - self._printed >= _LINE_SECONDS:
                     self._print(standing)
-            cost = time.monotonic() - began
-            time.sleep(max(_LOOK_SECONDS, cost / _LOOK_SHARE))
+            time.sleep(max(_LOOK_SECONDS, (time.monotonic() - began) / _LOOK_SHARE))
 
     def end(self) -> None:
         """Prints the last line."""

@@ -8,17 +8,13 @@ import json
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.files import UserError
 from mup_moe.ops.progress.forecast import duration
 from mup_moe.ops.status.survey import CellStatus, State
-from mup_moe.ops.status.sweep import SweepStatus
-from mup_moe.ops.status.time_left import TimeLeft
+from mup_moe.ops.status.sweep import SweepStatus, TimeLeft
 from mup_moe.sweep import Sweep
-
-K = TypeVar("K", bound=Hashable)
 
 # What a screen holds; --json has all.
 _LONGEST_LIST, _LONGEST_REASON = 20, 500
@@ -42,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     probes = layers.config.probes if arguments.figures is None else {}
     # A run keeps its config elsewhere than in the checkout.
     benchmark = sweep.benchmark(Path() / "benchmarks" if layers.of_run else layers.base.parent / "benchmarks")
-    status = SweepStatus.of(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
+    status = SweepStatus(sweep, sweep.chosen(arguments.figures), probes, benchmark, time.time())
     print(json.dumps(status.as_json(), indent=2) if arguments.json else "\n".join(lines(status)))
 
 
@@ -79,37 +75,31 @@ def _table(status: SweepStatus) -> Iterator[str]:
 
 def _list(title: str, items: Sequence[str]) -> Iterator[str]:
     if items:
-        yield ""
-        yield f"{title}:"
-        yield from (f"  {item}" for item in items[:_LONGEST_LIST])
-    if len(items) > _LONGEST_LIST:
-        yield f"  and {len(items) - _LONGEST_LIST} more, which --json has"
+        yield from ("", f"{title}:", *(f"  {item}" for item in _first(items)))
 
 
-def _grouped(cells: Sequence[CellStatus], key: Callable[[CellStatus], K]) -> dict[K, list[CellStatus]]:
-    groups: dict[K, list[CellStatus]] = {}
-    for cell in cells:
-        groups.setdefault(key(cell), []).append(cell)
-    return groups
+def _first(items: Sequence[str]) -> list[str]:
+    more = len(items) - _LONGEST_LIST
+    return [*items[:_LONGEST_LIST], f"and {more} more, which --json has"] if more > 0 else list(items)
 
 
-def _in_state(status: SweepStatus, state: State) -> list[CellStatus]:
-    return [cell for cell in status.cells.values() if cell.state is state]
+def _grouped(status: SweepStatus, state: State, key: Callable[[CellStatus], Hashable]) -> list[list[CellStatus]]:
+    """The cells in a state, those together that have a key in common."""
+    groups: dict[Hashable, list[CellStatus]] = {}
+    for cell in status.cells.values():
+        if cell.state is state:
+            groups.setdefault(key(cell), []).append(cell)
+    return list(groups.values())
 
 
 def _jobs(status: SweepStatus, state: State) -> list[list[CellStatus]]:
     """The cells in a state, those together that share a process, or did."""
-
-    def process(cell: CellStatus) -> tuple[Hashable, ...]:
-        beat = cell.heartbeat
-        return (cell.job, beat and (beat.host, beat.pid, beat.step))
-
-    return list(_grouped(_in_state(status, state), process).values())
+    return _grouped(status, state, lambda c: (c.job, (beat := c.heartbeat) and (beat.host, beat.pid, beat.step)))
 
 
 def _running(group: Sequence[CellStatus]) -> str:
     beat = group[0].heartbeat
-    assert beat is not None  # who runs has one
+    assert beat is not None  # a cell that runs has one
     rate = "" if beat.steps_per_second is None else f", {beat.steps_per_second:.3g} steps/s"
     return f"{group[0].job}: {_cells(group)} at step {beat.step} of {beat.steps}{rate}, {_where(group[0])}"
 
@@ -120,11 +110,11 @@ def _silent(group: Sequence[CellStatus]) -> str:
 
 
 def _failures(status: SweepStatus) -> Iterator[str]:
-    for reason, cells in _grouped(_in_state(status, State.FAILED), lambda cell: cell.reason or "").items():
+    for cells in _grouped(status, State.FAILED, lambda cell: cell.reason):
+        reason = cells[0].reason or ""
         shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
         logs = list(dict.fromkeys(str(status.log_of(cell)) for cell in cells))
-        more = [f"and {len(logs) - _LONGEST_LIST} more, which --json has"] if len(logs) > _LONGEST_LIST else []
-        yield "\n    ".join([f"{_cells(cells)}: {shown}", *logs[:_LONGEST_LIST], *more])
+        yield "\n    ".join([f"{_cells(cells)}: {shown}", *_first(logs)])
 
 
 def _where(cell: CellStatus) -> str:

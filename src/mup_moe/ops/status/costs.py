@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import Config
-from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
 from mup_moe.model.inventory import size_of
+from mup_moe.sweep import Sweep
 from mup_moe.tables.machine import Machine
 
 _FLAT_RATE = 1e9
@@ -28,18 +28,16 @@ class Costs:
     machine: Machine | UserError
 
     @classmethod
-    def of(cls, config: Config, cells: Iterable[Cell], data: Path, benchmark: Path) -> Self:
+    def of(cls, sweep: Sweep, cells: Iterable[Cell], benchmark: Path) -> Self:
         """Counts the FLOPs of these cells. Raises UserError where a tokenizer's files cannot be read.
 
-        data: the folder with a folder for each corpus. benchmark: of the training step, a CSV.
+        benchmark: of the training step, a CSV.
         """
-        vocabularies: dict[str, int] = {}
+        vocabulary = cache(partial(_vocabulary, sweep))
         flops = {}
         for cell in cells:
-            setup = config.setups[cell.setup]
-            if setup.corpus not in vocabularies:
-                vocabularies[setup.corpus] = _vocabulary(config, setup.corpus, data)
-            size = size_of(cell, setup.model, vocabularies[setup.corpus])
+            setup = sweep.config.setups[cell.setup]
+            size = size_of(cell, setup.model, vocabulary(setup.corpus))
             flops[cell] = setup.tokens_per_step * size.flops_per_token
         try:
             return cls(flops, Machine.read(benchmark))
@@ -57,8 +55,8 @@ class Costs:
         return self.seconds(self.flops_of_step[cell], cell.width)
 
 
-def _vocabulary(config: Config, corpus: str, data: Path) -> int:
+def _vocabulary(sweep: Sweep, corpus: str) -> int:
     try:
-        return Tokens.open(data / corpus).vocabulary
+        return Tokens.open(sweep.tokens(corpus)).vocabulary
     except (UserError, OSError):
-        return vocabulary_of(config.corpora[corpus])
+        return sweep.vocabulary(corpus)

@@ -30,7 +30,7 @@ class State(StrEnum):
     DONE, DIVERGED: it has a result. RUNNING: its process gives signs of life. SILENT: its process was
     killed, or hangs. FAILED: its last try ended without a result, for a reason that is known.
     INTERRUPTED: it has a checkpoint and no process. OUTDATED: its result is of another config, version or
-    corpus, or damaged, and it will be trained anew. WAITING: none of these.
+    corpus, or damaged, and it will be trained again. WAITING: none of these.
     """
 
     DONE = "done"
@@ -47,9 +47,9 @@ class State(StrEnum):
 class CellStatus:
     """A cell of the sweep.
 
-    job: of the workflow, which names its log. step: done of `steps`, or that from which the cell goes
-    on. result: the summary of a cell that has one. heartbeat: of one that runs or has fallen silent;
-    age: of that, in seconds by our clock. reason: of one that failed, in a sentence.
+    job: of the workflow, which names its log. step: done of `steps`, or that from which the cell goes on. result: the
+    summary of a cell that has one. heartbeat: of one that runs or has fallen silent; age: of that, in seconds by our
+    clock. reason: of one that failed, in a sentence.
     """
 
     cell: Cell
@@ -61,11 +61,6 @@ class CellStatus:
     heartbeat: Heartbeat | None = None
     age: float | None = None
     reason: str | None = None
-
-    @property
-    def is_left(self) -> bool:
-        """Whether it is still to be trained, to its end at least."""
-        return self.state not in (State.DONE, State.DIVERGED)
 
 
 def survey(sweep: Sweep, cells: Collection[Cell], now: float) -> Iterator[CellStatus]:
@@ -151,8 +146,7 @@ def corpus_state(corpus: str, results: Path) -> str:
 
 def _last_words(log: Path) -> str | None:
     """The sentence by which a command ended, if its log ends with one."""
-    try:
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-    except OSError:
-        return None
-    return last[0].removeprefix(_SPEAKER) if last and last[0].startswith(_SPEAKER) else None
+    with suppress(OSError):
+        *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        return last.removeprefix(_SPEAKER) if last.startswith(_SPEAKER) else None
+    return None

@@ -1,59 +1,63 @@
-"""How a whole sweep stands, as a value."""
+"""How a whole sweep stands, as a value, and how long the rest of it will take, by what its own cells took."""
 
+import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mup_moe.config.cell import Cell
-from mup_moe.config.settings import ProbeSettings
-from mup_moe.files import is_held
+from mup_moe.files import UserError, is_held
+from mup_moe.ops.cell_folder import Result
+from mup_moe.ops.progress.forecast import makespan
 from mup_moe.ops.status.survey import CellStatus, State, corpus_state, survey
-from mup_moe.ops.status.time_left import TimeLeft, time_left
 from mup_moe.sweep import Sweep
+
+if TYPE_CHECKING:
+    from mup_moe.ops.status.costs import Costs
 
 
 @dataclass(frozen=True)
+class TimeLeft:
+    """What a sweep still takes.
+
+    device_seconds: of one process (a CPU's, or a GPU's), summed over the cells that are left; None where nothing
+    tells. processes: that train now. seconds: by them; None if there are none. basis: of this, or why it is not known.
+    """
+
+    device_seconds: float | None
+    processes: int
+    seconds: float | None
+    basis: str
+
+
 class SweepStatus:
     """Figures, and what they need.
 
-    snakemake: whether one works in the folder `results`. corpora: name -> its state in words. probes:
-    name -> how many widths are measured, and of how many.
+    snakemake: whether one works in the folder `results`. corpora: name -> its state in words. probes: name -> how
+    many widths are measured, and of how many.
     """
 
-    results: Path
-    snakemake: bool
-    corpora: Mapping[str, str]
-    probes: Mapping[str, tuple[int, int]]
-    figures: Mapping[str, Sequence[Cell]]
-    cells: Mapping[Cell, CellStatus]
-    time_left: TimeLeft
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         sweep: Sweep,
         figures: Mapping[str, Sequence[Cell]],
-        probes: Mapping[str, ProbeSettings],
+        probes: Collection[str],
         benchmark: Path,
         now: float,
-    ) -> Self:
+    ) -> None:
         """Reads the results. benchmark: of the training step. now: seconds since the epoch."""
-        config, results = sweep.config, sweep.results
-        every = [cell for cells in figures.values() for cell in cells]
-        cells = {status.cell: status for status in survey(sweep, every, now)}
-        setups = [*(config.figures[name].setup for name in figures), *(probe.setup for probe in probes.values())]
-        corpora = dict.fromkeys(config.setups[setup].corpus for setup in setups)
-        return cls(
-            results=results,
-            snakemake=is_held(results),
-            corpora={corpus: corpus_state(corpus, results) for corpus in corpora},
-            probes={name: _measured(sweep.probe_values(name).values()) for name in probes},
-            figures=figures,
-            cells=cells,
-            time_left=time_left(config, list(cells.values()), results, benchmark),
-        )
+        self.results, self.figures, every = sweep.results, figures, list(chain.from_iterable(figures.values()))
+        self.snakemake = is_held(sweep.results)
+        corpora = dict.fromkeys([*map(sweep.corpus, every), *map(sweep.probe_corpus, probes)])
+        self.corpora = {corpus: corpus_state(corpus, sweep.results) for corpus in corpora}
+        self.probes = {name: _measured(sweep.probe_values(name).values()) for name in probes}
+        self.cells = {status.cell: status for status in survey(sweep, every, now)}
+        self.time_left = time_left(sweep, list(self.cells.values()), benchmark)
 
     def count(self, cells: Iterable[Cell]) -> dict[str, int]:
         """State -> how many of these cells are in it; every state is there."""
@@ -72,22 +76,17 @@ class SweepStatus:
                 shown_in[cell].append(name)
         return {
             "snakemake": self.snakemake,
-            "corpora": dict(self.corpora),
+            "corpora": self.corpora,
             "probes": {name: {"measured": done, "widths": widths} for name, (done, widths) in self.probes.items()},
             "figures": {name: self.count(cells) for name, cells in self.figures.items()},
             "total": self.count(self.cells),
             "time_left": asdict(self.time_left),
             "cells": {
                 cell.id: {
-                    "state": status.state.value,
+                    **{name: getattr(status, name) for name in ("state", "job", "step", "steps", "reason", "age")},
                     "figures": shown_in[cell],
-                    "job": status.job,
                     "log": str(self.log_of(status)),
-                    "step": status.step,
-                    "steps": status.steps,
-                    "reason": status.reason,
                     "heartbeat": status.heartbeat and asdict(status.heartbeat),
-                    "age": status.age,
                 }
                 for cell, status in self.cells.items()
             },
@@ -96,3 +95,96 @@ class SweepStatus:
 
 def _measured(values: Collection[Path]) -> tuple[int, int]:
     return sum(path.exists() for path in values), len(values)
+
+
+def time_left(sweep: Sweep, cells: Sequence[CellStatus], benchmark: Path) -> TimeLeft:
+    """What these cells still take. benchmark: of the training step, by which widths compare."""
+    running = [cell for cell in cells if cell.state is State.RUNNING]
+    processes = len({(beat.host, beat.pid) for cell in running if (beat := cell.heartbeat)})
+    left = [cell for cell in cells if cell.result is None]
+    if not left:
+        return TimeLeft(0.0, processes, None, "every cell has a result")
+    # Torch is slow to import, and needless once everything is done.
+    from mup_moe.ops.status.costs import Costs
+
+    try:
+        costs = Costs.of(sweep, [status.cell for status in left], benchmark)
+        pace, basis = _pace(cells, costs, sweep.cells)
+    except UserError as error:
+        return TimeLeft(None, processes, None, str(error))
+    work = [
+        (status, (status.steps - status.step) * costs.seconds_of_step(status.cell) * pace(status.cell.width))
+        for status in left
+    ]
+    seconds = _seconds(work, processes) if processes else None
+    return TimeLeft(sum(seconds for _, seconds in work), processes, seconds, basis)
+
+
+def _seconds(work: Iterable[tuple[CellStatus, float]], processes: int) -> float:
+    """Seconds until these processes have trained all jobs. work: cells that are left, and the seconds of each."""
+    jobs: dict[str, list[tuple[CellStatus, float]]] = {}
+    for cell, seconds in work:
+        jobs.setdefault(cell.job, []).append((cell, seconds))
+    running: list[float] = []
+    waiting: list[float] = []
+    for together in jobs.values():
+        # Cells that are trained at once end at once; the others of their job come after them.
+        at_once = {
+            (beat.host, beat.pid): (cell.steps - cell.step) / rate
+            for cell, _ in together
+            if (rate := _rate(cell)) and (beat := cell.heartbeat)
+        }
+        after = sum(seconds for cell, seconds in together if _rate(cell) is None)
+        is_running = any(cell.state is State.RUNNING for cell, _ in together)
+        (running if is_running else waiting).append(sum(at_once.values()) + after)
+    return makespan(running, waiting, processes)
+
+
+def _rate(cell: CellStatus) -> float | None:
+    """Steps per second of a cell that runs, if it has told."""
+    return cell.heartbeat.steps_per_second if cell.state is State.RUNNING and cell.heartbeat else None
+
+
+def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Callable[[int], float], str]:
+    """By width, the seconds that training takes to each of the costs, and how that is known. Raises UserError."""
+    done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, folder))
+    running = _by_width(
+        (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
+        for cell in cells
+        if cell.heartbeat and (rate := _rate(cell))
+    )
+    paces = running | done
+    if paces:
+        nearest = cache(lambda width: min(paces, key=lambda known: abs(math.log2(known / width))))
+        return lambda width: paces[nearest(width)], "by the rate of this sweep so far"
+    if isinstance(costs.machine, UserError):
+        raise UserError(f"no cell of this sweep has been timed yet, and {costs.machine}")
+    name = costs.machine.name
+    return lambda _: 1.0, f"by a benchmark of {name}, as no cell of this sweep has been timed yet"
+
+
+def _results(cells: Iterable[CellStatus], folder: Path) -> list[tuple[int, float, float]]:
+    """Width, FLOPs and seconds of every result from the device that the newest of them is from."""
+    measured: list[tuple[float, Any, tuple[int, float, float]]] = []
+    for status in cells:
+        told = status.result or {}
+        flops, seconds = told.get("flops"), told.get("wall_seconds")
+        if _is_positive(flops) and _is_positive(seconds):
+            with suppress(FileNotFoundError):  # somebody deletes it
+                made = Result(folder / status.cell.id).kept_files[1].stat().st_mtime
+                measured.append((made, told.get("device"), (status.cell.width, float(flops), float(seconds))))
+    _, device, _ = max(measured, key=lambda one: one[0], default=(0.0, None, None))
+    return [one for _, on, one in measured if on == device]
+
+
+def _is_positive(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _by_width(measured: Iterable[tuple[int, float, float]]) -> dict[int, float]:
+    """The pace at each width, from width, seconds by the costs and real seconds of each measurement."""
+    totals: dict[int, tuple[float, float]] = {}
+    for width, expected, seconds in measured:
+        before = totals.get(width, (0.0, 0.0))
+        totals[width] = before[0] + expected, before[1] + seconds
+    return {width: seconds / expected for width, (expected, seconds) in totals.items()}
