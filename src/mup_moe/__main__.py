@@ -12,8 +12,9 @@ import difflib
 import importlib
 import io
 
-# Group -> command -> what it does, its module, which has `add_arguments(parser)` and `run(arguments)`, and an example
-# of its arguments. Only the module asked for is imported, so that training starts without pandas.
+# Group -> command -> what it does, its module, which has `run(arguments)`, and an example of its arguments. A module
+# without `add_arguments(parser)` takes the config alone. Only the module asked for is imported, so that training starts
+# without pandas.
 GROUPS = {
     "make results by hand": {
         "tokenize": ("turns a corpus into tokens", "mup_moe.data.tokenize", "python --threads 2"),
@@ -128,6 +129,17 @@ def _run(argv: list[str]) -> int:
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
         print(f"mup-moe: there is no command {name!r}: {hint}", file=sys.stderr)
         return 2
+    arguments = parser_of(name).parse_args(argv[1:])
+    try:
+        return arguments.run(arguments) or 0
+    except UserError as error:
+        return _fail(str(error))
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """What reads the arguments of a command; `run` of what it finds is the command's own."""
+    from mup_moe.config.options import add_config_arguments
+
     purpose, path, example = COMMANDS[name]
     module = importlib.import_module(path)
     parser = argparse.ArgumentParser(
@@ -135,12 +147,9 @@ def _run(argv: list[str]) -> int:
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         epilog=f"example: {_PROGRAM} {name} {example}",
     )
-    module.add_arguments(parser)
-    arguments = parser.parse_args(argv[1:])
-    try:
-        return module.run(arguments) or 0
-    except UserError as error:
-        return _fail(str(error))
+    getattr(module, "add_arguments", add_config_arguments)(parser)
+    parser.set_defaults(run=module.run)
+    return parser
 
 
 def overview() -> str:

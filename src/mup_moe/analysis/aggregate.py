@@ -15,36 +15,14 @@ from mup_moe.files import UserError, write_csv
 from mup_moe.ops.cell_folder import DamagedResultError, Result, read_result
 from mup_moe.sweep import one_of
 
-# Columns that a summary has under the same name.
-_COPIED = (
-    "steps",
-    "tokens",
-    "wall_seconds",
-    "flops",
-    "parameters",
-    "active_parameters",
-    "device",
-)
-COLUMNS = (
-    "cell",
-    "setup",
-    "architecture",
-    "parametrization",
-    "width",
-    "learning_rate",
-    "log2_learning_rate",
-    "granularity",
-    "experts",
-    "seed",
-    "status",
-    "train_loss",
-    "valid_loss",
-    *_COPIED,
-    "torch",
-    "fingerprint",
-)
 STATUSES = ("finished", "diverged")
 LOSSES = ("train_loss", "valid_loss")
+# Columns that a summary has under the same name.
+_COPIED = ("steps", "tokens", "wall_seconds", "flops", "parameters", "active_parameters", "device")
+COLUMNS = (
+    *("cell", "setup", "architecture", "parametrization", "width", "learning_rate", "log2_learning_rate"),
+    *("granularity", "experts", "seed", "status", *LOSSES, *_COPIED, "torch", "fingerprint"),
+)
 _Table = dict[str, dict[str, Any]]  # by the cell's id
 
 
@@ -58,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a figure's runs. Raises UserError when results are missing, damaged or, unless left out, foreign."""
     sweep = read_sweep(arguments)
     cells = sweep.figures[one_of(arguments.figure, sweep.config.figures, "figures")]
-    rows = collect(
+    rows = run_rows(
         ((cell.id, sweep.request(cell).digest) for cell in cells),
         sweep.cells,
         # They need not be there: cells that were brought home without them are none the worse.
@@ -68,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_csv(sweep.runs(arguments.figure), COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
 
 
-def collect(
+def run_rows(
     cells: Iterable[tuple[str, str]], results: Path, tokens: Path | None = None, leave_out: bool = False
 ) -> list[dict[str, Any]]:
     """A row (keys: COLUMNS) per distinct id of (id, request's digest); a diverged cell's losses are None.

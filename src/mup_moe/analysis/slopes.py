@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast, get_type_hints
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -73,12 +73,19 @@ def read_values(paths: Sequence[Path]) -> pd.DataFrame:
     return table
 
 
+def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose value is positive and finite, with log2 of widths and of values."""
+    positive = values[np.isfinite(values["value"]) & (values["value"] > 0)]
+    found: pd.DataFrame = positive.assign(width=np.log2(positive["width"]), value=np.log2(positive["value"]))
+    return found
+
+
 def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
     """A row per parametrization, quantity, block and step, in the order of the values."""
     for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
         parametrization, quantity, block, step = cast(tuple[str, str, str, int], key)
-        positive = group[np.isfinite(group["value"]) & (group["value"] > 0)]
-        points = zip(positive["seed"], np.log2(positive["width"]), np.log2(positive["value"]), strict=True)
+        logs = log2_of_positive(group)
+        points = zip(logs["seed"], logs["width"], logs["value"], strict=True)
         slope, interval = regress(list(points), confidence)
         widths = group["width"]
         yield Slope(
@@ -89,14 +96,8 @@ def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
             slope=slope,
             low=interval.low,
             high=interval.high,
-            points=len(positive),
+            points=len(logs),
             models=len(group),
             lowest_width=int(widths.min()),
             highest_width=int(widths.max()),
         )
-
-
-def read_slopes(path: Path) -> list[Slope]:
-    """Reads what `slopes` wrote. Raises UserError."""
-    table = read_table(path, get_type_hints(Slope))
-    return [Slope(*record) for record in table[list(Slope._fields)].itertuples(index=False, name=None)]

@@ -51,7 +51,7 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
             for step, look in ((first, {"ls": (0, (3, 1.5)), "mfc": "white"}), (last, {})):
                 line = means(chosen[chosen["step"] == step])
                 if len(line):
-                    above.plot(np.log2(line.index), line, **style | look)
+                    above.plot(line.index, line, **style | look)
             _draw_slopes(
                 below, [s for s in slopes if (s.parametrization, s.quantity) == (rule, quantity)], style, rules
             )
