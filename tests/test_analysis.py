@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from conftest import run_step, told_by, write_result
 from mup_moe.analysis import aggregate
+from mup_moe.analysis.aggregate import mixtures
 from mup_moe.analysis.collect import is_of, join_finished_tables, join_tables
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.foreign import mixtures
 from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.runs import figure_curves

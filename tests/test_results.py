@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, config_of, run_step, told_by, write_result
 from mup_moe import sweep as sweeps
-from mup_moe.analysis.aggregate import run_rows
+from mup_moe.analysis.aggregate import foreign_cells, run_rows
 from mup_moe.analysis.collect import join_tables
-from mup_moe.analysis.foreign import foreign_cells
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
 from mup_moe.data import work

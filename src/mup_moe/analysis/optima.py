@@ -11,9 +11,11 @@ import pandas as pd
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, write_csv
 from mup_moe.sweep import one_of
+
+add_arguments = takes("figure", "its name in the config")
 
 
 class OptimumRow(NamedTuple):
@@ -47,12 +49,6 @@ class OptimumRow(NamedTuple):
     points: int
     diverged: int
     missing: int
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `optima`."""
-    parser.add_argument("figure", help="its name in the config")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

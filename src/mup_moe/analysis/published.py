@@ -14,6 +14,7 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import Config, FigureSettings
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError, expand_home
+from mup_moe.sweep import one_of
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -58,9 +59,7 @@ def find_reference(config: Config, name: str) -> Path:
 
     Raises UserError where there is none, or where it does not serve the figure.
     """
-    if name not in config.figures:
-        raise UserError(f"`figures` has no {name!r}: choose from {', '.join(config.figures)}")
-    reference = config.figures[name].reference
+    reference = config.figures[one_of(name, config.figures, "figures")].reference
     if reference is None:
         raise UserError(f"`figures.{name}` has no `reference`: give it a CSV of published losses")
     path = expand_home(reference)

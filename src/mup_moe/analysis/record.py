@@ -16,20 +16,16 @@ import yaml
 from mup_moe.analysis.runs import read_runs
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.load import preset_files
-from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.config.options import read_layers, takes
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
 from mup_moe.sweep import Sweep
 
+add_arguments = takes("name", "what to call the record, such as the preset")
+
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `record`."""
-    parser.add_argument("name", help="what to call the record, such as the preset")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -11,9 +11,11 @@ import pandas as pd
 
 from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, read_json, write_csv
 from mup_moe.sweep import one_of
+
+add_arguments = takes("probe", "its name in the config")
 
 VALUES = {"parametrization": str, "width": int, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
 
@@ -36,12 +38,6 @@ class Slope(NamedTuple):
     models: int
     lowest_width: int
     highest_width: int
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `slopes`."""
-    parser.add_argument("probe", help="its name in the config")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -137,14 +137,11 @@ def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
     ]
 
 
-def _bytes_per_token(corpus: CorpusSettings) -> float:
-    if corpus.vocabulary is None:
-        return _GPT2_BYTES
-    return float(np.interp(np.log2(corpus.vocabulary), np.log2(_BPE_VOCABULARY), _BPE_BYTES))
-
-
 def _corpus_row(name: str, corpus: CorpusSettings) -> PlanRow:
-    tokens = round(_text_bytes(corpus) / _bytes_per_token(corpus))
+    bytes_per_token = _GPT2_BYTES
+    if corpus.vocabulary is not None:
+        bytes_per_token = float(np.interp(np.log2(corpus.vocabulary), np.log2(_BPE_VOCABULARY), _BPE_BYTES))
+    tokens = round(_text_bytes(corpus) / bytes_per_token)
     item = dtype_for(vocabulary_of(corpus)).itemsize
     return PlanRow(kind="corpus", sweep=name, tokens=tokens, disk_bytes=tokens * item)
 
