@@ -155,9 +155,6 @@ def foreign_cells(
     group on the tokens in that folder if there is one, then the one by this version, then the
     largest, then the first named. So nothing is foreign in a set that is alike throughout, whatever
     version made it; and what is deleted and trained anew joins the group at home, if it has its precision.
-
-    Cells from different devices and different versions of torch and Python are not foreign to each other:
-    these change rounding only. `mixtures` says where devices or versions of torch differ.
     """
     reasons = {}
     of_setup: dict[str, dict[tuple[str, ...], list[str]]] = {}

@@ -43,13 +43,11 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
 def criterion(test: Test) -> str:
     """What would replicate a test, in words."""
     bounds = f"within {_number(test.expected - test.margin)} to {_number(test.expected + test.margin)}"
-    match test.expect:
-        case "keeps":
-            return f"interval {bounds}"
-        case "falls":
-            return f"interval below 0 and not {bounds}"
-        case _:
-            return f"interval without 0 and not {bounds}"
+    return {
+        "keeps": f"interval {bounds}",
+        "falls": f"interval below 0 and not {bounds}",
+        "moves": f"interval without 0 and not {bounds}",
+    }[test.expect]
 
 
 def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], sweep: str, confidence: float) -> str:

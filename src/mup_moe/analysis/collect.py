@@ -31,7 +31,7 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
     header: list[str] = []
     newest: dict[tuple[str, ...], tuple[int, list[str]]] = {}
     for path in filter(Path.exists, tables):
-        columns, *lines = _rows(path) or [[]]
+        columns, *lines = _read_lines(path) or [[]]
         if not columns:
             raise UserError(f"{path} is empty: delete it and run the same command again")
         if header and columns != header:
@@ -82,16 +82,12 @@ def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
     """
     if not runs.exists():
         return False
-    columns, *lines = _rows(runs) or [[]]
+    columns, *lines = _read_lines(runs) or [[]]
     rows = [dict(zip(columns, line, strict=False)) for line in lines]
-    expected = [fingerprints.get(row.get("cell", "")) for row in rows]
-    return bool(rows) and all(
-        wanted is not None and wanted in ("", row.get("fingerprint"))
-        for row, wanted in zip(rows, expected, strict=True)
-    )
+    return bool(rows) and all(fingerprints.get(row.get("cell", "")) in ("", row.get("fingerprint", "")) for row in rows)
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _read_lines(path: Path) -> list[list[str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))

@@ -83,22 +83,15 @@ def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> 
         raise UserError(f"{path} has none of the figure's parametrizations and widths: name another file, or null")
 
 
-def _integer(text: str) -> int:
-    # A column of integers that lacks one is written as floats.
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a width")
-    return int(number)
-
-
 def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
     try:
-        value = float(row[loss] or "")
-        point = Point(
-            row["parametrization"] or "", _integer(row["width"] or ""), LearningRate(row["learning_rate"] or ""), value
-        )
+        parametrization, loss_there = row["parametrization"] or "", float(row[loss] or "")
+        width = float(row["width"] or "")  # a column of integers that lacks one is written as floats
+        if not width.is_integer():
+            raise ValueError(f"{row['width']} is not a width")
+        point = Point(parametrization, int(width), LearningRate(row["learning_rate"] or ""), loss_there)
     except ValueError as error:
         raise UserError(f"{where}: {error}; give a number in every field") from None
-    if not (point.parametrization and point.width > 0 and math.isfinite(value)):
+    if not (point.parametrization and point.width > 0 and math.isfinite(point.loss)):
         raise UserError(f"{where} must name a parametrization, a positive width and a finite loss")
     return point

@@ -1,7 +1,4 @@
-"""Copies the results of the whole paper to a folder that git keeps, with what made them.
-
-python -m mup_moe record NAME
-"""
+"""Copies the results of the whole paper to a folder that git keeps, with what made them."""
 
 import argparse
 import json

@@ -79,16 +79,12 @@ def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
 def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
     """A row per parametrization, quantity, block and step, in the order of the values."""
     for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
-        parametrization, quantity, block, step = cast(tuple[str, str, str, int], key)
         logs = log2_of_positive(group)
         points = zip(logs["seed"], logs["width"], logs["value"], strict=True)
         slope, interval = regress(list(points), confidence)
         widths = group["width"]
         yield Slope(
-            parametrization=parametrization,
-            quantity=quantity,
-            block=block,
-            step=step,
+            *cast(tuple[str, str, str, int], key),
             slope=slope,
             low=interval.low,
             high=interval.high,
