@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CONFIG, VOCABULARY, make_request, run_step, write_tokens
-from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, slopes
+from mup_moe.analysis.transfer import regress
 from mup_moe.config.settings import ProbeSettings
 from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
 from mup_moe.training.trainer import Trainer

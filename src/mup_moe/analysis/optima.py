@@ -94,11 +94,8 @@ def optimum_rows(runs: pd.DataFrame, name: str, spec: FigureSpec) -> Iterator[Op
 
 def read_optima(path: Path, name: str, spec: FigureSpec) -> dict[Any, list[OptimumRow]]:
     """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
-    found: dict[str, list[OptimumRow]] = {}
-    for row in read_rows(path, OptimumRow):
-        if row.figure == name:
-            found.setdefault(row.panel, []).append(row)
-    panels = {panel: sorted(found.get(str(panel), []), key=lambda row: row.value) for panel in spec.panels}
+    rows = sorted(read_rows(path, OptimumRow), key=lambda row: row.value)
+    panels = {panel: [row for row in rows if (row.figure, row.panel) == (name, str(panel))] for panel in spec.panels}
     if any(tuple(row.value for row in of_panel) != spec.values for of_panel in panels.values()):
         raise UserError(f"{path} does not hold the curves of {name}: make it anew from the same config")
     return panels

@@ -4,7 +4,7 @@ import argparse
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not (results / LISTING).exists():
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
     layers = read_layers(arguments)
-    cells = read_runs(results / "runs.csv").index.tolist()
-    _check_config(Sweep(layers.config, results), cells)
-    made_by = provenance_of(results, cells)
+    cells = read_runs(results / "runs.csv").index
+    summaries = {name: read_result(results / "cells" / name) for name in cells}
+    _check_config(Sweep(layers.config, results), summaries)
+    made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
@@ -58,14 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _check_config(sweep: Sweep, cells: list[str]) -> None:
+def _check_config(sweep: Sweep, summaries: Mapping[str, Any]) -> None:
     """Raises UserError where a cell was trained by another config."""
     digests = {cell.id: sweep.request(cell).digest for cells in sweep.figures.values() for cell in cells}
-    other = [name for name in cells if read_result(sweep.cells / name)["request"] != digests.get(name)]
+    other = [name for name, summary in summaries.items() if summary["request"] != digests.get(name)]
     if other:
         raise UserError(
-            f"{len(other)} of {len(cells)} cells were trained by another config, such as {other[0]}: give the one that"
-            " they were trained by, with all of its --preset and --config"
+            f"{len(other)} of {len(summaries)} cells were trained by another config, such as {other[0]}: give the one"
+            " that they were trained by, with all of its --preset and --config"
         )
 
 
@@ -93,17 +94,13 @@ def _files(results: Path, config: Config) -> Iterator[Path]:
         yield from [results / name / "reference.csv"] if figure.reference else []
 
 
-def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
-    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens.
-
-    Raises UserError where a cell's result is damaged.
-    """
-    summaries = [read_result(results / "cells" / cell) for cell in cells]
+def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens."""
     corpora = sorted(results.glob("data/*/manifest.json"))
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "workflow", "presets", "config.yaml")),
-        "cells": len(cells),
+        "cells": len(summaries),
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries), 1),
         **{
             key: _distinct(summary[key] for summary in summaries)

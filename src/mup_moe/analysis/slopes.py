@@ -9,8 +9,8 @@ from typing import NamedTuple, cast
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
+from mup_moe.analysis.transfer import regress
 from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, read_json, write_csv
 from mup_moe.sweep import one_of

@@ -9,9 +9,9 @@ import pandas as pd
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import Config
-from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator
+from mup_moe.figures.plotting import Figure, Line2D
 from mup_moe.figures.style import WIDTH, draw_legend, shades, wrap
-from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_widths, means, new_grid, powers, read_probe, widen
+from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_widths, means, new_grid, read_probe, widen
 
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 
@@ -45,17 +45,11 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     for column in grid.T:
         widen(column[0], 3.0)
     for axes in grid.flat:
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(powers())
+        label_powers(axes)
     figure.supylabel("mean absolute entry", fontsize=8)
-    handles = [Line2D([], [], color=shade[step], lw=1.6) for step in steps]
-    draw_legend(
-        figure,
-        [Line2D([], [], ls=""), *handles],
-        ["steps taken", *map(str, steps)],
-        loc="outside upper center",
-        handlelength=1.6,
-    )
+    handles = {str(step): Line2D([], [], color=shade[step], lw=1.6) for step in steps}
+    handles = {"steps taken": Line2D([], [], ls=""), **handles}
+    draw_legend(figure, handles, loc="outside upper center", handlelength=1.6)
     label_widths(grid, values, WIDTH / len(quantities) - Y_LABELS)
     return figure
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mup_moe.analysis.curve import Curve, finite_runs
 from mup_moe.analysis.names import axis_value, signed
@@ -116,16 +115,9 @@ def summary(rows: Sequence[OptimumRow], base: int | None) -> str:
 def _draw_curve(axes: Axes, curve: Curve, line: Mapping[str, Any]) -> None:
     # Per run of converged learning rates, so that no line crosses a diverged one.
     for start, stop in finite_runs(curve.mean):
-        points = pd.DataFrame(
-            {
-                "log2_lr": np.tile(curve.log2_lr[start:stop], curve.seeds),
-                "loss": curve.losses[:, start:stop].ravel(),
-            }
-        )
         sns.lineplot(
-            points,
-            x="log2_lr",
-            y="loss",
+            x=np.tile(curve.log2_lr[start:stop], curve.seeds),
+            y=curve.losses[:, start:stop].ravel(),
             ax=axes,
             lw=1.2,
             marker="o",

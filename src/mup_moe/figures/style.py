@@ -59,24 +59,20 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_legend(
-    figure: Figure | SubFigure,
-    handles: Sequence[Any],
-    names: Sequence[str],
-    title: Mapping[str, Any] | None = None,
-    **options: Any,
+    figure: Figure | SubFigure, handles: Mapping[str, Any], title: Mapping[str, Any] | None = None, **options: Any
 ) -> None:
-    """A legend outside the panels, in as few rows as fit into the figure's width.
+    """A legend of handles by name, outside the panels, in as few rows as fit into the figure's width.
 
     title: how the first name differs from the others.
     """
-    for rows in range(1, len(names) + 1):
-        columns = math.ceil(len(names) / rows)
-        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
+    for rows in range(1, len(handles) + 1):
+        columns = math.ceil(len(handles) / rows)
+        legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **LEGEND, **options)
         legend.get_texts()[0].set(**title or {})
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
             break
         legend.remove()
-    add_lines(figure, math.ceil(len(names) / columns) - 1)
+    add_lines(figure, math.ceil(len(handles) / columns) - 1)
 
 
 def wrap(text: Text, pixels: float) -> None:

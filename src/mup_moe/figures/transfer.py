@@ -207,12 +207,12 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
 
 def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Style, letter: str) -> None:
     """The curves, above the panels; in a part of a figure the line is its title."""
-    lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in spec.values]
-    names = [f"{value} (base)" if value == spec.base else f"{value}" for value in spec.values]
+    handles = {f"{letter} {axis_title(spec.figure.curve)}".strip(): Line2D([], [], ls="")}
+    for value in spec.values:
+        handles[f"{value} (base)" if value == spec.base else f"{value}"] = Line2D([], [], lw=1.6, **style.line(value))
     draw_legend(
         figure,
-        [Line2D([], [], ls=""), *lines],
-        [f"{letter} {axis_title(spec.figure.curve)}".strip(), *names],
+        handles,
         loc="outside upper left" if letter else "outside upper center",
         handlelength=1.8,
         title={"fontweight": "bold", "fontsize": RC["axes.titlesize"]} if letter else {},
@@ -221,8 +221,7 @@ def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Styl
 
 def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
     """The marks that occur, below the panels."""
-    marks = dict(_marks(content, scale, style))
-    draw_legend(figure, list(marks.values()), list(marks), loc="outside lower center", handlelength=1.4)
+    draw_legend(figure, dict(_marks(content, scale, style)), loc="outside lower center", handlelength=1.4)
 
 
 def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, log2_of_positive, read_values
 from mup_moe.config.settings import Config
-from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, NullLocator, sns
+from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, MaxNLocator, NullLocator, sns
 from mup_moe.figures.style import WIDTH
 from mup_moe.figures.ticks import excess, label_axis, thinned
 
@@ -65,6 +65,7 @@ def widen(axes: Any, least: float) -> None:
     axes.set_ylim(min(low, (low + high - least) / 2), max(high, (low + high + least) / 2))
 
 
-def powers() -> FuncFormatter:
-    """Writes a number of an axis in log2 as a power of 2."""
-    return FuncFormatter(lambda at, _: f"$2^{{{at:g}}}$")
+def label_powers(axes: Any) -> None:
+    """Labels a vertical axis in log2 with powers of 2."""
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"$2^{{{at:g}}}$"))
