@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from conftest import run_step, told_by, write_result
 from mup_moe.analysis import aggregate
-from mup_moe.analysis.collect import collect_finished, collect_tables, is_of
+from mup_moe.analysis.aggregate import mixtures
+from mup_moe.analysis.collect import is_of, join_finished_tables, join_tables
 from mup_moe.analysis.curve import ABSENT, Curve, Regret, bracket, find_optimum, loss_at, regret, window_interval
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.foreign import mixtures
 from mup_moe.analysis.markup import latex_text
-from mup_moe.analysis.optima import Row, read_optima
+from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
 from mup_moe.config.cell import Cell
@@ -422,7 +422,7 @@ def test_a_summary_that_contradicts_itself_is_refused(figure1, changes):
     folder, _, cells = figure1
     write_summaries(folder / "cells", cells[:1], transferring, **changes)
     with pytest.raises(UserError, match="not this cell's"):
-        aggregate.collect([(cells[0].id, "r")], folder / "cells")
+        aggregate.run_rows([(cells[0].id, "r")], folder / "cells")
 
 
 def test_another_cells_summary_is_refused(figure1):
@@ -430,7 +430,7 @@ def test_another_cells_summary_is_refused(figure1):
     first, second = (folder / "cells" / cell.id / "summary.json" for cell in cells[:2])
     first.write_text(second.read_text())
     with pytest.raises(UserError, match="it holds cell"):
-        aggregate.collect([(cells[0].id, "r")], folder / "cells")
+        aggregate.run_rows([(cells[0].id, "r")], folder / "cells")
 
 
 FOREIGN = [
@@ -527,7 +527,7 @@ def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
         (tmp_path / name).write_text("cell,loss\n" + rows)
     for age, name in enumerate(["two", "three", "one"]):
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    collect_tables([tmp_path / name for name in ("one", "two", "missing", "three")], tmp_path / "out")
+    join_tables([tmp_path / name for name in ("one", "two", "missing", "three")], tmp_path / "out")
     assert (tmp_path / "out").read_text() == "cell,loss\na,1\nb,2\nc,2\n"
 
 
@@ -537,7 +537,7 @@ def test_tables_that_do_not_go_together_are_told(tmp_path, content, said):
     for path, text in zip(tables, ("cell,loss\na,1\n", content), strict=True):
         path.write_text(text)
     with pytest.raises(UserError, match=f"two {said}.*: delete it"):
-        collect_tables(tables, tmp_path / "out")
+        join_tables(tables, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -573,7 +573,7 @@ def test_figures_that_are_finished_are_collected_and_what_is_in_the_way_is_told(
     (tmp_path / "damaged" / "runs.csv").write_bytes(b"cell,fingerprint,figure\n\xff")
     figures = dict.fromkeys(["done", "older-optima", "of-another-config", "damaged", "no-optima", "absent"], cells)
     figures["of-another-config"] = {"a": "3"}
-    (problem,) = collect_finished(tmp_path, figures)
+    (problem,) = join_finished_tables(tmp_path, figures)
     assert "runs.csv lacks damaged" in problem
     assert "delete it" in problem
     # The three figures have the cell in common: one row.
@@ -583,7 +583,7 @@ def test_figures_that_are_finished_are_collected_and_what_is_in_the_way_is_told(
 
 def test_text_that_is_no_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a cell's id"):
-        aggregate.collect([("nonsense", "r")], tmp_path)
+        aggregate.run_rows([("nonsense", "r")], tmp_path)
 
 
 def test_optima_of_a_figure(figure1):
@@ -591,7 +591,7 @@ def test_optima_of_a_figure(figure1):
     assert run_aggregate(folder, config) == 0
     assert run_optima(folder, config) == 0
     table = pd.read_csv(folder / "figure1/optima.csv")
-    assert list(table.columns) == list(Row._fields)
+    assert list(table.columns) == list(OptimumRow._fields)
     assert table["panel"].tolist() == ["sp"] * 3 + ["simplep"] * 3 + ["mup"] * 3
     assert table["value"].tolist() == [32, 64, 128] * 3
     drift = table.groupby("panel")["drift"].first()

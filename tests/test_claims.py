@@ -18,8 +18,9 @@ from scipy import stats
 
 from conftest import CONFIG, ROOT, run_step
 from mup_moe.analysis import verdict as verdicts
-from mup_moe.analysis.claims import MINUS, markdown
+from mup_moe.analysis.claims import markdown
 from mup_moe.analysis.markup import html_page
+from mup_moe.analysis.names import MINUS
 from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell

@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import CONFIG, spec_of
 from mup_moe.__main__ import main
-from mup_moe.analysis.optima import Row, read_optima, rows
+from mup_moe.analysis.optima import OptimumRow, optimum_rows, read_optima
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.figures import composition
@@ -79,8 +79,8 @@ def make_tables(results, request, loss=synthetic_loss, name="f"):
 
 def write_optima(folder, name, request):
     """The optima of a figure's runs.csv."""
-    found = rows(read_runs(folder / "runs.csv"), {name: spec_of(request)})
-    write_csv(folder / "optima.csv", Row._fields, found)
+    found = optimum_rows(read_runs(folder / "runs.csv"), name, spec_of(request))
+    write_csv(folder / "optima.csv", OptimumRow._fields, found)
 
 
 def config_of(requests, **sections):

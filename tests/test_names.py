@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from conftest import make_project, snakemake, spec_of
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict
-from mup_moe.analysis.optima import Row, read_optima, read_rows
+from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.published import read_published
-from mup_moe.analysis.runs import figure_curves, read_runs
-from mup_moe.analysis.slopes import VALUES, Slope, read_slopes, read_values, slopes
+from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
+from mup_moe.analysis.slopes import VALUES, Slope, read_values, slopes
 from mup_moe.config.cell import NAME
 from mup_moe.config.settings import RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import csv_text, write_csv
@@ -46,11 +46,11 @@ def test_optima_and_runs_keep_every_name(tmp_path, figure, setup, rules):
     curves = [curve for of_panel in figure_curves(read_runs(runs), parsed).values() for curve in of_panel.values()]
     assert [loss for curve in curves for loss in curve.mean] == [3.0 + index for index in range(len(cells))]
     write_optima(tmp_path, figure, request)
-    found = read_rows(optima)
+    found = read_rows(optima, OptimumRow)
     assert [(row.figure, row.setup, row.panel, row.parametrization) for row in found] == [
         (figure, setup, rule, rule) for rule in rules for _ in (32, 64)
     ]
-    assert csv_text(Row._fields, found) == optima.read_text()
+    assert csv_text(OptimumRow._fields, found) == optima.read_text()
     assert list(read_optima(optima, figure, parsed)) == rules
 
 
@@ -62,7 +62,7 @@ def test_values_and_slopes_keep_every_name(tmp_path, rules, quantity, block):
     write_csv(path, list(VALUES), rows)
     assert list(read_values([path]).itertuples(index=False, name=None)) == rows
     write_csv(out, Slope._fields, slopes(read_values([path]), 0.9))
-    found = read_slopes(out)
+    found = read_rows(out, Slope)
     assert [(slope.parametrization, slope.quantity, slope.block) for slope in found] == [
         (rule, quantity, block) for rule in rules
     ]

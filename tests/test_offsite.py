@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
-from mup_moe.analysis.aggregate import collect
+from mup_moe.analysis.aggregate import run_rows
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import read_json
 from mup_moe.model.metrics import METRICS
@@ -193,7 +193,7 @@ def test_a_result_of_another_python_and_torch_is_this_cells_and_keeps_its_versio
     # A job that Snakemake runs for the cell all the same has nothing to train.
     assert CellFiles(request, "tokens", home).publish()
     capsys.readouterr()
-    (row,) = collect([(cell.id, request.digest)], home)
+    (row,) = run_rows([(cell.id, request.digest)], home)
     assert (row["device"], row["torch"], row["fingerprint"]) == ("cuda", "2.11.0+cu126", fingerprint)
     assert capsys.readouterr().err == ""
 

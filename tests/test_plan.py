@@ -27,7 +27,7 @@ BENCHMARK = ROOT / "benchmarks" / "step.csv"
 MACHINE = plan.Machine.read(BENCHMARK)
 
 
-def bill(config: Config = CONFIG) -> dict[str, plan.Row]:
+def bill(config: Config = CONFIG) -> dict[str, plan.PlanRow]:
     return {row.sweep: row for row in plan.plan(Sweep(config), MACHINE)}
 
 
@@ -208,13 +208,14 @@ def models() -> list[table2.Model]:
 def test_table2_counts_what_a_real_model_has():
     for model in models():
         real = Transformer(model.shape, model.setup.model)
-        assert model.parameters == sum(parameter.numel() for parameter in real.parameters())
-        assert model.active_parameters <= model.parameters
+        assert model.size.parameters == sum(parameter.numel() for parameter in real.parameters())
+        assert model.size.active_parameters <= model.size.parameters
 
 
 def test_table2_has_every_model_once_with_the_figures_that_train_it():
     rows = [model.row() for model in models()]
-    keys = [tuple(row[name] for name in table2.MODEL_COLUMNS[:5]) for row in rows]
+    shape = ("setup", "architecture", "width", "experts", "granularity")
+    keys = [tuple(row[name] for name in shape) for row in rows]
     cells = [cell for figure in CONFIG.figures.values() for cell in figure.cells()]
     assert max(Counter(keys).values()) == 1
     assert set(keys) == {(c.setup, c.architecture, c.width, c.experts, c.granularity) for c in cells}
@@ -230,11 +231,11 @@ def test_granularity_changes_nothing_but_the_router():
 
     def beside_the_router(model: table2.Model) -> tuple[int, int, int]:
         router = model.setup.model.blocks * model.shape.width * model.shape.total_experts
-        flops = 6 * router * model.tokens
-        return model.parameters - router, model.active_parameters - router, model.flops - flops
+        size = model.size
+        return size.parameters - router, size.active_parameters - router, size.flops_per_token - 6 * router
 
     assert len({beside_the_router(model) for model in rows}) == 1
-    assert len({model.flops for model in rows}) == len(granularities)
+    assert len({model.row()["flops"] for model in rows}) == len(granularities)
 
 
 @pytest.fixture
@@ -250,7 +251,7 @@ def tables(tmp_path) -> Path:
 def test_table2_csv_holds_sizes_and_hyperparameters(tables):
     with Path(f"{tables}.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["parameters"]) for row in rows] == [model.parameters for model in models()]
+    assert [int(row["parameters"]) for row in rows] == [model.size.parameters for model in models()]
     first = rows[0]
     setup = CONFIG.setups[first["setup"]]
     for section in (setup.model, setup.training):

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CONFIG, VOCABULARY, make_request, run_step, write_tokens
-from mup_moe.analysis.regression import regress
-from mup_moe.analysis.slopes import read_slopes, slopes
+from mup_moe.analysis.runs import read_rows
+from mup_moe.analysis.slopes import Slope, slopes
+from mup_moe.analysis.transfer import regress
 from mup_moe.config.settings import ProbeSettings
 from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
 from mup_moe.training.trainer import Trainer
@@ -137,7 +138,7 @@ def test_the_command_measures_all_it_is_asked_for(config, tokens, tmp_path):
         for suffix in ("csv", "json"):
             shutil.copy2(values / f"w8.{suffix}", values / f"{name}.{suffix}")
     assert run_step("slopes", "coordinate_check", **asked) == 0
-    assert all(math.isnan(slope.slope) for slope in read_slopes(tmp_path / "coordinate_check.csv"))
+    assert all(math.isnan(slope.slope) for slope in read_rows(tmp_path / "coordinate_check.csv", Slope))
 
 
 def test_a_width_that_a_probe_lacks_is_refused(config, tmp_path, capsys):

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, config_of, read_tries, run_step, told_by, write_result
 from mup_moe import sweep as sweeps
-from mup_moe.analysis.aggregate import collect
-from mup_moe.analysis.collect import collect_tables
-from mup_moe.analysis.foreign import foreign_cells
+from mup_moe.analysis.aggregate import foreign_cells, run_rows
+from mup_moe.analysis.collect import join_tables
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
 from mup_moe.data import work
@@ -110,7 +109,7 @@ def no_more_files() -> Iterator[None]:
 READERS = {
     "JSON": lambda folder: read_json(folder / "a.json"),
     "a table": lambda folder: read_table(folder / "runs.csv", {"cell": str}),
-    "a table to collect": lambda folder: collect_tables([folder / "runs.csv"], folder / "out.csv"),
+    "a table to collect": lambda folder: join_tables([folder / "runs.csv"], folder / "out.csv"),
     "a result": lambda folder: read_result(folder / "cell" / ".kept"),
     "whether a cell is done": lambda folder: Result(folder / "cell").is_of("f"),
     "whose work it is": lambda folder: work.begin(folder / "work", "mine"),
@@ -356,7 +355,7 @@ def test_a_result_from_before_versions_is_of_the_version_whose_numbers_its_code_
     kept = (folder / "summary.json").read_bytes()
     assert read_result(folder)["version"] == VERSION_OF_CODE[code]
     assert Result(folder).is_of(fingerprint_of("r", "t", VERSION_OF_CODE[code]))
-    (row,) = collect([(CELLS[0].id, "r")], tmp_path)
+    (row,) = run_rows([(CELLS[0].id, "r")], tmp_path)
     assert row["fingerprint"] == fingerprint_of("r", "t", VERSION_OF_CODE[code])
     assert (folder / "summary.json").read_bytes() == kept
     # Of any other code nobody knows.

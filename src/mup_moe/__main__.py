@@ -14,8 +14,9 @@ import io
 
 from mup_moe.files import UserError, explain_disk_error
 
-# Group -> command -> what it does, its module in this package, which has `add_arguments(parser)` and `run(arguments)`,
-# and an example of its arguments. Only the module asked for is imported, so that training starts without pandas.
+# Group -> command -> what it does, its module in this package, which has `run(arguments)`, and an example of its
+# arguments. A module without `add_arguments(parser)` takes the config alone. Only the module asked for is imported, so
+# that training starts without pandas.
 GROUPS = {
     "make results by hand": {
         "tokenize": ("turns a corpus into tokens", "data.tokenize", "python --threads 2"),
@@ -104,6 +105,14 @@ def _run(argv: list[str]) -> int:
         hint = f"did you mean {' or '.join(near)}?" if near else "see --help"
         print(f"mup-moe: there is no command {name!r}: {hint}", file=sys.stderr)
         return 2
+    arguments = parser_of(name).parse_args(argv[1:])
+    return arguments.run(arguments) or 0
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """What reads the arguments of a command; `run` of what it finds is the command's own."""
+    from mup_moe.config.options import add_config_arguments
+
     purpose, path, example = COMMANDS[name]
     module = importlib.import_module(f"mup_moe.{path}")
     parser = argparse.ArgumentParser(
@@ -111,8 +120,9 @@ def _run(argv: list[str]) -> int:
         description=f"{purpose[0].upper()}{purpose[1:]}.",
         epilog=f"example: {_PROGRAM} {name} {example}",
     )
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(argv[1:])) or 0
+    getattr(module, "add_arguments", add_config_arguments)(parser)
+    parser.set_defaults(run=module.run)
+    return parser
 
 
 def overview() -> str:

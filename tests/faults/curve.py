@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from conftest import config_of, results_of
 from faults.commands import left_in, saved_steps
-from mup_moe.analysis.aggregate import collect
+from mup_moe.analysis.aggregate import run_rows
 from mup_moe.files import read_json
 from mup_moe.training.request import TrainingRequest
 from test_training import train_command
@@ -61,7 +61,7 @@ class Curve:
             assert left_in(cell) - {"tries.jsonl"} == {".lock", "history.csv", "summary.json"}
 
     def _told(self) -> list[dict[str, Any]]:
-        rows = collect([(request.cell.id, request.digest) for request in self.requests], self.out)
+        rows = run_rows([(request.cell.id, request.digest) for request in self.requests], self.out)
         for cell in self.cells:
             rows.append(read_json(cell / "summary.json"))
             rows.append({"history": (cell / "history.csv").read_bytes()})

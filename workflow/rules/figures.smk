@@ -1,6 +1,6 @@
 # What is drawn: the figures, compositions and probes of the config. mup_moe/figures/kinds.py has their kinds.
 from mup_moe.analysis.published import find_reference
-from mup_moe.figures.shown import all_names, caption_of, category_of, files_of
+from mup_moe.figures.shown import all_names, category_of, files_of, told_of
 from mup_moe.figures.shown import settings_of as figure_settings
 
 
@@ -20,8 +20,8 @@ REFERENCES = {
     for name, figure in CONFIG.figures.items()
     if figure.reference is not None
 }
-# For report/figure.rst: a caption may read the config, and is no part of what a figure depends on.
-config["captions"] = {name: caption_of(CONFIG, name) for name in all_names(CONFIG)}
+# For report/figure.rst: a caption is no part of what a figure depends on.
+config["captions"] = {name: told_of(CONFIG, name) for name in all_names(CONFIG)}
 
 
 rule figure:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from snakemake.settings.types import SharedFSUsage
 
-from mup_moe.analysis.collect import collect_finished
+from mup_moe.analysis.collect import join_finished_tables
 from mup_moe.data.corpus import remark_of
 from mup_moe.files import hold_folder, settle_times
 from mup_moe.ops.progress.report import report_progress
@@ -36,7 +36,7 @@ def side_by_side(job):
 def finish():
     """Has the tables at the top hold every finished figure, and says what corpora left out if no job could here."""
     cells = {figure: SWEEP.fingerprints(figure) for figure in CONFIG.figures}
-    for problem in collect_finished(Path("results"), cells):
+    for problem in join_finished_tables(Path("results"), cells):
         logger.warning(problem)
     for job in () if workflow.local_exec else workflow.dag.finished_jobs:
         if manifest := job.output.get("manifest"):

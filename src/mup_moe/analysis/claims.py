@@ -4,18 +4,12 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 
-from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
+from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.names import signed
 from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
-from mup_moe.files import write_csv, write_text
-
-MINUS = "\N{MINUS SIGN}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `claims`."""
-    add_config_arguments(parser)
+from mup_moe.files import write_csv
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,8 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_csv(results / "claims/tests.csv", Test._fields, (test for found in tests.values() for test in found))
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]
     write_csv(results / "claims.csv", list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
-    write_text(results / "claims.md", report)
-    write_text(results / "claims.html", html_page("What replicates", report))
+    write_page(results / "claims", "What replicates", report)
 
 
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
@@ -50,13 +43,11 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
 def criterion(test: Test) -> str:
     """What would replicate a test, in words."""
     bounds = f"within {_number(test.expected - test.margin)} to {_number(test.expected + test.margin)}"
-    match test.expect:
-        case "keeps":
-            return f"interval {bounds}"
-        case "falls":
-            return f"interval below 0 and not {bounds}"
-        case _:
-            return f"interval without 0 and not {bounds}"
+    return {
+        "keeps": f"interval {bounds}",
+        "falls": f"interval below 0 and not {bounds}",
+        "moves": f"interval without 0 and not {bounds}",
+    }[test.expect]
 
 
 def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], sweep: str, confidence: float) -> str:
@@ -135,7 +126,7 @@ def _text(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    return "none" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}".replace("-", MINUS).replace("+0.00", "0.00")
+    return "none" if math.isnan(value) else signed(value).replace("+0.00", "0.00")
 
 
 def _interval(test: Test) -> str:

@@ -19,10 +19,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the rows of all figures' tables to one."""
     sweep = read_sweep(arguments)
     of_figure = sweep.runs if arguments.table == "runs" else sweep.optima
-    collect_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
+    join_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
 
 
-def collect_tables(tables: Sequence[Path], out: Path) -> None:
+def join_tables(tables: Sequence[Path], out: Path) -> None:
     """Writes the distinct rows of the tables that exist, in order; nothing where none does.
 
     Of a cell that figures share, the row of the newest table counts. Raises UserError where columns
@@ -31,7 +31,7 @@ def collect_tables(tables: Sequence[Path], out: Path) -> None:
     header: list[str] = []
     newest: dict[tuple[str, ...], tuple[int, list[str]]] = {}
     for path in filter(Path.exists, tables):
-        columns, *lines = _rows(path) or [[]]
+        columns, *lines = _read_lines(path) or [[]]
         if not columns:
             raise UserError(f"{path} is empty: delete it and run the same command again")
         if header and columns != header:
@@ -49,7 +49,7 @@ def collect_tables(tables: Sequence[Path], out: Path) -> None:
         write_csv(out, header, [line for _, line in newest.values()])
 
 
-def collect_finished(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:
+def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Has runs.csv and optima.csv hold every figure that is finished so far, with its cells as they are now.
 
     figures: the fingerprints of each one's cells, as `is_of` takes them. Returns what is in the way, a
@@ -69,7 +69,7 @@ def collect_finished(results: Path, figures: Mapping[str, Mapping[str, str]]) ->
             problems.append(f"{results / 'runs.csv'} lacks {figure}: {error}")
     for table, paths in finished.items():
         try:
-            collect_tables(paths, results / table)
+            join_tables(paths, results / table)
         except UserError as error:
             problems.append(f"{results / table} is not made anew: {error}")
     return problems
@@ -82,16 +82,12 @@ def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
     """
     if not runs.exists():
         return False
-    columns, *lines = _rows(runs) or [[]]
+    columns, *lines = _read_lines(runs) or [[]]
     rows = [dict(zip(columns, line, strict=False)) for line in lines]
-    expected = [fingerprints.get(row.get("cell", "")) for row in rows]
-    return bool(rows) and all(
-        wanted is not None and wanted in ("", row.get("fingerprint"))
-        for row, wanted in zip(rows, expected, strict=True)
-    )
+    return bool(rows) and all(fingerprints.get(row.get("cell", "")) in ("", row.get("fingerprint", "")) for row in rows)
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _read_lines(path: Path) -> list[list[str]]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))

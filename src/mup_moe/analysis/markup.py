@@ -6,10 +6,11 @@ the package booktabs.
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mup_moe.files import write_text
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "μ": r"$\mu$"}
-
-
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;padding:0 1.5em;"
     "width:fit-content;max-width:70em}"
@@ -27,6 +28,12 @@ def html_page(title: str, markdown: str) -> str:
     return f"<!doctype html>\n{head}\n{body}"
 
 
+def write_page(path: Path, title: str, markdown: str) -> None:
+    """Writes Markdown as it is and as a page: `path`.md and .html."""
+    write_text(path.with_suffix(".md"), markdown)
+    write_text(path.with_suffix(".html"), html_page(title, markdown))
+
+
 def markdown_text(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     escaped = re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
@@ -37,6 +44,16 @@ def markdown_text(text: str) -> str:
 def latex_text(text: str) -> str:
     """Text that LaTeX shows as it is."""
     return "".join(_TEX.get(letter, rf"\{letter}" if letter in "#$%&_{}" else letter) for letter in text)
+
+
+def grouped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The rows, with a first cell only where it changes."""
+    found: list[list[str]] = []
+    previous = None
+    for first, *rest in rows:
+        found.append(["" if first == previous else first, *rest])
+        previous = first
+    return found
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
-"""How parametrizations and axes are called in figures and tables."""
+"""How parametrizations, axes and numbers are written in figures and tables."""
 
+MINUS = "\N{MINUS SIGN}"
 _TITLES = {"sp": "SP", "simplep": "simpleP", "mup": "μP", "experts-only": "experts-only router"}
 _AXES = {"experts": "number of experts"}
 
@@ -19,3 +20,8 @@ def axis_value(axis: str, value: int) -> str:
     if axis == "experts":
         return f"{value} expert" if value == 1 else f"{value} experts"
     return f"{axis} {value}"
+
+
+def signed(number: float) -> str:
+    """A number with its sign and two decimals: a true minus sign, and no "-0.00"."""
+    return f"{round(number, 2) + 0.0:+.2f}".replace("-", MINUS)

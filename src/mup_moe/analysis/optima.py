@@ -1,22 +1,24 @@
 """Writes the optimum of every curve of every figure, with what it says of transfer."""
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.runs import figure_curves, read_runs, read_table
+from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, write_csv
 from mup_moe.sweep import one_of
 
+add_arguments = takes("figure", "its name in the config")
 
-class Row(NamedTuple):
+
+class OptimumRow(NamedTuple):
     """One curve of one figure. Learning rates in log2, losses in nats; NaN is an empty field.
 
     drift belongs to the panel, and is repeated on each of its rows. fit, interval and
@@ -49,67 +51,51 @@ class Row(NamedTuple):
     missing: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `optima`."""
-    parser.add_argument("figure", help="its name in the config")
-    add_config_arguments(parser)
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Writes a figure's optima. Raises UserError where its runs lack a cell that may not be left out."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.figure, sweep.config.figures, "figures")
-    found = rows(read_runs(sweep.runs(name)), {name: FigureSpec.of(sweep.config, name)})
-    write_csv(sweep.optima(name), Row._fields, found)
+    found = optimum_rows(read_runs(sweep.runs(name)), name, FigureSpec.of(sweep.config, name))
+    write_csv(sweep.optima(name), OptimumRow._fields, found)
 
 
-def rows(runs: pd.DataFrame, figures: Mapping[str, FigureSpec]) -> Iterator[Row]:
-    """A row per figure, panel in the config's order, and curve value ascending."""
-    for name, request in figures.items():
-        for panel, curves in figure_curves(runs, request).items():
-            transfer = measure_transfer(curves, request.base, request.analysis)
-            for value, curve in curves.items():
-                best, interval = transfer.optima[value], transfer.intervals[value]
-                yield Row(
-                    figure=name,
-                    setup=request.figure.setup,
-                    panel=str(panel),
-                    parametrization=request.parametrization(panel),
-                    axis=request.figure.curve,
-                    value=value,
-                    log2_lr=best.log2_lr,
-                    log2_lr_low=interval.low,
-                    log2_lr_high=interval.high,
-                    interval=interval.kind,
-                    at_edge=best.at_edge,
-                    fit=best.fit,
-                    best_loss=best.loss,
-                    regret=transfer.regrets[value].nats,
-                    regret_at_least=transfer.regrets[value].at_least,
-                    drift=transfer.drift,
-                    drift_low=transfer.drift_interval.low,
-                    drift_high=transfer.drift_interval.high,
-                    drift_interval=transfer.drift_interval.kind,
-                    seeds=curve.seeds,
-                    points=int(np.isfinite(curve.mean).sum()),
-                    diverged=int(curve.diverged.sum()),
-                    missing=curve.missing,
-                )
+def optimum_rows(runs: pd.DataFrame, name: str, spec: FigureSpec) -> Iterator[OptimumRow]:
+    """A row per panel of a figure, in the config's order, and curve value ascending."""
+    for panel, curves in figure_curves(runs, spec).items():
+        transfer = measure_transfer(curves, spec.base, spec.analysis)
+        for value, curve in curves.items():
+            best, interval = transfer.optima[value], transfer.intervals[value]
+            yield OptimumRow(
+                figure=name,
+                setup=spec.figure.setup,
+                panel=str(panel),
+                parametrization=spec.parametrization(panel),
+                axis=spec.figure.curve,
+                value=value,
+                log2_lr=best.log2_lr,
+                log2_lr_low=interval.low,
+                log2_lr_high=interval.high,
+                interval=interval.kind,
+                at_edge=best.at_edge,
+                fit=best.fit,
+                best_loss=best.loss,
+                regret=transfer.regrets[value].nats,
+                regret_at_least=transfer.regrets[value].at_least,
+                drift=transfer.drift,
+                drift_low=transfer.drift_interval.low,
+                drift_high=transfer.drift_interval.high,
+                drift_interval=transfer.drift_interval.kind,
+                seeds=curve.seeds,
+                points=int(np.isfinite(curve.mean).sum()),
+                diverged=int(curve.diverged.sum()),
+                missing=curve.missing,
+            )
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads what `optima` wrote. Raises UserError."""
-    table = read_table(path, get_type_hints(Row))
-    return [Row(*record) for record in table[list(Row._fields)].itertuples(index=False, name=None)]
-
-
-def read_optima(path: Path, name: str, request: FigureSpec) -> dict[Any, list[Row]]:
+def read_optima(path: Path, name: str, spec: FigureSpec) -> dict[Any, list[OptimumRow]]:
     """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
-    found: dict[str, list[Row]] = {}
-    for row in read_rows(path):
-        if row.figure == name:
-            found.setdefault(row.panel, []).append(row)
-    panels = {panel: sorted(found.get(str(panel), []), key=lambda row: row.value) for panel in request.panels}
-    if any(tuple(row.value for row in of_panel) != request.values for of_panel in panels.values()):
+    rows = sorted(read_rows(path, OptimumRow), key=lambda row: row.value)
+    panels = {panel: [row for row in rows if (row.figure, row.panel) == (name, str(panel))] for panel in spec.panels}
+    if any(tuple(row.value for row in of_panel) != spec.values for of_panel in panels.values()):
         raise UserError(f"{path} does not hold the curves of {name}: make it anew from the same config")
     return panels

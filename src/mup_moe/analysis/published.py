@@ -14,6 +14,7 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.settings import Config, FigureSettings
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError, expand_home
+from mup_moe.sweep import one_of
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -58,9 +59,7 @@ def find_reference(config: Config, name: str) -> Path:
 
     Raises UserError where there is none, or where it does not serve the figure.
     """
-    if name not in config.figures:
-        raise UserError(f"`figures` has no {name!r}: choose from {', '.join(config.figures)}")
-    reference = config.figures[name].reference
+    reference = config.figures[one_of(name, config.figures, "figures")].reference
     if reference is None:
         raise UserError(f"`figures.{name}` has no `reference`: give it a CSV of published losses")
     path = expand_home(reference)
@@ -84,22 +83,15 @@ def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> 
         raise UserError(f"{path} has none of the figure's parametrizations and widths: name another file, or null")
 
 
-def _integer(text: str) -> int:
-    # A column of integers that lacks one is written as floats.
-    number = float(text)
-    if not number.is_integer():
-        raise ValueError(f"{text} is not a width")
-    return int(number)
-
-
 def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
     try:
-        value = float(row[loss] or "")
-        point = Point(
-            row["parametrization"] or "", _integer(row["width"] or ""), LearningRate(row["learning_rate"] or ""), value
-        )
+        parametrization, loss_there = row["parametrization"] or "", float(row[loss] or "")
+        width = float(row["width"] or "")  # a column of integers that lacks one is written as floats
+        if not width.is_integer():
+            raise ValueError(f"{row['width']} is not a width")
+        point = Point(parametrization, int(width), LearningRate(row["learning_rate"] or ""), loss_there)
     except ValueError as error:
         raise UserError(f"{where}: {error}; give a number in every field") from None
-    if not (point.parametrization and point.width > 0 and math.isfinite(value)):
+    if not (point.parametrization and point.width > 0 and math.isfinite(point.loss)):
         raise UserError(f"{where} must name a parametrization, a positive width and a finite loss")
     return point

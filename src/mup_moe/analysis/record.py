@@ -1,13 +1,10 @@
-"""Copies the results of the whole paper to a folder that git keeps, with what made them.
-
-python -m mup_moe record NAME
-"""
+"""Copies the results of the whole paper to a folder that git keeps, with what made them."""
 
 import argparse
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +13,16 @@ import yaml
 from mup_moe.analysis.runs import read_runs
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.load import preset_files
-from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.config.options import read_layers, takes
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
 from mup_moe.sweep import Sweep
 
+add_arguments = takes("name", "what to call the record, such as the preset")
+
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `record`."""
-    parser.add_argument("name", help="what to call the record, such as the preset")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -42,9 +35,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not (results / LISTING).exists():
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
     layers = read_layers(arguments)
-    cells = read_runs(results / "runs.csv").index.tolist()
-    _check_config(Sweep(layers.config, results), cells)
-    made_by = provenance_of(results, cells)
+    cells = read_runs(results / "runs.csv").index
+    summaries = {name: read_result(results / "cells" / name) for name in cells}
+    _check_config(Sweep(layers.config, results), summaries)
+    made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
@@ -65,14 +59,14 @@ def run(arguments: argparse.Namespace) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _check_config(sweep: Sweep, cells: list[str]) -> None:
+def _check_config(sweep: Sweep, summaries: Mapping[str, Any]) -> None:
     """Raises UserError where a cell was trained by another config."""
     digests = {cell.id: sweep.request(cell).digest for cells in sweep.figures.values() for cell in cells}
-    other = [name for name in cells if read_result(sweep.cells / name)["request"] != digests.get(name)]
+    other = [name for name, summary in summaries.items() if summary["request"] != digests.get(name)]
     if other:
         raise UserError(
-            f"{len(other)} of {len(cells)} cells were trained by another config, such as {other[0]}: give the one that"
-            " they were trained by, with all of its --preset and --config"
+            f"{len(other)} of {len(summaries)} cells were trained by another config, such as {other[0]}: give the one"
+            " that they were trained by, with all of its --preset and --config"
         )
 
 
@@ -100,17 +94,13 @@ def _files(results: Path, config: Config) -> Iterator[Path]:
         yield from [results / name / "reference.csv"] if figure.reference else []
 
 
-def provenance_of(results: Path, cells: list[str]) -> dict[str, Any]:
-    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens.
-
-    Raises UserError where a cell's result is damaged.
-    """
-    summaries = [read_result(results / "cells" / cell) for cell in cells]
+def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens."""
     corpora = sorted(results.glob("data/*/manifest.json"))
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "workflow", "presets", "config.yaml")),
-        "cells": len(cells),
+        "cells": len(summaries),
         "wall_seconds": round(sum(summary["wall_seconds"] for summary in summaries), 1),
         **{
             key: _distinct(summary[key] for summary in summaries)

@@ -13,17 +13,13 @@ from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.published import Point, find_reference, read_published
 from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.config.options import read_layers, takes
 from mup_moe.files import write_csv
+
+add_arguments = takes("name", "a figure of the config that has a reference")
 
 COLUMNS = ("parametrization", "width", "learning_rate", "published_loss", "our_loss", "difference")
 SAME = 1e-9  # relative: learning rates that differ by less are one, spelled differently
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `reference`."""
-    parser.add_argument("name", help="a figure of the config that has a reference")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """Reading tables, runs.csv among them, and the losses of a figure as one array."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,8 @@ from mup_moe.analysis.curve import ABSENT, Curve
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.cell import AXES
 from mup_moe.files import UserError, cannot_be_read
+
+Row = TypeVar("Row")
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
@@ -38,27 +40,34 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
     return table
 
 
+def read_rows(path: Path, kind: Callable[..., Row]) -> list[Row]:
+    """A CSV as rows of a kind, a NamedTuple whose fields are columns of it. Raises UserError."""
+    types = get_type_hints(kind)
+    table = read_table(path, types)[list(types)]
+    return [kind(*row) for row in table.itertuples(index=False, name=None)]
+
+
 def read_runs(path: Path) -> pd.DataFrame:
     """runs.csv, indexed by cell id. Raises UserError."""
     columns = {"cell": str, "status": str, "train_loss": float, "valid_loss": float}
     return read_table(path, columns).drop_duplicates("cell").set_index("cell")
 
 
-def figure_curves(runs: pd.DataFrame, request: FigureSpec) -> dict[Any, dict[int, Curve]]:
+def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, Curve]]:
     """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
 
     Cells that `runs` lacks are ABSENT where the config leaves foreign ones out. Raises UserError for
     them where it does not.
     """
-    figure = request.figure
+    figure = spec.figure
     ids = [cell.id for cell in figure.cells()]
     absent = next((name for name in ids if name not in runs.index), None)
-    if absent is not None and request.analysis.foreign_cells == "stop":
+    if absent is not None and spec.analysis.foreign_cells == "stop":
         raise UserError(
             f"the runs lack cell {absent}, which the figure draws: delete its runs.csv and run the same command again"
         )
     chosen = runs.reindex(ids)
-    losses = chosen[request.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
+    losses = chosen[spec.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)
     # The cells are the product of the axes, so the losses are an array with one dimension per axis;
     # all but four have length one.
@@ -71,8 +80,7 @@ def figure_curves(runs: pd.DataFrame, request: FigureSpec) -> dict[Any, dict[int
     values = getattr(figure.axes, figure.curve)
     return {
         panel: {
-            value: Curve(log2_lr[ascending], losses_PCSR[p, values.index(value)][:, ascending])
-            for value in request.values
+            value: Curve(log2_lr[ascending], losses_PCSR[p, values.index(value)][:, ascending]) for value in spec.values
         }
-        for p, panel in enumerate(request.panels)
+        for p, panel in enumerate(spec.panels)
     }

@@ -4,16 +4,18 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, cast, get_type_hints
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.regression import regress
 from mup_moe.analysis.runs import read_table
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.analysis.transfer import regress
+from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, read_json, write_csv
 from mup_moe.sweep import one_of
+
+add_arguments = takes("probe", "its name in the config")
 
 VALUES = {"parametrization": str, "width": int, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
 
@@ -36,12 +38,6 @@ class Slope(NamedTuple):
     models: int
     lowest_width: int
     highest_width: int
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `slopes`."""
-    parser.add_argument("probe", help="its name in the config")
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,30 +69,27 @@ def read_values(paths: Sequence[Path]) -> pd.DataFrame:
     return table
 
 
+def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose value is positive and finite, with log2 of widths and of values."""
+    positive = values[np.isfinite(values["value"]) & (values["value"] > 0)]
+    found: pd.DataFrame = positive.assign(width=np.log2(positive["width"]), value=np.log2(positive["value"]))
+    return found
+
+
 def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
     """A row per parametrization, quantity, block and step, in the order of the values."""
     for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
-        parametrization, quantity, block, step = cast(tuple[str, str, str, int], key)
-        positive = group[np.isfinite(group["value"]) & (group["value"] > 0)]
-        points = zip(positive["seed"], np.log2(positive["width"]), np.log2(positive["value"]), strict=True)
+        logs = log2_of_positive(group)
+        points = zip(logs["seed"], logs["width"], logs["value"], strict=True)
         slope, interval = regress(list(points), confidence)
         widths = group["width"]
         yield Slope(
-            parametrization=parametrization,
-            quantity=quantity,
-            block=block,
-            step=step,
+            *cast(tuple[str, str, str, int], key),
             slope=slope,
             low=interval.low,
             high=interval.high,
-            points=len(positive),
+            points=len(logs),
             models=len(group),
             lowest_width=int(widths.min()),
             highest_width=int(widths.max()),
         )
-
-
-def read_slopes(path: Path) -> list[Slope]:
-    """Reads what `slopes` wrote. Raises UserError."""
-    table = read_table(path, get_type_hints(Slope))
-    return [Slope(*record) for record in table[list(Slope._fields)].itertuples(index=False, name=None)]

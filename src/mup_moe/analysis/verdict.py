@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.analysis.optima import Row, read_rows
-from mup_moe.analysis.runs import read_table
-from mup_moe.analysis.slopes import Slope, read_slopes
+from mup_moe.analysis.optima import OptimumRow
+from mup_moe.analysis.runs import read_rows, read_table
+from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 
 Expectation = Literal["keeps", "moves", "falls"]
@@ -57,21 +57,21 @@ class Test(NamedTuple):
     expect: str
     expected: float
     margin: float
-    estimate: float
-    low: float
-    high: float
-    octaves: float
-    tokens: int
-    missing: int
-    verdict: Verdict
-    reason: str
+    estimate: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    octaves: float = 0.0
+    tokens: int = 0
+    missing: int = 0
+    verdict: Verdict = "inconclusive"
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What tests are read from: figure -> its optima and the most tokens of a cell; probe -> slopes."""
 
-    optima: Mapping[str, Sequence[Row]]
+    optima: Mapping[str, Sequence[OptimumRow]]
     tokens: Mapping[str, int]
     slopes: Mapping[str, Sequence[Slope]]
 
@@ -82,9 +82,9 @@ def read_evidence(settings: ClaimsSettings, results: Path) -> Evidence:
     figures = dict.fromkeys(drift.figure for claim in claims for drift in claim.drifts)
     probes = dict.fromkeys(slope.probe for claim in claims for slope in claim.slopes)
     return Evidence(
-        optima={name: read_rows(results / name / "optima.csv") for name in figures},
+        optima={name: read_rows(results / name / "optima.csv", OptimumRow) for name in figures},
         tokens={name: _most_tokens(results / name / "runs.csv") for name in figures},
-        slopes={name: read_slopes(results / f"{name}.csv") for name in probes},
+        slopes={name: read_rows(results / f"{name}.csv", Slope) for name in probes},
     )
 
 
@@ -110,13 +110,7 @@ def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence:
         expect=drift.expect,
         expected=0.0,
         margin=settings.drift_margin,
-        estimate=math.nan,
-        low=math.nan,
-        high=math.nan,
-        octaves=0.0,
         tokens=evidence.tokens[drift.figure],
-        missing=0,
-        verdict="inconclusive",
         reason=f"{drift.figure} has no panel {drift.panel}",
     )
     if not rows:
@@ -132,13 +126,13 @@ def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence:
     )
     if test.missing:
         reason = f"{test.missing} of the panel's cells are missing, having been left out: their say is not known"
-        return test._replace(verdict="inconclusive", reason=reason)
+        return test._replace(reason=reason)
     large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
     says = judge(drift.expect, test.low, test.high, settings.drift_margin)
     seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
     if seems_small and any(row.at_edge or math.isnan(row.log2_lr) for row in rows):
         reason = "an optimum lies at the grid's end, or is missing, so that the drift may be larger than it seems"
-        return test._replace(verdict="inconclusive", reason=reason)
+        return test._replace(reason=reason)
     return _with_verdict(test, says, large)
 
 
@@ -154,13 +148,6 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
         expect="keeps",
         expected=slope.slope,
         margin=settings.slope_margin,
-        estimate=math.nan,
-        low=math.nan,
-        high=math.nan,
-        octaves=0.0,
-        tokens=0,
-        missing=0,
-        verdict="inconclusive",
         reason=f"{slope.probe} did not measure it",
     )
     if not rows:
@@ -176,7 +163,7 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
         says = judge("keeps", row.low - slope.slope, row.high - slope.slope, settings.slope_margin)
         if row.points < row.models:
             reason = f"{row.models - row.points} of {row.models} models have no value that is positive and finite"
-            yield measured._replace(verdict="inconclusive", reason=reason)
+            yield measured._replace(reason=reason)
         else:
             yield _with_verdict(measured, says, measured.octaves >= settings.refuting_octaves)
 
@@ -186,9 +173,9 @@ def _with_verdict(test: Test, says: Verdict, large: bool) -> Test:
     if says == "not replicated" and not large:
         scale = f"{test.octaves:.1f} octaves" + (f" and {test.tokens:,} tokens a cell" if test.tokens else "")
         reason = f"the interval speaks against the claim, but {scale} are too small a sweep to refute it"
-        return test._replace(verdict="inconclusive", reason=reason)
+        return test._replace(reason=reason)
     if math.isnan(test.low):
-        return test._replace(verdict="inconclusive", reason="too few points, or all alike, leave no interval")
+        return test._replace(reason="too few points, or all alike, leave no interval")
     reason = "the interval neither meets the criterion nor rules it out" if says == "inconclusive" else ""
     return test._replace(verdict=says, reason=reason)
 

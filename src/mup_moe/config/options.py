@@ -6,6 +6,7 @@ What reads a config is imported where one is read: `train` also runs where YAML 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,16 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", metavar="NAME", help="the preset that you gave Snakemake by --config preset=NAME")
     help_results = "the folder that Snakemake writes; default: results"
     group.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=help_results)
+
+
+def takes(name: str, help_name: str) -> Callable[[argparse.ArgumentParser], None]:
+    """The `add_arguments` of a command that takes a name, and the config."""
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(name, help=help_name)
+        add_config_arguments(parser)
+
+    return add_arguments
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = None) -> None:

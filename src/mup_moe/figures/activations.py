@@ -9,9 +9,9 @@ import pandas as pd
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import Config
-from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator, sns
-from mup_moe.figures.style import WIDTH, draw_legend, wrap
-from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_widths, means, new_grid, powers, read_probe, widen
+from mup_moe.figures.plotting import Figure, Line2D
+from mup_moe.figures.style import WIDTH, draw_legend, shades, wrap
+from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_widths, means, new_grid, read_probe, widen
 
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 
@@ -28,14 +28,14 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     """
     rules, quantities = values["parametrization"].unique(), values["quantity"].unique()
     steps = sorted(values["step"].unique())
-    shades = dict(zip(steps, sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(steps))), strict=True))
+    shade = shades(steps)
     figure, grid = new_grid(len(rules), len(quantities), sharey="col")
     for axes_of_rule, rule in zip(grid, rules, strict=True):
         for axes, quantity in zip(axes_of_rule, quantities, strict=True):
             chosen = values[(values["parametrization"] == rule) & (values["quantity"] == quantity)]
             for step, of_step in chosen.groupby("step"):
                 line = means(of_step)
-                axes.plot(np.log2(line.index), line, color=shades[step], lw=1.0, marker="o", ms=2.2, mew=0)
+                axes.plot(line.index, line, color=shade[step], lw=1.0, marker="o", ms=2.2, mew=0)
             axes.text(
                 0.02, 1.01, _slope_text(slopes, rule, quantity, steps[-1]), transform=axes.transAxes, fontsize=6.5
             )
@@ -45,17 +45,11 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     for column in grid.T:
         widen(column[0], 3.0)
     for axes in grid.flat:
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_formatter(powers())
+        label_powers(axes)
     figure.supylabel("mean absolute entry", fontsize=8)
-    handles = [Line2D([], [], color=shades[step], lw=1.6) for step in steps]
-    draw_legend(
-        figure,
-        [Line2D([], [], ls=""), *handles],
-        ["steps taken", *map(str, steps)],
-        loc="outside upper center",
-        handlelength=1.6,
-    )
+    handles = {str(step): Line2D([], [], color=shade[step], lw=1.6) for step in steps}
+    handles = {"steps taken": Line2D([], [], ls=""), **handles}
+    draw_legend(figure, handles, loc="outside upper center", handlelength=1.6)
     label_widths(grid, values, WIDTH / len(quantities) - Y_LABELS)
     return figure
 

@@ -3,15 +3,11 @@
 import argparse
 import importlib
 
-from mup_moe.config.options import add_config_arguments, read_layers
+from mup_moe.config.options import read_layers, takes
 from mup_moe.figures.shown import kind_of
 from mup_moe.figures.style import drawing_style, save
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `figure`."""
-    parser.add_argument("name", help="one of the config's figures, compositions or probes")
-    add_config_arguments(parser)
+add_arguments = takes("name", "one of the config's figures, compositions or probes")
 
 
 def run(arguments: argparse.Namespace) -> None:

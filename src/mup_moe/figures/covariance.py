@@ -14,7 +14,7 @@ from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, Line2D, MaxNLocator, sns
 from mup_moe.figures.style import DOTTED, FAINT, INK, WIDTH, draw_legend
 from mup_moe.figures.ticks import excess, labels, number_formatter
-from mup_moe.figures.widths import Y_LABELS, label, label_widths, means, new_grid, powers, read_probe, widen
+from mup_moe.figures.widths import Y_LABELS, label, label_powers, label_widths, means, new_grid, read_probe, widen
 
 # What Lemma B.1 and its neighbourhood predict under muP: steps taken -> slope.
 _ALIGNING = {range(1): -0.5, range(2, 1000): 0.0}
@@ -24,6 +24,7 @@ PREDICTED = {
     "router logits": _ALIGNING,
     "router-logit change": {range(2, 1000): 0.0},
 }
+FIRST: dict[str, Any] = {"ls": (0, (3, 1.5)), "mfc": "white"}  # how the first step is drawn
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -48,10 +49,10 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
         for rule in rules:
             chosen = values[(values["parametrization"] == rule) & (values["quantity"] == quantity)]
             style: dict[str, Any] = {"color": palette[rule], "marker": markers[rule], "ms": 3, "mew": 0.6, "lw": 1.0}
-            for step, look in ((first, {"ls": (0, (3, 1.5)), "mfc": "white"}), (last, {})):
+            for step, look in ((first, FIRST), (last, {})):
                 line = means(chosen[chosen["step"] == step])
                 if len(line):
-                    above.plot(np.log2(line.index), line, **style | look)
+                    above.plot(line.index, line, **style | look)
             _draw_slopes(
                 below, [s for s in slopes if (s.parametrization, s.quantity) == (rule, quantity)], style, rules
             )
@@ -59,8 +60,7 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
         low, high = above.get_ylim()
         if math.floor(high) - math.ceil(low) < 1:  # less than two powers in view
             widen(above, 3.0)
-        above.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        above.yaxis.set_major_formatter(powers())
+        label_powers(above)
         below.axhline(0, color=FAINT, lw=0.4, zorder=0)
         for steps_taken, slope in PREDICTED.get(quantity, {}).items():
             spans = [at for at, step in enumerate(steps) if step in steps_taken]
@@ -73,17 +73,12 @@ def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
         below.yaxis.set_major_formatter(number_formatter(below.get_ylim()))
     grid[0, 0].set_ylabel("size")
     grid[1, 0].set_ylabel("slope on width")
-    names = [parametrization_title(rule) for rule in rules]
-    handles = [Line2D([], [], color=palette[rule], marker=markers[rule], ms=4, lw=1.4) for rule in rules]
-    handles += [Line2D([], [], color=INK, ls=(0, (3, 1.5)), marker="o", mfc="white", ms=3.5, lw=1)]
-    handles += [Line2D([], [], color=INK, ls=DOTTED, lw=1)]
-    draw_legend(
-        figure,
-        handles,
-        [*names, f"step {first} (solid: step {last})", "predicted under \N{GREEK SMALL LETTER MU}P"],
-        loc="outside upper center",
-        handlelength=1.6,
-    )
+    handles = {
+        **{parametrization_title(r): Line2D([], [], color=palette[r], marker=markers[r], ms=4, lw=1.4) for r in rules},
+        f"step {first} (solid: step {last})": Line2D([], [], color=INK, lw=1, ms=3.5, marker="o", **FIRST),
+        "predicted under \N{GREEK SMALL LETTER MU}P": Line2D([], [], color=INK, ls=DOTTED, lw=1),
+    }
+    draw_legend(figure, handles, loc="outside upper center", handlelength=1.6)
     inches = WIDTH / len(quantities) - Y_LABELS - excess(*(label for below in grid[1] for label in labels(below.yaxis)))
     label_widths(grid[:1], values, inches)
     for below in grid[1]:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from mup_moe.analysis.curve import Curve, finite_runs
-from mup_moe.analysis.names import axis_value
-from mup_moe.analysis.optima import Row
+from mup_moe.analysis.names import axis_value, signed
+from mup_moe.analysis.optima import OptimumRow
 from mup_moe.figures.plotting import Axes, Rectangle, sns
 from mup_moe.figures.style import DOTTED, FAINT, INK
 
@@ -56,7 +55,7 @@ class Style:
 def draw_panel(
     axes: Axes,
     curves: Mapping[int, Curve],
-    rows: Sequence[Row],
+    rows: Sequence[OptimumRow],
     published: Mapping[int, Curve],
     scale: Scale,
     style: Style,
@@ -89,7 +88,7 @@ def draw_panel(
     )
 
 
-def summary(rows: Sequence[Row], base: int | None) -> str:
+def summary(rows: Sequence[OptimumRow], base: int | None) -> str:
     """Two lines on transfer: the drift with its interval, and the regret at the far end of the axis.
 
     Where the base lies within the axis, that is the end at which the regret is greater.
@@ -101,9 +100,9 @@ def summary(rows: Sequence[Row], base: int | None) -> str:
         return "no optimum: runs are missing or diverged\n" if missing else "every run diverged\n"
     lines = ["drift: one optimum only", ""]
     if np.isfinite(last.drift):
-        lines[0] = f"drift {_signed(last.drift)}"
+        lines[0] = f"drift {signed(last.drift)}"
         if np.isfinite(last.drift_low):
-            lines[0] += f" [{_signed(last.drift_low)}, {_signed(last.drift_high)}]"
+            lines[0] += f" [{signed(last.drift_low)}, {signed(last.drift_high)}]"
     ends = [row for row in (last, rows[0]) if row.value != base and not np.isnan(row.regret)]
     if ends:
         # The largest value comes first, and stays where both cost the same.
@@ -113,24 +112,12 @@ def summary(rows: Sequence[Row], base: int | None) -> str:
     return "\n".join(lines)
 
 
-def _signed(number: float) -> str:
-    # A true minus sign, and no "-0.00".
-    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
 def _draw_curve(axes: Axes, curve: Curve, line: Mapping[str, Any]) -> None:
     # Per run of converged learning rates, so that no line crosses a diverged one.
     for start, stop in finite_runs(curve.mean):
-        points = pd.DataFrame(
-            {
-                "log2_lr": np.tile(curve.log2_lr[start:stop], curve.seeds),
-                "loss": curve.losses[:, start:stop].ravel(),
-            }
-        )
         sns.lineplot(
-            points,
-            x="log2_lr",
-            y="loss",
+            x=np.tile(curve.log2_lr[start:stop], curve.seeds),
+            y=curve.losses[:, start:stop].ravel(),
             ax=axes,
             lw=1.2,
             marker="o",
@@ -144,7 +131,7 @@ def _draw_curve(axes: Axes, curve: Curve, line: Mapping[str, Any]) -> None:
         )
 
 
-def _draw_optima(axes: Axes, rows: Sequence[Row], scale: Scale, style: Style) -> None:
+def _draw_optima(axes: Axes, rows: Sequence[OptimumRow], scale: Scale, style: Style) -> None:
     found = [row for row in rows if np.isfinite(row.log2_lr)]
     axes.plot([row.log2_lr for row in found], [row.best_loss for row in found], color=INK, lw=1.0, zorder=3)
     for row in found:

@@ -13,50 +13,29 @@ os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 
 # A `matplotlibrc` in the working folder comes before all others; the standard library's folder has none.
 with chdir(sysconfig.get_path("stdlib")):
-    import matplotlib
+    import matplotlib as matplotlib
 
     # A user's style sheets lie below that folder.
     with patch.object(matplotlib, "get_configdir", return_value=os.devnull):
         import matplotlib.style
-        import seaborn as sns
-        from matplotlib import pyplot
-        from matplotlib.axes import Axes
-        from matplotlib.axis import Axis
-        from matplotlib.figure import Figure, SubFigure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch, Rectangle
-        from matplotlib.text import Text
-        from matplotlib.ticker import (
-            EngFormatter,
-            FixedLocator,
-            FuncFormatter,
-            LogLocator,
-            MaxNLocator,
-            NullFormatter,
-            NullLocator,
-            ScalarFormatter,
-        )
+        import seaborn
+        from matplotlib import pyplot as pyplot
+        from matplotlib.axes import Axes as Axes
+        from matplotlib.axis import Axis as Axis
+        from matplotlib.figure import Figure as Figure
+        from matplotlib.figure import SubFigure as SubFigure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine as ConstrainedLayoutEngine
+        from matplotlib.lines import Line2D as Line2D
+        from matplotlib.patches import Patch as Patch
+        from matplotlib.patches import Rectangle as Rectangle
+        from matplotlib.text import Text as Text
+        from matplotlib.ticker import EngFormatter as EngFormatter
+        from matplotlib.ticker import FixedLocator as FixedLocator
+        from matplotlib.ticker import FuncFormatter as FuncFormatter
+        from matplotlib.ticker import LogLocator as LogLocator
+        from matplotlib.ticker import MaxNLocator as MaxNLocator
+        from matplotlib.ticker import NullFormatter as NullFormatter
+        from matplotlib.ticker import NullLocator as NullLocator
+        from matplotlib.ticker import ScalarFormatter as ScalarFormatter
 
-__all__ = [
-    "Axes",
-    "Axis",
-    "ConstrainedLayoutEngine",
-    "EngFormatter",
-    "Figure",
-    "FixedLocator",
-    "FuncFormatter",
-    "Line2D",
-    "LogLocator",
-    "MaxNLocator",
-    "NullFormatter",
-    "NullLocator",
-    "Patch",
-    "Rectangle",
-    "ScalarFormatter",
-    "SubFigure",
-    "Text",
-    "matplotlib",
-    "pyplot",
-    "sns",
-]
+sns = seaborn

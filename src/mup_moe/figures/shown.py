@@ -11,19 +11,13 @@ from typing import Any
 
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.settings import Config
-from mup_moe.figures.kinds import KINDS, SUBJECTS, Subject
+from mup_moe.figures.kinds import HEADINGS, KINDS
 from mup_moe.files import UserError
 
 
 def all_names(config: Config) -> list[str]:
     """Everything that can be drawn."""
     return [*config.figures, *config.compositions, *config.probes]
-
-
-def drawn_in_paper(config: Config) -> list[str]:
-    """What the whole paper draws: a figure that is part of a composition is drawn there."""
-    parts = {part for parts in config.compositions.values() for part in parts}
-    return [name for name in all_names(config) if name not in parts]
 
 
 def kind_of(config: Config, name: str) -> str:
@@ -61,14 +55,16 @@ def settings_of(config: Config, name: str) -> str:
     return json.dumps({"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe)})
 
 
-def caption_of(config: Config, name: str) -> str:
-    """What to look for in a figure, as reStructuredText."""
-    return KINDS[kind_of(config, name)].caption.format(name=name, subject=_subject(config, name))
+def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
+    """What the caption of a figure in the report is made of: its kind, what it is about, and its kind's caption."""
+    kind = kind_of(config, name)
+    return kind, _subject(config, name), KINDS[kind].caption
 
 
 def category_of(config: Config, name: str) -> str:
     """The heading under which the report has a figure."""
-    return KINDS[kind_of(config, name)].category.format(name=name, subject=_subject(config, name))
+    subject = _subject(config, name)
+    return KINDS[kind_of(config, name)].category.format(name=name, heading=subject and HEADINGS[subject])
 
 
 def _parts(config: Config, name: str) -> tuple[str, ...]:
@@ -76,9 +72,9 @@ def _parts(config: Config, name: str) -> tuple[str, ...]:
     return () if name in config.probes else config.compositions.get(name, (name,))
 
 
-def _subject(config: Config, name: str) -> Subject | None:
-    """What a figure is about, or the first one of a composition; a probe is about itself."""
+def _subject(config: Config, name: str) -> str | None:
+    """What a figure, or the first one of a composition, is about: a key of HEADINGS; None for a probe."""
     for part in _parts(config, name)[:1]:
         figure = config.figures[part]
-        return SUBJECTS["dense" if figure.axes.architecture == ("dense",) else figure.curve]
+        return "dense" if figure.axes.architecture == ("dense",) else figure.curve
     return None

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, SubFigure, Text, matplotlib, sns
 from mup_moe.files import atomic_write
 
@@ -20,22 +22,11 @@ RC: dict[Any, Any] = {
     "pdf.fonttype": 42,  # TrueType, embedded: text that can be searched and edited
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
     "mathtext.fontset": "dejavusans",
-    "font.size": 8,
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8),
     "axes.titlesize": 9,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "axes.edgecolor": INK,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3),
+    **dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -44,6 +35,12 @@ def drawing_style() -> Iterator[None]:
     """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
     with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
         yield
+
+
+def shades(values: Sequence[int]) -> dict[int, Any]:
+    """A colour per value, light to dark; crest is perceptually uniform and told apart by lightness alone."""
+    colours = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(values)))
+    return dict(zip(values, map(tuple, colours), strict=True))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -62,24 +59,20 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_legend(
-    figure: Figure | SubFigure,
-    handles: Sequence[Any],
-    names: Sequence[str],
-    title: Mapping[str, Any] | None = None,
-    **options: Any,
+    figure: Figure | SubFigure, handles: Mapping[str, Any], title: Mapping[str, Any] | None = None, **options: Any
 ) -> None:
-    """A legend outside the panels, in as few rows as fit into the figure's width.
+    """A legend of handles by name, outside the panels, in as few rows as fit into the figure's width.
 
     title: how the first name differs from the others.
     """
-    for rows in range(1, len(names) + 1):
-        columns = math.ceil(len(names) / rows)
-        legend = figure.legend(handles, names, ncols=columns, **LEGEND, **options)
+    for rows in range(1, len(handles) + 1):
+        columns = math.ceil(len(handles) / rows)
+        legend = figure.legend(list(handles.values()), list(handles), ncols=columns, **LEGEND, **options)
         legend.get_texts()[0].set(**title or {})
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width - MARGIN * figure.dpi:
             break
         legend.remove()
-    add_lines(figure, math.ceil(len(names) / columns) - 1)
+    add_lines(figure, math.ceil(len(handles) / columns) - 1)
 
 
 def wrap(text: Text, pixels: float) -> None:

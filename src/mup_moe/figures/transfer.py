@@ -14,7 +14,7 @@ import numpy as np
 from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.names import axis_title, axis_value, parametrization_title
-from mup_moe.analysis.optima import Row, read_optima
+from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.reference import published_curves, read_reference
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.config.settings import Config
@@ -30,7 +30,19 @@ from mup_moe.figures.panel import (
     draw_panel,
 )
 from mup_moe.figures.plotting import Figure, FixedLocator, Line2D, MaxNLocator, Patch, SubFigure, sns
-from mup_moe.figures.style import DOTTED, FAINT, INK, MARGIN, RC, WIDTH, add_lines, draw_legend, new_figure, wrap
+from mup_moe.figures.style import (
+    DOTTED,
+    FAINT,
+    INK,
+    MARGIN,
+    RC,
+    WIDTH,
+    add_lines,
+    draw_legend,
+    new_figure,
+    shades,
+    wrap,
+)
 from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
 
 COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
@@ -44,7 +56,7 @@ ALIKE = 1e-7  # octaves: closer learning rates are drawn at one place
 LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
 
 Curves = Mapping[Any, Mapping[int, Curve]]
-Rows = Mapping[Any, list[Row]]
+Rows = Mapping[Any, list[OptimumRow]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ class Content:
     published: as `curves`, of panels and values that the figure has.
     """
 
-    request: FigureSpec
+    spec: FigureSpec
     curves: Curves
     rows: Rows
     published: Curves
@@ -82,36 +94,34 @@ def draw(config: Config, name: str, results: Path) -> Figure:
 
 def read_content(config: Config, name: str, results: Path) -> Content:
     """What a figure of the config shows. Raises UserError."""
-    request = FigureSpec.of(config, name)
-    curves = figure_curves(read_runs(results / name / "runs.csv"), request)
+    spec = FigureSpec.of(config, name)
+    curves = figure_curves(read_runs(results / name / "runs.csv"), spec)
     points = read_reference(results / name / "reference.csv") if config.figures[name].reference is not None else []
     published = published_curves(points)
     of_panels = {
         panel: {value: curve for value, curve in published.get(panel, {}).items() if value in of_panel}
         for panel, of_panel in curves.items()
     }
-    return Content(request, curves, read_optima(results / name / "optima.csv", name, request), of_panels)
+    return Content(spec, curves, read_optima(results / name / "optima.csv", name, spec), of_panels)
 
 
 def draw_content(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
     """Draws the content into a figure or a part of one, `width` inches wide; `letter`: (a), (b), ..."""
-    request, curves = content.request, content.curves
+    spec, curves = content.spec, content.curves
     lines, columns = content.grid
     scale = shared_scale(curves, content.rows, content.published)
-    # Light to dark with the value; crest is perceptually uniform and told apart by lightness alone.
-    shades = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(request.values)))
-    style = Style(dict(zip(request.values, map(tuple, shades), strict=True)), request.base)
+    style = Style(shades(spec.values), spec.base)
 
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (panel, of_panel) in zip(grid.flat, curves.items(), strict=False):
         draw_panel(axes, of_panel, content.rows[panel], content.published[panel], scale, style)
         axes.set(xlabel="", ylabel="")
-    _label_axes(grid, curves, scale, request, width / columns)
-    _draw_titles(figure, grid, [_title(request, panel) for panel in curves], width)
+    _label_axes(grid, curves, scale, spec, width / columns)
+    _draw_titles(figure, grid, [_title(spec, panel) for panel in curves], width)
     for axes in grid.flat[len(curves) :]:
         axes.remove()
     sns.despine(fig=figure)
-    _draw_curve_legend(figure, request, style, letter)
+    _draw_curve_legend(figure, spec, style, letter)
     _draw_mark_legend(figure, content, scale, style)
 
 
@@ -120,8 +130,7 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
 
     Published losses near an optimum of theirs are on it too, as far as ours keep half of the height.
     """
-    every = [curve for of_panel in curves.values() for curve in of_panel.values()]
-    theirs = [curve for of_panel in published.values() for curve in of_panel.values()]
+    every, theirs = _all_of(curves), _all_of(published)
     means = np.concatenate([curve.mean for curve in every])
     best = np.array([row.best_loss for of_panel in rows.values() for row in of_panel])
     bottom, top = 0.0, 1.0
@@ -148,6 +157,10 @@ def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
     return Scale(bottom=bottom, top=top, upper=top + strip, lanes=lanes, lr=(lr.min() - beyond, lr.max() + beyond))
 
 
+def _all_of(curves: Curves) -> list[Curve]:
+    return [curve for of_panel in curves.values() for curve in of_panel.values()]
+
+
 def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], width: float) -> None:
     """The panels' titles, in as few lines as fit above a panel."""
     rows, columns = grid.shape
@@ -161,8 +174,8 @@ def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], w
     add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
 
 
-def _title(request: FigureSpec, panel: Any) -> str:
-    axes, axis = request.figure.axes, request.figure.panel
+def _title(spec: FigureSpec, panel: Any) -> str:
+    axes, axis = spec.figure.axes, spec.figure.panel
     if axis == "parametrization":
         title = parametrization_title(str(panel))
     else:
@@ -171,19 +184,19 @@ def _title(request: FigureSpec, panel: Any) -> str:
     return f"{title}, dense" if axes.architecture == ("dense",) and axis != "architecture" else title
 
 
-def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureSpec, panel_inches: float) -> None:
+def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel_inches: float) -> None:
     axes = grid.flat[0]
     axes.set(xlim=scale.lr, ylim=(scale.bottom, scale.upper))
     ticks = MaxNLocator(nbins=6, steps=NICE).tick_values(scale.bottom, scale.top)
-    measured = any(np.isfinite(curve.mean).any() for of_panel in curves.values() for curve in of_panel.values())
+    measured = any(np.isfinite(curve.mean).any() for curve in _all_of(curves))
     axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if measured and scale.bottom <= y <= scale.top]))
     axes.yaxis.set_major_formatter(number_formatter((scale.bottom, scale.top)))
     inches = panel_inches - 0.4 - excess(*labels(axes.yaxis))
-    rates = rate_ticks([math.log2(rate) for rate in request.figure.axes.learning_rate], scale.lr, inches)
+    rates = rate_ticks([math.log2(rate) for rate in spec.figure.axes.learning_rate], scale.lr, inches)
     for axes in grid.flat:
         label_axis(axes, rates, inches)
     for axes in grid[:, 0]:
-        axes.set_ylabel(LOSS_LABELS[request.analysis.loss])
+        axes.set_ylabel(LOSS_LABELS[spec.analysis.loss])
     for column in range(grid.shape[1]):
         # The lowest panel of a column, which need not be in the last row.
         axes = grid.flat[: len(curves)][column :: grid.shape[1]][-1]
@@ -192,14 +205,14 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, request: FigureSpec, pa
         axes.tick_params(labelbottom=True)
 
 
-def _draw_curve_legend(figure: Figure | SubFigure, request: FigureSpec, style: Style, letter: str) -> None:
+def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Style, letter: str) -> None:
     """The curves, above the panels; in a part of a figure the line is its title."""
-    lines = [Line2D([], [], lw=1.6, **style.line(value)) for value in request.values]
-    names = [f"{value} (base)" if value == request.base else f"{value}" for value in request.values]
+    handles = {f"{letter} {axis_title(spec.figure.curve)}".strip(): Line2D([], [], ls="")}
+    for value in spec.values:
+        handles[f"{value} (base)" if value == spec.base else f"{value}"] = Line2D([], [], lw=1.6, **style.line(value))
     draw_legend(
         figure,
-        [Line2D([], [], ls=""), *lines],
-        [f"{letter} {axis_title(request.figure.curve)}".strip(), *names],
+        handles,
         loc="outside upper left" if letter else "outside upper center",
         handlelength=1.8,
         title={"fontweight": "bold", "fontsize": RC["axes.titlesize"]} if letter else {},
@@ -208,13 +221,12 @@ def _draw_curve_legend(figure: Figure | SubFigure, request: FigureSpec, style: S
 
 def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
     """The marks that occur, below the panels."""
-    marks = dict(_marks(content, scale, style))
-    draw_legend(figure, list(marks.values()), list(marks), loc="outside lower center", handlelength=1.4)
+    draw_legend(figure, dict(_marks(content, scale, style)), loc="outside lower center", handlelength=1.4)
 
 
 def _marks(content: Content, scale: Scale, style: Style) -> Iterator[tuple[str, Any]]:
-    every = [curve for of_panel in content.curves.values() for curve in of_panel.values()]
-    theirs = [curve.mean for of_panel in content.published.values() for curve in of_panel.values()]
+    every = _all_of(content.curves)
+    theirs = [curve.mean for curve in _all_of(content.published)]
     means = np.concatenate([curve.mean for curve in every])
     found = [row for of_panel in content.rows.values() for row in of_panel if np.isfinite(row.log2_lr)]
     if not all(row.at_edge for row in found):

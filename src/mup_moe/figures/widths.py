@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.slopes import Slope, read_slopes, read_values
+from mup_moe.analysis.runs import read_rows
+from mup_moe.analysis.slopes import Slope, log2_of_positive, read_values
 from mup_moe.config.settings import Config
-from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, NullLocator, sns
+from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, MaxNLocator, NullLocator, sns
 from mup_moe.figures.style import WIDTH
 from mup_moe.figures.ticks import excess, label_axis, thinned
 
@@ -21,7 +21,7 @@ Y_LABELS = 0.55  # inches, of the labels beside a panel
 def read_probe(config: Config, name: str, results: Path) -> tuple[pd.DataFrame, list[Slope]]:
     """What a probe measured, and its slopes. Raises UserError for what is missing or damaged."""
     values = [results / name / f"w{width}.csv" for width in config.probes[name].axes.width]
-    return read_values(values), read_slopes(results / f"{name}.csv")
+    return read_values(values), read_rows(results / f"{name}.csv", Slope)
 
 
 def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
@@ -34,9 +34,8 @@ def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
 
 
 def means(values: pd.DataFrame) -> "pd.Series[float]":
-    """log2 of the geometric mean by width, of what is positive and finite."""
-    positive = values[np.isfinite(values["value"]) & (values["value"] > 0)]
-    found: pd.Series[float] = np.log2(positive["value"]).groupby(positive["width"]).mean()
+    """log2 of the geometric mean of what is positive and finite, by log2 of the width."""
+    found: pd.Series[float] = log2_of_positive(values).groupby("width")["value"].mean()
     return found
 
 
@@ -66,6 +65,7 @@ def widen(axes: Any, least: float) -> None:
     axes.set_ylim(min(low, (low + high - least) / 2), max(high, (low + high + least) / 2))
 
 
-def powers() -> FuncFormatter:
-    """Writes a number of an axis in log2 as a power of 2."""
-    return FuncFormatter(lambda at, _: f"$2^{{{at:g}}}$")
+def label_powers(axes: Any) -> None:
+    """Labels a vertical axis in log2 with powers of 2."""
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda at, _: f"$2^{{{at:g}}}$"))

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
+from mup_moe.analysis.curve import FloatArray
 from mup_moe.analysis.runs import read_table
 from mup_moe.files import UserError
-
-FloatArray = npt.NDArray[np.float64]
 
 START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
 

@@ -6,23 +6,24 @@ from what was measured on finished runs. Needs neither tokens nor cells.
 
 import argparse
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
+from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.config.cell import Cell
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.options import add_config_arguments, read_sweep
-from mup_moe.config.settings import CorpusSettings, FigureSettings, ProbeSettings, SetupSettings
+from mup_moe.config.settings import CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.documents import source_files
 from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
-from mup_moe.files import write_csv, write_text
-from mup_moe.model.inventory import size_of
+from mup_moe.files import write_csv
+from mup_moe.model.inventory import ModelSize, size_of
 from mup_moe.sweep import Sweep
 from mup_moe.tables.machine import START_SECONDS, Machine
 
@@ -49,22 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = read_sweep(arguments)
     machine = Machine.read(arguments.benchmark or sweep.benchmark())
     rows, out = plan(sweep, machine), sweep.results / "plan"
-    write_csv(
-        out.with_suffix(".csv"),
-        [*COLUMNS, "machine"],
-        (["" if value is None else value for value in astuple(row)] + [machine.name] for row in rows),
-    )
+    write_csv(out.with_suffix(".csv"), [*PlanRow._fields, "machine"], ([*row, machine.name] for row in rows))
     shown = [_shown(row) for row in rows]
     notes = [f"The config: {sweep.layers}.", *_notes(rows, machine)]
     table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
-    markdown = "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""])
-    write_text(out.with_suffix(".md"), markdown)
-    write_text(out.with_suffix(".html"), html_page("The bill", markdown))
+    write_page(out, "The bill", "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""]))
     print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class PlanRow(NamedTuple):
     """The bill of one sweep. Sizes are of its largest model; None has no meaning in the row.
 
     new_cells: those that no row above has; the total counts them alone. device_hours: of one CPU
@@ -91,7 +85,6 @@ class Row:
     saving: float | None = None
 
 
-COLUMNS = tuple(field.name for field in fields(Row))
 HEADINGS = (
     *("Sweep", "Set-up", "Cells", "New", "Parameters", "Active", "Tokens a cell", "Tokens"),
     *("FLOPs", "Hours", "Disk", "Checkpoint", "Saving"),
@@ -102,49 +95,55 @@ HEADINGS = (
 class _Bill:
     """What one cell costs."""
 
-    parameters: int
-    active_parameters: int
+    size: ModelSize
     tokens: int
     flops: int
     seconds: float
     disk_bytes: int
-    checkpoint_bytes: int
 
 
-def plan(sweep: Sweep, machine: Machine) -> list[Row]:
+def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
     """A row per corpus in use, per figure, per probe, and the total. Raises UserError."""
-    config, cells_of = sweep.config, sweep.figures
+    config = sweep.config
     rows = [_corpus_row(name, config.corpora[name]) for name in sweep.corpora]
-    vocabularies = {name: sweep.vocabulary(name) for name in sweep.corpora}
     known: dict[str, _Bill] = {}
     # What starting a process costs each of the cells that share it.
     starts = {cell: START_SECONDS / len(cells) for cells in sweep.jobs.values() for cell in cells}
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
+        disk_bytes = COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES)
         bills = {
-            cell.id: _bill(cell, setup, vocabularies[setup.corpus], machine, starts[cell]) for cell in cells_of[name]
+            cell.id: _bill(sweep, machine, cell, setup.tokens_per_run, starts[cell], disk_bytes)
+            for cell in sweep.figures[name]
         }
-        at_base, at_target = _tuning(figure, setup, bills)
-        rows.append(_row("figure", name, figure.setup, bills, known, at_base, at_target))
+        rows.append(_of_figure(_row("figure", name, figure.setup, bills, known), figure, setup, bills))
         known |= bills
     for name, probe in config.probes.items():
-        setup = config.setups[probe.setup]
-        bills = {f"{name}/{cell.id}": _probe_bill(cell, probe, setup, vocabularies, machine) for cell in probe.cells()}
+        # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
+        tokens = (probe.steps[-1] + len(probe.steps)) * config.setups[probe.setup].tokens_per_step
+        start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
+        bills = {f"{name}/{cell.id}": _bill(sweep, machine, cell, tokens, start, 0) for cell in probe.cells()}
         rows.append(_row("probe", name, probe.setup, bills, known))
         known |= bills
-    return [*rows, _total(rows, known.values())]
+    total = _row("total", "total", None, known, {})
+    of_corpora = sum(row.disk_bytes or 0 for row in rows if row.kind == "corpus")
+    return [
+        *rows,
+        total._replace(
+            tokens_per_cell=None,
+            disk_bytes=of_corpora + (total.disk_bytes or 0),
+            checkpoint_bytes=max(row.checkpoint_bytes or 0 for row in rows),
+        ),
+    ]
 
 
-def _bytes_per_token(corpus: CorpusSettings) -> float:
-    if corpus.vocabulary is None:
-        return _GPT2_BYTES
-    return float(np.interp(np.log2(corpus.vocabulary), np.log2(_BPE_VOCABULARY), _BPE_BYTES))
-
-
-def _corpus_row(name: str, corpus: CorpusSettings) -> Row:
-    tokens = round(_text_bytes(corpus) / _bytes_per_token(corpus))
+def _corpus_row(name: str, corpus: CorpusSettings) -> PlanRow:
+    bytes_per_token = _GPT2_BYTES
+    if corpus.vocabulary is not None:
+        bytes_per_token = float(np.interp(np.log2(corpus.vocabulary), np.log2(_BPE_VOCABULARY), _BPE_BYTES))
+    tokens = round(_text_bytes(corpus) / bytes_per_token)
     item = dtype_for(vocabulary_of(corpus)).itemsize
-    return Row(kind="corpus", sweep=name, tokens=tokens, disk_bytes=tokens * item)
+    return PlanRow(kind="corpus", sweep=name, tokens=tokens, disk_bytes=tokens * item)
 
 
 def _text_bytes(corpus: CorpusSettings) -> float:
@@ -155,98 +154,52 @@ def _text_bytes(corpus: CorpusSettings) -> float:
     return min(bound, sum(path.stat().st_size * _PACKED.get(path.suffix, 1.0) for path in source_files(corpus)))
 
 
-def _bill(cell: Cell, setup: SetupSettings, vocabulary: int, machine: Machine, start_seconds: float) -> _Bill:
-    size = size_of(cell, setup.model, vocabulary)
-    tokens = setup.tokens_per_run
+def _bill(sweep: Sweep, machine: Machine, cell: Cell, tokens: int, start: float, disk_bytes: int) -> _Bill:
+    setup = sweep.config.setups[cell.setup]
+    size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus))
     flops = tokens * size.flops_per_token
-    return _Bill(
-        parameters=size.parameters,
-        active_parameters=size.active_parameters,
-        tokens=tokens,
-        flops=flops,
-        seconds=start_seconds + machine.seconds(flops, cell.width),
-        disk_bytes=COPIES * (HISTORY_BYTES * setup.training.steps + SUMMARY_BYTES),
-        checkpoint_bytes=OPTIMIZERS[setup.training.optimizer].bytes_per_parameter * size.parameters,
-    )
+    return _Bill(size, tokens, flops, start + machine.seconds(flops, cell.width), disk_bytes)
 
 
-def _probe_bill(
-    cell: Cell, probe: ProbeSettings, setup: SetupSettings, vocabularies: Mapping[str, int], machine: Machine
-) -> _Bill:
-    size = size_of(cell, setup.model, vocabularies[setup.corpus])
-    # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
-    tokens = (probe.steps[-1] + len(probe.steps)) * setup.tokens_per_step
-    flops = tokens * size.flops_per_token
-    start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
-    seconds = start + machine.seconds(flops, cell.width)
-    return _Bill(size.parameters, size.active_parameters, tokens, flops, seconds, disk_bytes=0, checkpoint_bytes=0)
-
-
-def _tuning(
-    figure: FigureSettings, setup: SetupSettings, bills: Mapping[str, _Bill]
-) -> tuple[int, int] | tuple[None, None]:
-    """FLOPs of one panel's learning rates and seeds at the base width and at the largest one."""
-    if figure.curve != "width":
-        return None, None
-    panel = getattr(figure.axes, figure.panel)[0]
-    cells = [cell for cell in figure.cells() if getattr(cell, figure.panel) == panel]
-    base, target = (
-        sum(bills[cell.id].flops for cell in cells if cell.width == width)
-        for width in (setup.model.base_width, max(figure.axes.width))
-    )
-    return base, target
-
-
-def _row(
-    kind: str,
-    name: str,
-    setup: str,
-    bills: Mapping[str, _Bill],
-    known: Mapping[str, _Bill],
-    at_base: int | None = None,
-    at_target: int | None = None,
-) -> Row:
-    every = list(bills.values())
-    largest = max(every, key=lambda bill: bill.parameters)
-    return Row(
+def _row(kind: str, name: str, setup: str | None, bills: Mapping[str, _Bill], known: Mapping[str, _Bill]) -> PlanRow:
+    every = bills.values()
+    largest = max(every, key=lambda bill: bill.size.parameters)
+    return PlanRow(
         kind=kind,
         sweep=name,
         setup=setup,
         cells=len(every),
         new_cells=len(bills.keys() - known.keys()),
-        parameters=largest.parameters,
-        active_parameters=max(bill.active_parameters for bill in every),
+        parameters=largest.size.parameters,
+        active_parameters=max(bill.size.active_parameters for bill in every),
         tokens_per_cell=largest.tokens,
         tokens=sum(bill.tokens for bill in every),
         flops=sum(bill.flops for bill in every),
         device_hours=sum(bill.seconds for bill in every) / 3600,
         disk_bytes=sum(bill.disk_bytes for bill in every),
-        checkpoint_bytes=largest.checkpoint_bytes if kind == "figure" else None,
-        flops_at_base=at_base,
-        flops_at_target=at_target,
-        saving=at_target / at_base if at_base and at_target else None,
     )
 
 
-def _total(rows: Iterable[Row], bills: Iterable[_Bill]) -> Row:
-    every = list(bills)
-    corpora = sum(row.disk_bytes or 0 for row in rows if row.kind == "corpus")
-    return Row(
-        kind="total",
-        sweep="total",
-        cells=len(every),
-        new_cells=len(every),
-        parameters=max(bill.parameters for bill in every),
-        active_parameters=max(bill.active_parameters for bill in every),
-        tokens=sum(bill.tokens for bill in every),
-        flops=sum(bill.flops for bill in every),
-        device_hours=sum(bill.seconds for bill in every) / 3600,
-        disk_bytes=corpora + sum(bill.disk_bytes for bill in every),
-        checkpoint_bytes=max(row.checkpoint_bytes or 0 for row in rows),
+def _of_figure(row: PlanRow, figure: FigureSettings, setup: SetupSettings, bills: Mapping[str, _Bill]) -> PlanRow:
+    """The row with its checkpoint, and the FLOPs of one panel at the base width and at the largest."""
+    row = row._replace(
+        checkpoint_bytes=OPTIMIZERS[setup.training.optimizer].bytes_per_parameter * (row.parameters or 0)
     )
+    if figure.curve != "width":
+        return row
+    panel = getattr(figure.axes, figure.panel)[0]
+    base, target = (
+        sum(
+            bills[cell.id].flops
+            for cell in figure.cells()
+            if cell.width == width and getattr(cell, figure.panel) == panel
+        )
+        for width in (setup.model.base_width, max(figure.axes.width))
+    )
+    return row._replace(flops_at_base=base, flops_at_target=target, saving=target / base if base and target else None)
 
 
-def _shown(row: Row) -> list[str]:
+def _shown(row: PlanRow) -> list[str]:
     """A row as people read it (HEADINGS)."""
 
     def with_prefix(value: int | None, unit: str = "") -> str:
@@ -265,7 +218,7 @@ def _shown(row: Row) -> list[str]:
     ]
 
 
-def _notes(rows: Iterable[Row], machine: Machine) -> list[str]:
+def _notes(rows: Iterable[PlanRow], machine: Machine) -> list[str]:
     """What the table's numbers mean, in sentences."""
     low, high = machine.width[[0, -1]].astype(int)
     notes = [

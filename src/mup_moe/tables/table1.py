@@ -5,23 +5,34 @@ have one factor, a multiplier. The LaTeX is a tabular that needs the package boo
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
+from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep
 from mup_moe.files import write_csv, write_text
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)
 _HEADINGS = ("Parametrization", "Role", "Init. variance", "Multiplier", "Learning rate", "Weight decay")
+_Row = tuple[str, str, list[Power | None]]  # parametrization, role, factors; None: the role has no such factor
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `table1`."""
-    add_config_arguments(parser)
+class _Notation(NamedTuple):
+    """How a format writes text, a variable, its root and its power, what lies between factors, and a formula."""
+
+    text: Callable[[str], str]
+    variable: str
+    root: str
+    raised: str
+    times: str
+    formula: str
+
+
+_MARKDOWN = _Notation(markdown_text, "{}", "√{}", "{}<sup>{}</sup>", " ", "{}")
+_LATEX = _Notation(latex_text, r"\mathrm{{{}}}", r"\sqrt{{{}}}", "{}^{{{}}}", r"\,", "${}$")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,25 +42,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write(table: Mapping[str, Parametrization], folder: Path) -> None:
-    """Writes the table in all formats."""
-    write_csv(folder / "table1.csv", COLUMNS, ([p, r, *map(_plain, f)] for p, r, f in _rows(table)))
-    write_text(folder / "table1.md", markdown(table))
-    write_text(folder / "table1.html", html_page("Parametrizations", markdown(table)))
-    write_text(folder / "table1.tex", latex(table))
+    """Writes the table in all formats, a row per parametrization and role."""
+    rows = list(_rows(table))
+    write_csv(folder / "table1.csv", COLUMNS, ([name, role, *factors] for name, role, factors in rows))
+    write_page(folder / "table1", "Parametrizations", markdown_table(_HEADINGS, _cells(rows, _MARKDOWN)))
+    write_text(folder / "table1.tex", latex_table(_HEADINGS, _cells(rows, _LATEX)))
 
 
-def markdown(table: Mapping[str, Parametrization]) -> str:
-    """A Markdown table, a row per parametrization and role."""
-    return markdown_table(_HEADINGS, _cells(table, markdown_text, _markdown_factor))
-
-
-def latex(table: Mapping[str, Parametrization]) -> str:
-    """A booktabs tabular, a row per parametrization and role."""
-    return latex_table(_HEADINGS, _cells(table, latex_text, _latex_factor))
-
-
-def _rows(table: Mapping[str, Parametrization]) -> Iterator[tuple[str, str, list[Power | None]]]:
-    """(parametrization, role, its four factors; None where the role has no such factor)."""
+def _rows(table: Mapping[str, Parametrization]) -> Iterator[_Row]:
     for name, parametrization in table.items():
         for role, rule in parametrization.rules.items():
             yield name, role, [getattr(rule, factor) for factor in FACTORS]
@@ -57,67 +57,30 @@ def _rows(table: Mapping[str, Parametrization]) -> Iterator[tuple[str, str, list
         yield name, ATTENTION_LOGITS, logits
 
 
-def _cells(
-    table: Mapping[str, Parametrization], text: Callable[[str], str], factor: Callable[[Power | None], str]
-) -> Iterator[tuple[str, ...]]:
-    """Rendered rows; a parametrization is named in its first row only."""
-    previous = None
-    for name, role, factors in _rows(table):
-        title = text(parametrization_title(name)) if name != previous else ""
-        yield (title, text(role.replace("_", " ")), *map(factor, factors))
-        previous = name
-
-
-def _plain(power: Power | None) -> str:
-    return "" if power is None else str(power)
-
-
-def _markdown_factor(power: Power | None) -> str:
-    if power is None:
-        return "--"
-    return _quotient(
-        power,
-        name=markdown_text,
-        root=lambda text: f"√{text}",
-        raised=lambda text, exponent: f"{text}<sup>{exponent}</sup>",
-        times=" ",
+def _cells(rows: Iterable[_Row], notation: _Notation) -> list[list[str]]:
+    return grouped(
+        [
+            *(notation.text(parametrization_title(name)), notation.text(role.replace("_", " "))),
+            *("--" if power is None else notation.formula.format(_quotient(power, notation)) for power in factors),
+        ]
+        for name, role, factors in rows
     )
 
 
-def _latex_factor(power: Power | None) -> str:
-    if power is None:
-        return "--"
-    quotient = _quotient(
-        power,
-        name=lambda text: rf"\mathrm{{{latex_text(text)}}}",
-        root=lambda text: rf"\sqrt{{{text}}}",
-        raised=lambda text, exponent: f"{text}^{{{exponent}}}",
-        times=r"\,",
-    )
-    return f"${quotient}$"
-
-
-def _quotient(
-    power: Power,
-    *,
-    name: Callable[[str], str],
-    root: Callable[[str], str],
-    raised: Callable[[str, Any], str],
-    times: str,
-) -> str:
-    """A product of powers as numerator/denominator, in the notation that the callables write."""
+def _quotient(power: Power, notation: _Notation) -> str:
+    """A product of powers as numerator/denominator."""
 
     def product(sign: int) -> list[str]:
         factors = []
         for variable, exponent in power.exponents:
-            size, base = sign * exponent, name(variable)
+            size, base = sign * exponent, notation.variable.format(notation.text(variable))
             if size > 0:
-                factors.append(base if size == 1 else root(base) if size * 2 == 1 else raised(base, size))
+                shape = "{}" if size == 1 else notation.root if size * 2 == 1 else notation.raised
+                factors.append(shape.format(base, size))
         return factors
 
     above, below = product(1), product(-1)
-    numerator = times.join(above) or "1"
+    numerator, denominator = notation.times.join(above) or "1", notation.times.join(below)
     if not below:
         return numerator
-    denominator = times.join(below)
     return f"{numerator}/({denominator})" if len(below) > 1 else f"{numerator}/{denominator}"

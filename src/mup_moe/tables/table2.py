@@ -7,34 +7,24 @@ Sizes are counted from each model's inventory of tensors, with the vocabulary th
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mup_moe.analysis.markup import html_page, latex_table, latex_text, markdown_table, markdown_text
+from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.config.cell import Cell
-from mup_moe.config.options import add_config_arguments, read_sweep
+from mup_moe.config.options import read_sweep
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
-from mup_moe.model.inventory import size_of
+from mup_moe.model.inventory import ModelSize, model_size
 from mup_moe.model.shape import ModelShape
 
-MODEL_COLUMNS = (
-    *("setup", "architecture", "width", "experts", "granularity", "figures", "blocks", "heads", "head_size"),
-    *("total_experts", "active_experts", "expert_size", "parameters", "active_parameters", "tokens", "flops"),
-    *("parametrizations", "learning_rates", "seeds"),
-)
-CORPUS_COLUMNS = ("corpus", "source", "tokenizer", "vocabulary", "training_tokens", "validation_tokens")
-# What MODEL_COLUMNS tells of each model.
+_SHAPE = ("setup", "architecture", "width", "experts", "granularity")  # of a cell: the same for cells of one model
+# Settings that each model's own part has.
 _TOLD = {"blocks", "heads", "head_size"}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `table2`."""
-    add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,95 +36,91 @@ def run(arguments: argparse.Namespace) -> None:
     corpora = {name: read_corpus(name, config.corpora[name], sweep.tokens(name)) for name in names}
     models = models_of(config, {name: corpus["vocabulary"] for name, corpus in corpora.items()})
     shared = {name: hyperparameters_of(setup, corpora[setup.corpus]) for name, setup in setups.items()}
-    rows = [model.row() | _flat(shared[model.cells[0].setup]) for model in models]
+    rows = [
+        model.row() | {name: value for group in shared[model.cells[0].setup].values() for name, value in group.items()}
+        for model in models
+    ]
     write_csv(out.with_suffix(".csv"), list(rows[0]), ([_plain(value) for value in row.values()] for row in rows))
     parts = {
         "Models": _model_part(models),
         "Sweeps": _sweep_part(config.figures),
         "Hyperparameters": _hyperparameter_part(shared),
     }
-    markdown = "\n".join(_markdown(*part) for part in parts.items())
-    write_text(out.with_suffix(".md"), markdown)
-    write_text(out.with_suffix(".html"), html_page("Models, sweeps and hyperparameters", markdown))
-    write_text(out.with_suffix(".tex"), "\n".join(_latex(*part) for part in parts.items()))
+    tables = (f"## {title}\n\n{markdown_table(*_escaped(part, markdown_text))}" for title, part in parts.items())
+    write_page(out, "Models, sweeps and hyperparameters", "\n".join(tables))
+    tables = (f"% {title}\n{latex_table(*_escaped(part, latex_text))}" for title, part in parts.items())
+    write_text(out.with_suffix(".tex"), "\n".join(tables))
 
 
 @dataclass(frozen=True)
 class Model:
-    """A shape that figures train.
+    """A shape that figures train, with its cells of all figures."""
 
-    cells: those of one shape, of all figures. tokens, flops: of one run.
-    """
-
-    shape: ModelShape
+    cells: list[Cell]
+    figures: list[str]
     setup: SetupSettings
-    parameters: int
-    active_parameters: int
-    tokens: int
-    flops: int
-    figures: list[str] = field(default_factory=list)
-    cells: list[Cell] = field(default_factory=list)
+    shape: ModelShape
+    size: ModelSize
 
     def row(self) -> dict[str, Any]:
-        """The values of MODEL_COLUMNS; those of an axis as a list."""
-        cell, shape = self.cells[0], self.shape
-        values = (
-            *(cell.setup, cell.architecture, cell.width, cell.experts, cell.granularity),
-            *(self.figures, self.setup.model.blocks, shape.heads, shape.head_size),
-            *((None, None) if shape.dense else (shape.total_experts, shape.active_experts)),
-            *(shape.expert_size, self.parameters, self.active_parameters, self.tokens, self.flops),
-            _distinct(cell.parametrization for cell in self.cells),
-            _distinct(cell.learning_rate for cell in self.cells),
-            _distinct(cell.seed for cell in self.cells),
-        )
-        return dict(zip(MODEL_COLUMNS, values, strict=True))
+        """What the CSV says of the model before its hyperparameters; values that its cells differ in as a list."""
+        cell, shape, size, tokens = self.cells[0], self.shape, self.size, self.setup.tokens_per_run
+        return {
+            **{name: getattr(cell, name) for name in _SHAPE},
+            "figures": self.figures,
+            "blocks": self.setup.model.blocks,
+            "heads": shape.heads,
+            "head_size": shape.head_size,
+            "total_experts": None if shape.dense else shape.total_experts,
+            "active_experts": None if shape.dense else shape.active_experts,
+            "expert_size": shape.expert_size,
+            "parameters": size.parameters,
+            "active_parameters": size.active_parameters,
+            "tokens": tokens,
+            "flops": tokens * size.flops_per_token,
+            "parametrizations": _distinct(cell.parametrization for cell in self.cells),
+            "learning_rates": _distinct(cell.learning_rate for cell in self.cells),
+            "seeds": _distinct(cell.seed for cell in self.cells),
+        }
 
 
 def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
-    """The distinct models of all figures, in their order; `vocabularies`: corpus -> its size."""
-    models: dict[tuple[Any, ...], Model] = {}
+    """The distinct models of all figures, set-up by set-up; `vocabularies`: corpus -> its size."""
+    alike: dict[tuple[Any, ...], list[tuple[str, Cell]]] = {}
     for name, figure in config.figures.items():
-        setup = config.setups[figure.setup]
-        vocabulary, tokens = vocabularies[setup.corpus], setup.tokens_per_run
         for cell in figure.cells():
-            key = (cell.setup, cell.architecture, cell.width, cell.experts, cell.granularity)
-            if key not in models:
-                size = size_of(cell, setup.model, vocabulary)
-                models[key] = Model(
-                    shape=ModelShape.of(cell, setup.model, vocabulary),
-                    setup=setup,
-                    parameters=size.parameters,
-                    active_parameters=size.active_parameters,
-                    tokens=tokens,
-                    flops=tokens * size.flops_per_token,
-                )
-            models[key].cells.append(cell)
-            if name not in models[key].figures:
-                models[key].figures.append(name)
-    order = _distinct(model.cells[0].setup for model in models.values())
-    return sorted(models.values(), key=lambda model: order.index(model.cells[0].setup))
+            alike.setdefault(tuple(getattr(cell, axis) for axis in _SHAPE), []).append((name, cell))
+    models = []
+    for found in alike.values():
+        cells = [cell for _, cell in found]
+        setup = config.setups[cells[0].setup]
+        shape = ModelShape.of(cells[0], setup.model, vocabularies[setup.corpus])
+        models.append(Model(cells, _distinct(name for name, _ in found), setup, shape, model_size(shape, setup.model)))
+    order = _distinct(setup for setup, *_ in alike)
+    return sorted(models, key=lambda model: order.index(model.cells[0].setup))
 
 
 def read_corpus(name: str, settings: CorpusSettings, folder: Path) -> dict[str, Any]:
-    """The values of CORPUS_COLUMNS for a corpus that is tokenized in a folder. Raises UserError."""
+    """What the CSV says of a corpus that is tokenized in a folder. Raises UserError."""
     path = folder / MANIFEST
     manifest = read_json(path)
     try:
-        tokens = [int(manifest["splits"][split]["tokens"]) for split in ("train", "valid")]
-        values = (name, settings.source, settings.tokenizer, int(manifest["vocabulary"]), *tokens)
+        return {
+            "corpus": name,
+            "source": settings.source,
+            "tokenizer": settings.tokenizer,
+            "vocabulary": int(manifest["vocabulary"]),
+            "training_tokens": int(manifest["splits"]["train"]["tokens"]),
+            "validation_tokens": int(manifest["splits"]["valid"]["tokens"]),
+        }
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error!r}): delete its folder and tokenize the corpus again") from None
-    return dict(zip(CORPUS_COLUMNS, values, strict=True))
 
 
 def hyperparameters_of(setup: SetupSettings, corpus: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """All that the cells of a set-up share, but for what MODEL_COLUMNS tells: group -> name -> value."""
+    """All that the cells of a set-up share, but for _TOLD: group -> name -> value."""
     model = {name: value for name, value in vars(setup.model).items() if name not in _TOLD}
     return {"Text": dict(corpus), "Model": model, "Training": dict(vars(setup.training))}
-
-
-def _flat(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: value for group in groups.values() for name, value in group.items()}
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
@@ -159,7 +145,7 @@ def _model_part(models: Iterable[Model]) -> _Part:
             + [_shown(row[name]) for name in ("width", "blocks", "heads", "head_size", *counts)]
             + [prefixed(row[name]) for name in ("parameters", "active_parameters", "tokens", "flops")]
         )
-    return headings, _grouped(rows)
+    return headings, grouped(rows)
 
 
 def _sweep_part(figures: Mapping[str, FigureSettings]) -> _Part:
@@ -170,7 +156,7 @@ def _sweep_part(figures: Mapping[str, FigureSettings]) -> _Part:
         + [_shown(list(figure.axes.learning_rate)), _shown(list(figure.axes.seed))]
         for name, figure in figures.items()
     ]
-    return headings, _grouped(rows)
+    return headings, grouped(rows)
 
 
 def _hyperparameter_part(shared: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> _Part:
@@ -180,24 +166,12 @@ def _hyperparameter_part(shared: Mapping[str, Mapping[str, Mapping[str, Any]]]) 
         for group in groups
         for name in groups[group]
     ]
-    return ("Group", "Hyperparameter", *shared), _grouped(rows)
+    return ("Group", "Hyperparameter", *shared), grouped(rows)
 
 
-def _grouped(rows: Iterable[list[str]]) -> list[list[str]]:
-    """The rows, with a first cell only where it changes."""
-    told: list[list[str]] = []
-    previous = None
-    for first, *rest in rows:
-        told.append(["" if first == previous else first, *rest])
-        previous = first
-    return told
-
-
-def _plain(value: Any) -> str:
-    """A value in the CSV: lists joined by spaces, nothing for None."""
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+def _plain(value: Any) -> Any:
+    """A value in the CSV: lists joined by spaces."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _shown(value: Any) -> str:
@@ -209,16 +183,6 @@ def _shown(value: Any) -> str:
     return "--" if value is None else str(value)
 
 
-def _markdown(title: str, part: _Part) -> str:
+def _escaped(part: _Part, escape: Callable[[str], str]) -> _Part:
     headings, rows = part
-    table = markdown_table(_each(markdown_text, headings), (_each(markdown_text, row) for row in rows))
-    return f"## {title}\n\n{table}"
-
-
-def _latex(title: str, part: _Part) -> str:
-    headings, rows = part
-    return f"% {title}\n" + latex_table(_each(latex_text, headings), (_each(latex_text, row) for row in rows))
-
-
-def _each(escape: Callable[[str], str], cells: Iterable[str]) -> list[str]:
-    return [escape(cell) for cell in cells]
+    return [escape(cell) for cell in headings], [[escape(cell) for cell in row] for row in rows]
