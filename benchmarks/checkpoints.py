@@ -21,8 +21,7 @@ from variants import CURVE, VOCABULARY, Variant, default_variant, read_request, 
 
 from mup_moe.config.load import read_config
 from mup_moe.files import write_csv
-from mup_moe.model.inventory import model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint
 from mup_moe.ops.device import keep_freed_pages

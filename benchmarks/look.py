@@ -43,8 +43,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.ops.device import claim_device, keep_compiled_code_apart, keep_freed_pages, step_on
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite.job_list import Job, read_jobs

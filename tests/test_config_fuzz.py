@@ -24,9 +24,8 @@ from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.model.dispatch import capacity
-from mup_moe.model.inventory import model_size
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.model.scaling import attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.parametrization import ROLES, VARIABLES, parse_table
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest

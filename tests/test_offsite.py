@@ -24,8 +24,8 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.aggregate import collect
 from mup_moe.config.load import overlay, read_document, read_preset, validate
 from mup_moe.files import read_json
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_all, read_result
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs

@@ -18,12 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from conftest import MODERN, TABLE, VOCABULARY, make_request
 from mup_moe.model.initialize import initialize
-from mup_moe.model.inventory import TensorSpec, model_size, tensors_of
+from mup_moe.model.inventory import ModelShape, TensorSpec, model_size, tensors_of
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
 from mup_moe.model.scaling import attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import weights_of
 from mup_moe.parametrization import ROLES, Parametrization, Rule
 from mup_moe.training.trainer import Trainer
 

@@ -22,8 +22,8 @@ from mup_moe.__main__ import main
 from mup_moe.config.jobs import even_parts
 from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS, balance, router_z
-from mup_moe.model.weight import weights_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
 from mup_moe.ops.device import step_on

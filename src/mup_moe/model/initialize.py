@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mup_moe.model.attention import Attention
+from mup_moe.model.inventory import ModelShape
+from mup_moe.model.layers import Weight, weights_of
 from mup_moe.model.scaling import Factors, attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import Weight, weights_of
 from mup_moe.parametrization import Parametrization
 
 

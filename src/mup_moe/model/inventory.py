@@ -1,4 +1,4 @@
-"""Every tensor of a model, by name, and what a parametrization and a count need to know of it; needs no torch.
+"""A model's sizes, and every tensor of it with what a parametrization and a count need to know; needs no torch.
 
 A name is the tensor's path in the model: it enters the random numbers that the tensor starts from, and
 checkpoints.
@@ -6,18 +6,65 @@ checkpoints.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.shape import ModelShape
 from mup_moe.parametrization import ROLES
 
 # Roles that are looked up or multiplied elementwise rather than by a matrix product.
 _NO_MATMUL = ("embedding", "norm")
 # What the tensors of a norm start from.
 _NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Every number that a rule of the parametrization table may refer to, and the vocabulary.
+
+    `total_experts`, `active_experts` (of a token) and `expert_size` include granularity, unlike the axis
+    `experts` and the setting `top_k`. A dense model has one feed-forward layer of the size that an MoE's
+    token is routed through.
+    """
+
+    dense: bool
+    width: int
+    head_size: int
+    total_experts: int
+    active_experts: int
+    granularity: int
+    expert_size: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
+        """The shape of a cell (paper, granularity: G times the experts, 1/G the size, G * top_k)."""
+        settings.check(cell)
+        dense = cell.architecture == "dense"
+        return cls(
+            dense=dense,
+            width=cell.width,
+            head_size=settings.head_size or cell.width // (settings.heads or 1),
+            total_experts=1 if dense else cell.experts * cell.granularity,
+            active_experts=1 if dense else settings.top_k * cell.granularity,
+            granularity=cell.granularity,
+            expert_size=settings.ffn_ratio * cell.width * (settings.top_k if dense else 1) // cell.granularity,
+            vocabulary=vocabulary,
+        )
+
+    @classmethod
+    def base_of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
+        """The shape at which all factors are 1: base width, base experts, granularity 1."""
+        experts = 1 if cell.architecture == "dense" else settings.base_experts
+        base = replace(cell, width=settings.base_width, experts=experts, granularity=1)
+        return cls.of(base, settings, vocabulary)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.dispatch import Routing, assign_slots, capacity, combine, dispatch, gather_outputs
-from mup_moe.model.feed_forward import ACTIVATIONS, feed_forward
-from mup_moe.model.inventory import moe_tensors
+from mup_moe.model.inventory import ModelShape, moe_tensors
+from mup_moe.model.layers import ACTIVATIONS, Tap, Weight, feed_forward
 from mup_moe.model.router import Choice, Router
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.tap import Tap
-from mup_moe.model.weight import Weight
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model import hardware
+from mup_moe.model import operators
 from mup_moe.model.inventory import TensorSpec
-from mup_moe.model.weight import Weight
+from mup_moe.model.layers import Weight
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", r
     else:
         scores_RNE = logits_RNE.sigmoid()
         share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
-    top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
+    top = _top_by_argmax if operators.prefers_dense(logits_RNE.device) else _top_by_sort
     gates_RNK, expert_RNK = top(scores_RNE, active_experts)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)

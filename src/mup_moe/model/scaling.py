@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.inventory import TensorSpec, tensors_of
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, TensorSpec, tensors_of
 from mup_moe.parametrization import Parametrization
 
 

@@ -12,16 +12,11 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
-from mup_moe.model.cross_entropy import cross_entropy
-from mup_moe.model.feed_forward import FeedForward
-from mup_moe.model.inventory import tensors_of
-from mup_moe.model.lookup import lookup
+from mup_moe.model.inventory import ModelShape, tensors_of
+from mup_moe.model.layers import FeedForward, Norm, Tap, Weight
 from mup_moe.model.metrics import AUXILIARY_LOSSES, Pass, measure
 from mup_moe.model.moe import MoE, Routed
-from mup_moe.model.norm import Norm
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.tap import Tap
-from mup_moe.model.weight import Weight
+from mup_moe.model.operators import cross_entropy, lookup
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, write_csv, write_json
-from mup_moe.model.tap import Tap
+from mup_moe.model.layers import Tap
 from mup_moe.ops.device import claim_device
 from mup_moe.sweep import one_of
 from mup_moe.training.request import TrainingRequest

@@ -21,12 +21,12 @@ from torch.func import functional_call
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
 from mup_moe.model.initialize import initialize
+from mup_moe.model.inventory import ModelShape
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import weights_of
 from mup_moe.training.device import allow_nondeterministic, indexed, is_lost_device, is_out_of_memory
-from mup_moe.training.optimizer import make_optimizer
+from mup_moe.training.optimizer import optimizer_of
 from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
-        self._optimizer = make_optimizer(self.model, factors, rates, first.training)
+        self._optimizer = optimizer_of(first.training)(self.model, factors, rates, first.training)
         self._optimizer.use(self._compile)
         self._compiled = self._compile(self.losses)
         self._precision = precision

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mup_moe.model.inventory import model_size
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import precision_on
