@@ -62,34 +62,18 @@ class Cell:
 
     def name(self, without: Collection[str] = ()) -> str:
         """The id, or what is left of it without some axes: the name of cells that differ in those alone."""
-        parts = {
-            "setup": self.setup,
-            "architecture": self.architecture,
-            "parametrization": self.parametrization,
-            "width": f"w{self.width}",
-            "experts": f"e{self.experts}",
-            "granularity": f"g{self.granularity}",
-            "learning_rate": f"lr{self.learning_rate}",
-            "seed": f"s{self.seed}",
-        }
-        return "_".join(part for axis, part in parts.items() if axis not in without)
+        return "_".join(f"{mark}{getattr(self, part)}" for part, mark in _MARKS.items() if part not in without)
 
     @classmethod
     def parse(cls, text: str) -> "Cell":
         """The cell of an id. Raises ValueError for text that no cell has as its id."""
         match = _ID.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is not a cell's id, which reads {_SCHEME}")
-        setup, architecture, parametrization, width, experts, granularity, rate, seed = match.groups()
+            scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in _MARKS.items())
+            raise ValueError(f"{text!r} is not a cell's id, which reads {scheme}")
+        setup, architecture, rules, width, experts, granularity, rate, seed = match.groups()
         cell = cls(
-            setup=setup,
-            architecture=architecture,
-            parametrization=parametrization,
-            width=int(width),
-            experts=int(experts),
-            granularity=int(granularity),
-            learning_rate=LearningRate(rate),
-            seed=int(seed),
+            setup, architecture, rules, int(width), int(experts), int(granularity), LearningRate(rate), int(seed)
         )
         if cell.id != text:
             raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
@@ -105,9 +89,12 @@ def check_range(axis: str, value: Any) -> None:
         raise ValueError(f"{axis} {value} must lie between {least} and {shown}")
 
 
-_SCHEME = "SETUP_ARCHITECTURE_PARAMETRIZATION_wWIDTH_eEXPERTS_gGRANULARITY_lrRATE_sSEED"
+# What each field's value follows in an id.
+_MARKS = {
+    **dict.fromkeys(("setup", "architecture", "parametrization"), ""),
+    **{"width": "w", "experts": "e", "granularity": "g", "learning_rate": "lr", "seed": "s"},
+}
 _ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")
-
 AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
 
 
