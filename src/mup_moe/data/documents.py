@@ -18,49 +18,46 @@ BATCH_CHARACTERS = 2**20
 
 
 class Source(Protocol):
-    """Records in an order of their own, and how to begin after any of them."""
+    """Texts in an order of their own, None for a record without text, and how to begin after any of them."""
 
-    def __iter__(self) -> Iterator[str | None]:
-        """The texts; None is a record without text."""
-        ...
+    def __iter__(self) -> Iterator[str | None]: ...
 
     def position(self) -> Any:
         """JSON that makes a source of the same kind begin after the record last given."""
-        ...
 
 
 @dataclass
 class Tally:
-    """What reading left out or changed, in records."""
+    """What reading left out or changed, in records.
+
+    Skipped: empty (nothing but white space), without_text (`text` is absent or no string). Kept: repaired (with
+    U+FFFD in place of NUL and of what was not Unicode), cut (several documents: longer than MAX_CHARACTERS).
+    """
 
     empty: int = 0
-    """Skipped: nothing but white space."""
     without_text: int = 0
-    """Skipped: records whose `text` is absent or no string."""
     repaired: int = 0
-    """Kept, with U+FFFD in place of NUL and of what was not Unicode."""
     cut: int = 0
-    """Kept as several documents: longer than MAX_CHARACTERS."""
 
 
 @dataclass
 class Count:
-    """How much of a split was read."""
+    """How much of a split was read; bytes of UTF-8."""
 
     documents: int = 0
     bytes: int = 0
-    """Of UTF-8."""
 
 
 @dataclass
 class Place:
-    """How far a source was read, and what was found up to there."""
+    """How far a source was read, and what was found up to there.
+
+    position: the source's own; None at the beginning. records: read so far, those without text too.
+    """
 
     position: Any = None
-    """The source's own; None at the beginning."""
     finished: bool = False
     records: int = 0
-    """Read so far, those without text too."""
     tally: Tally = field(default_factory=Tally)
     counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
 
@@ -84,20 +81,18 @@ class Place:
 
 
 class Document(NamedTuple):
-    """A text that is neither blank nor impossible to encode."""
+    """A text that is neither blank nor impossible to encode, and its `text_digest`."""
 
     text: str
     digest: bytes
-    """Its `text_digest`."""
     split: str
 
 
 class Batch(NamedTuple):
-    """Consecutive documents, and the place after them."""
+    """Consecutive documents, and the place after them; None in the midst of a record."""
 
     documents: list[Document]
     after: Place | None
-    """None in the midst of a record."""
 
 
 def open_source(settings: CorpusSettings, position: Any) -> Source:
