@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from common import ROOT
 
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.ops.device import step_on
 from mup_moe.training.device import precision_on, prepare_gpus
 from mup_moe.training.request import TrainingRequest

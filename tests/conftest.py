@@ -21,8 +21,7 @@ import yaml
 
 from mup_moe.__main__ import main
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.config.cell import AXES, Cell
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import AXES, Cell, LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all

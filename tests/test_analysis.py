@@ -21,8 +21,7 @@ from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import Row, read_optima
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.config.cell import Cell
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import Cell, LearningRate
 from mup_moe.config.load import read_config
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError

@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import CONFIG, MODERN, VOCABULARY, make_request
-from mup_moe.config.cell import AXES, Cell
+from mup_moe.config.cell import AXES, Cell, LearningRate
 from mup_moe.config.jobs import jobs
-from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.optimizers import OPTIMIZERS, OptimizerEntry
 from mup_moe.files import UserError
 from mup_moe.model import operators

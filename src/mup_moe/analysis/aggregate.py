@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_moe.analysis.foreign import SHARED, foreign_cells, mixtures, shortened, told_by_reason
-from mup_moe.config.cell import Cell
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import Cell, LearningRate
 from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, write_csv
 from mup_moe.ops.cell_folder import DamagedResultError, Result, read_result

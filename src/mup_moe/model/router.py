@@ -60,25 +60,17 @@ def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", r
     else:
         scores_RNE = logits_RNE.sigmoid()
         share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
-    top = _top_by_argmax if operators.prefers_dense(logits_RNE.device) else _top_by_sort
-    gates_RNK, expert_RNK = top(scores_RNE, active_experts)
+    if operators.prefers_dense(logits_RNE.device):
+        gates_RNK, expert_RNK = _top_by_argmax(scores_RNE, active_experts)
+    else:
+        gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
 
 
-# In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
-# scatter, which a GPU runs in a few fused launches.
-
-
-def _top_by_sort(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
-    """The `active_experts` largest scores of each token, [R, N, K], and their experts; the largest first."""
-    gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
-    return gates_RNK, expert_RNK
-
-
 def _top_by_argmax(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
-    """As `_top_by_sort`; of equal scores the first expert's."""
+    """As `topk`, without sort and scatter, in a few fused launches; of equal scores the first expert's."""
     number_E = torch.arange(scores_RNE.shape[-1], device=scores_RNE.device)
     left_RNE, chosen = scores_RNE.detach(), []
     for _ in range(active_experts):

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
@@ -107,14 +107,13 @@ class Stack:
         """
         inputs, targets = windows_RBS[..., :-1].contiguous(), windows_RBS[..., 1:].contiguous()
         with torch.autocast(windows_RBS.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            losses: dict[str, Tensor]
             if places is None or len(places) == self.model.replicas:
-                return self.model.losses(inputs, targets)
-            whole = _Losses(self.model)
-            part = {
-                name: tensor[places.start : places.stop]
-                for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
-            }
-            losses: dict[str, Tensor] = functional_call(whole, part, (inputs, targets))
+                losses = self.model(inputs, targets)
+            else:
+                whole = (*self.model.named_parameters(), *self.model.named_buffers())
+                part = {name: tensor[places.start : places.stop] for name, tensor in whole}
+                losses = functional_call(self.model, part, (inputs, targets))
             return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
@@ -243,15 +242,3 @@ class Stack:
     def _state(self) -> dict[str, Tensor]:
         parameters = {f"parameter/{name}": weight.value.detach() for name, weight in weights_of(self.model).items()}
         return parameters | self._optimizer.state()
-
-
-class _Losses(nn.Module):
-    """A model's losses as a module, which `functional_call` calls with other tensors in place of its own."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """As `Transformer.losses`."""
-        return self.model.losses(inputs_RBS, targets_RBS)
