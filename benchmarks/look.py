@@ -166,7 +166,8 @@ class Look:
             taken = seconds_of(lambda trainer=trainer: trainer.run(_SMOKE_STEPS), device.type)
             if not runs:
                 seconds, used = taken, trainer.step_mode
-            runs.append(trainer.states()[0]["history"])
+            state = trainer.states()[0]
+            runs.append(torch.stack([state[f"history/{name}"] for name in METRICS], 1))
         first, _, cpu = (history_TM[:, METRICS.index("train_loss")] for history_TM in runs)
         apart = float((first - cpu).abs().max())
         same = bool(torch.equal(runs[0], runs[1]))

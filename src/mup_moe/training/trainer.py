@@ -25,6 +25,8 @@ from mup_moe.training.stack import Stack
 # step it is found at does not depend on their length.
 BLOCK_STEPS = 20
 
+# The columns of checkpoints that do not name them.
+_UNNAMED = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 _LOSS, _NORM = METRICS.index("train_loss"), METRICS.index("gradient_norm")
 
 
@@ -251,8 +253,10 @@ class Trainer:
     def states(self) -> dict[int, dict[str, Tensor]]:
         """All that changes with a step, of each replica in the stack by its index: tensors by name."""
         self._collect()
+        history_RMT = self._history_TRM[: self.step].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        names = [f"history/{name}" for name in METRICS]
         return {
-            replica: self._stack.state(place) | {"history": self._history_TRM[: self.step, replica]}
+            replica: self._stack.state(place) | dict(zip(names, history_RMT[replica], strict=True))
             for place, replica in enumerate(self._active)
         }
 
@@ -260,7 +264,12 @@ class Trainer:
         """Continues from a state for every request as it was after `step` steps, to the bit."""
         self._stack.load_state(step, states)
         for replica, state in enumerate(states):
-            self._history_TRM[:step, replica] = state["history"]
+            if "history" in state:
+                columns = zip(_UNNAMED, state["history"].unbind(1), strict=True)
+                state = {f"history/{name}": history_T for name, history_T in columns}
+            for m, name in enumerate(METRICS):
+                # A metric that is newer than the checkpoint was not seen before.
+                self._history_TRM[:step, replica, m] = state.get(f"history/{name}", math.nan)
         self.step = self._seen = step
         self._loaded = None
 
