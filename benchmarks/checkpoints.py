@@ -19,7 +19,7 @@ import torch
 from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of, told
 from variants import CURVE, VOCABULARY, Variant, default_variant, read_request, trainer_of
 
-from mup_moe.config.load import read_config
+from mup_moe.config.load import read_document, validate
 from mup_moe.files import write_csv
 from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.ops import checkpoint, heartbeat
@@ -89,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     base = read_request(arguments.request)
-    seconds = read_config(ROOT / "config.yaml").execution.checkpoint_seconds
+    seconds = validate(read_document(ROOT / "config.yaml")).execution.checkpoint_seconds
     machine = machine_row(arguments.device, arguments.threads)
     rows = []
     for width in arguments.widths:

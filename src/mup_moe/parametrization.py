@@ -14,16 +14,7 @@ from typing import Any, Self
 
 from mup_moe.config.like import lineage, without_like
 
-ROLES = (
-    "embedding",
-    "norm",
-    "attention",
-    "feed_forward",
-    "expert_up",
-    "expert_down",
-    "router",
-    "unembedding",
-)
+ROLES = ("embedding", "norm", "attention", "feed_forward", "expert_up", "expert_down", "router", "unembedding")
 FACTORS = ("init_variance", "multiplier", "lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
 VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")

@@ -92,7 +92,7 @@ class Sweep:
         """Of what cells are trained with, apart from what their names say: an edit of it trains them again."""
         # They are those of a set-up and a row: thousands of cells have a few.
         one_of_each = {(of.cell.setup, of.cell.parametrization): of for of in map(self.request, cells)}
-        return digest(*sorted(request.settings for request in one_of_each.values()))
+        return digest(*sorted(request.to_json(cell=False) for request in one_of_each.values()))
 
     def fingerprints(self, figure: str) -> dict[str, str]:
         """What the rows of a figure's runs have as fingerprints; empty where its tokens are not here."""

@@ -10,9 +10,7 @@ from typing import Any, get_args, get_origin
 
 import pydantic
 
-from mup_moe.config.document import ConfigError as ConfigError
-from mup_moe.config.document import check_values, cut, show
-from mup_moe.config.document import read_document as read_document
+from mup_moe.config.document import ConfigError, check_values, cut, read_document, show
 from mup_moe.config.like import lineage, without_like
 from mup_moe.config.settings import Config
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, parse_table
@@ -26,11 +24,6 @@ _LARGEST_POWER = 16
 _MOST_SENTENCES = 20
 # Of a union's types, as pydantic's locations have them.
 _TYPE_NAME = re.compile(r"(int|float|str|none)$|literal\[|function-|union\[|tuple\[")
-
-
-def read_config(*paths: Path) -> Config:
-    """The config of one YAML file, or of several laid over each other key by key."""
-    return validate(overlay(*(read_document(path) for path in paths)))
 
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:

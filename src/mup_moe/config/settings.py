@@ -48,7 +48,6 @@ _FINITE = _Range(-1e37, 1e37, "be finite")
 _FRACTION = _Range(math.ulp(0.0), math.nextafter(1.0, 0.0), "lie between 0 and 1")
 _MOST_CELLS = 100_000
 _MOST_ENTRIES = 2**50  # of a tensor
-_MOST_PROBE_STEPS = 10_000  # they are an argument of a command
 _LONGEST_NAME = 100  # of what is a file's name too
 
 

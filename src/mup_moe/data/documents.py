@@ -28,16 +28,12 @@ class Source(Protocol):
 
 @dataclass
 class Tally:
-    """What reading left out or changed, in records.
+    """What reading left out or changed, in records."""
 
-    Skipped: empty (nothing but white space), without_text (`text` is absent or no string). Kept: repaired (with
-    U+FFFD in place of NUL and of what was not Unicode), cut (several documents: longer than MAX_CHARACTERS).
-    """
-
-    empty: int = 0
-    without_text: int = 0
-    repaired: int = 0
-    cut: int = 0
+    empty: int = 0  # skipped: nothing but white space
+    without_text: int = 0  # skipped: records whose `text` is absent or no string
+    repaired: int = 0  # kept, with U+FFFD in place of NUL and of what was not Unicode
+    cut: int = 0  # kept as several documents: longer than MAX_CHARACTERS
 
 
 @dataclass
@@ -50,14 +46,11 @@ class Count:
 
 @dataclass
 class Place:
-    """How far a source was read, and what was found up to there.
+    """How far a source was read, and what was found up to there."""
 
-    position: the source's own; None at the beginning. records: read so far, those without text too.
-    """
-
-    position: Any = None
+    position: Any = None  # the source's own; None at the beginning
     finished: bool = False
-    records: int = 0
+    records: int = 0  # read so far, those without text too
     tally: Tally = field(default_factory=Tally)
     counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
 
@@ -156,17 +149,13 @@ def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[D
         tally.empty += 1
         return
     tally.cut += len(raw) > MAX_CHARACTERS
-    repaired = False
-    for start in range(0, len(raw), MAX_CHARACTERS):
-        piece = raw[start : start + MAX_CHARACTERS]
-        if not piece.strip():
-            continue
-        text = NO_TEXT.sub("\ufffd", piece)
-        if text != piece and not repaired:
-            repaired = True
-            tally.repaired += 1
-        digest = text_digest(text)
-        yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")
+    whole = NO_TEXT.sub("\ufffd", raw)
+    tally.repaired += whole != raw
+    for start in range(0, len(whole), MAX_CHARACTERS):
+        text = whole[start : start + MAX_CHARACTERS]
+        if text.strip():
+            digest = text_digest(text)
+            yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")
 
 
 def text_digest(text: str) -> bytes:

@@ -22,17 +22,13 @@ def dtype_for(vocabulary: int) -> "np.dtype[Any]":
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """A tokenized corpus. Each document's tokens are followed by `end_of_text`.
+    """A tokenized corpus. Each document's tokens are followed by `end_of_text`."""
 
-    train, valid: tokens of the training and of the held-out documents, shape (tokens,), read-only and mapped from
-    the files. digests: the SHA-256 of each split's file, in hexadecimal, as the manifest has them.
-    """
-
-    train: TokenArray
-    valid: TokenArray
+    train: TokenArray  # of the training documents, shape (tokens,), read-only and mapped from the file
+    valid: TokenArray  # of the held-out documents, likewise
     vocabulary: int
     end_of_text: int
-    digests: dict[str, str]
+    digests: dict[str, str]  # SHA-256 of each split's file, in hexadecimal, as the manifest has them
 
     @property
     def digest(self) -> str:

@@ -60,8 +60,7 @@ class Stage:
         self._folder = folder
         self._record = folder / f"{name}.json"
         self._committed_at = time.monotonic()
-        self.note: Any = None
-        """As given to the last commit; None before the first."""
+        self.note: Any = None  # as given to the last commit; None before the first
         lengths = self._lengths(files)
         self._files: dict[str, IO[bytes]] = {}
         with _disk_errors(folder):

@@ -21,22 +21,14 @@ from mup_moe.model.router import Choice
 
 @dataclass(frozen=True)
 class Routing:
-    """Which assignment has which slot.
+    """Which assignment has which slot."""
 
-    gates_RKN: the gate of each assignment; 0 where it was dropped.
-    slot_RKN: the slot (expert * C + position) of each assignment; any slot if dropped.
-    kept_RKN: whether the assignment got a slot.
-    assignment_RM: the assignment in each slot; any assignment if the slot is empty.
-    filled_RM: whether the slot holds one.
-    load_RE: each expert's share of the assignments, dropped ones included.
-    """
-
-    gates_RKN: Tensor
-    slot_RKN: Tensor
-    kept_RKN: Tensor
-    assignment_RM: Tensor
-    filled_RM: Tensor
-    load_RE: Tensor
+    gates_RKN: Tensor  # of each assignment; 0 where it was dropped
+    slot_RKN: Tensor  # of each assignment (expert * C + position); any slot if dropped
+    kept_RKN: Tensor  # whether the assignment got a slot
+    assignment_RM: Tensor  # in each slot; any assignment if the slot is empty
+    filled_RM: Tensor  # whether the slot holds one
+    load_RE: Tensor  # each expert's share of the assignments, dropped ones included
 
 
 def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:

@@ -69,20 +69,15 @@ class ModelShape:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One tensor of one replica. Raises ValueError for a role that is not in `ROLES`.
-
-    fan_in: entries that one output sums over. fan_out: outputs that one input feeds. into_residual:
-    the output is added to the residual stream. active: the share of the tensor that one token is
-    multiplied by. fill: a constant to start from in place of random numbers (norms).
-    """
+    """One tensor of one replica. Raises ValueError for a role that is not in `ROLES`."""
 
     role: str
     shape: tuple[int, ...]
-    fan_in: int
-    fan_out: int
-    into_residual: bool = False
-    active: float = 1.0
-    fill: float | None = None
+    fan_in: int  # entries that one output sums over
+    fan_out: int  # outputs that one input feeds
+    into_residual: bool = False  # the output is added to the residual stream
+    active: float = 1.0  # the share of the tensor that one token is multiplied by
+    fill: float | None = None  # a constant to start from in place of random numbers (norms)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -92,11 +87,6 @@ class TensorSpec:
     def size(self) -> int:
         """The number of entries."""
         return math.prod(self.shape)
-
-    @property
-    def is_matmul(self) -> bool:
-        """Whether a token's FLOPs include a product with this tensor."""
-        return self.role not in _NO_MATMUL
 
 
 Tensors = Mapping[str, TensorSpec]
@@ -181,23 +171,22 @@ def _within(path: str, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What one replica costs.
-
-    parameters: all of them; active_parameters: those that one token meets.
-    flops_per_token: training FLOPs, 6 per active matrix entry and 12 * blocks * width * sequence for
-        attention (PaLM, appendix B; the causal half is not discounted).
-    """
+    """What one replica costs."""
 
     parameters: int
-    active_parameters: int
-    flops_per_token: int
+    active_parameters: int  # those that one token meets
+    flops_per_token: int  # of training
 
 
 @cache
 def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
-    """The size of a model of this shape."""
+    """The size of a model of this shape.
+
+    Training takes 6 FLOPs per active matrix entry and 12 * blocks * width * sequence for attention (PaLM,
+    appendix B; the causal half is not discounted).
+    """
     tensors = tensors_of(shape, settings).values()
-    matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.is_matmul)
+    matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.role not in _NO_MATMUL)
     return ModelSize(
         parameters=sum(tensor.size for tensor in tensors),
         active_parameters=round(sum(tensor.size * tensor.active for tensor in tensors)),

@@ -17,16 +17,12 @@ from mup_moe.model.layers import Weight
 
 @dataclass(frozen=True)
 class Choice:
-    """The experts of each token, the best first.
+    """The experts of each token, the best first."""
 
-    logits_RNE: the router's. share_RNE: each expert's share of a token, which sums to 1 over experts.
-    expert_RNK: the experts chosen. gates_RNK: the weight of each one's output.
-    """
-
-    logits_RNE: Tensor
-    share_RNE: Tensor
-    expert_RNK: Tensor
-    gates_RNK: Tensor
+    logits_RNE: Tensor  # the router's
+    share_RNE: Tensor  # each expert's share of a token, which sums to 1 over experts
+    expert_RNK: Tensor  # the experts chosen
+    gates_RNK: Tensor  # the weight of each one's output
 
 
 class Router(Weight):

@@ -11,16 +11,12 @@ from mup_moe.parametrization import Parametrization
 
 @dataclass(frozen=True)
 class Factors:
-    """What a tensor's rule comes to at its shape.
+    """What a tensor's rule comes to at its shape."""
 
-    init_std: standard deviation of its entries; multiplier: of its product; lr and
-    weight_decay: factors of the global ones.
-    """
-
-    init_std: float
-    multiplier: float
-    lr: float
-    weight_decay: float
+    init_std: float  # of its entries
+    multiplier: float  # of its product
+    lr: float  # over the global one
+    weight_decay: float  # over the global one
 
 
 def factors(

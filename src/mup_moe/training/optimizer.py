@@ -37,12 +37,8 @@ def schedule(step: int, settings: TrainingSettings) -> float:
 class ReplicaOptimizer(ABC):
     """An optimizer whose learning rate and weight decay differ between replicas and tensors.
 
-    Args:
-        model: R replicas, their tensors stacked on the leading axis.
-        factors: per replica, each tensor's factors by name.
-        learning_rates: per replica, the global peak learning rate.
-        settings: what is the same for all.
-
+    model: R replicas, their tensors stacked on the leading axis. factors: per replica, each tensor's factors by
+    name. learning_rates: per replica, the global peak learning rate. settings: what is the same for all.
     """
 
     def __init__(

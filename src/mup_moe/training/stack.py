@@ -51,15 +51,12 @@ _INDUCTOR: dict[str, Any] = {"triton.autotune_pointwise": False}
 class Stack:
     """Models, optimizer and step of cells that differ in parametrization, learning rate and seed only.
 
-    Args:
-        requests: one per replica. shape: that of all of them. device: where the tensors live; for
-            "graph" the current one. precision: "float32" or "bfloat16" (autocast).
-        step_mode: "eager", "compiled" (torch.compile), or "graph" (compiled, replayed as one CUDA graph).
-        seeds: U of them, those of all requests and maybe more, in the order of the blocks.
-        block_steps: K, the steps that `load_block` takes at most.
-        may_fall_back: a step that cannot be captured is compiled, and one that cannot be compiled is eager,
-            which is said on stderr. Otherwise UserError is raised.
-
+    requests: one per replica. shape: that of all of them. device: where the tensors live; for "graph" the current
+    one. precision: "float32" or "bfloat16" (autocast). step_mode: "eager", "compiled" (torch.compile), or "graph"
+    (compiled, replayed as one CUDA graph). seeds: U of them, those of all requests and maybe more, in the order of
+    the blocks. block_steps: K, the steps that `load_block` takes at most. may_fall_back: a step that cannot be
+    captured is compiled, and one that cannot be compiled is eager, which is said on stderr; otherwise UserError is
+    raised.
     """
 
     def __init__(

@@ -32,32 +32,24 @@ _LOSS, _NORM = METRICS.index("train_loss"), METRICS.index("gradient_norm")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one cell ended.
+    """How one cell ended; the losses are mean cross-entropies in nats, None for a diverged cell."""
 
-    status: "finished" or "diverged". history_TM: a row of `METRICS` per step, up to the step that
-    diverged. train_loss: mean cross-entropy (nats) of the last `final_loss_steps`; valid_loss: of
-    the fixed validation batches; both None for a diverged cell.
-    """
-
-    status: str
-    history_TM: np.ndarray
-    train_loss: float | None
-    valid_loss: float | None
+    status: str  # "finished" or "diverged"
+    history_TM: np.ndarray  # a row of `METRICS` per step, up to the step that diverged
+    train_loss: float | None  # of the last `final_loss_steps`
+    valid_loss: float | None  # of the fixed validation batches
 
 
 class Trainer:
     """Trains cells that differ in parametrization, learning rate and seed only.
 
-    Args:
-        requests: one per replica; ValueError where they disagree on anything else.
-        train, valid: flat token files. vocabulary: their number of ids.
-        device: where tensors live. step_mode, may_fall_back: how steps are issued (`Stack`). The same
-            requests, tokens, device, step mode and thread count give the same bits, however often the
-            run is interrupted; on a GPU as far as torch's kernels are deterministic.
+    requests: one per replica; ValueError where they disagree on anything else. train, valid: flat token files.
+    vocabulary: their number of ids. device: where tensors live. step_mode, may_fall_back: how steps are issued
+    (`Stack`).
 
-    A replica that has diverged is taken out of the stack, where steps are compiled with at least half of
-    the others: it stays as it was and costs no more time.
-
+    The same requests, tokens, device, step mode and thread count give the same bits, however often the run is
+    interrupted; on a GPU as far as torch's kernels are deterministic. A replica that has diverged is taken out of the
+    stack, where steps are compiled with at least half of the others: it stays as it was and costs no more time.
     """
 
     def __init__(
@@ -84,10 +76,8 @@ class Trainer:
         self.precision = precision_on(device, self.settings)
         self.size = model_size(self._shape, first.model)
         self.step = 0
-        self.ended: dict[int, Outcome] = {}
-        """How those replicas ended that are no longer in the stack, by their index."""
-        self.step_mode = step_mode
-        """How steps are issued: what was asked for, or what that fell back to."""
+        self.ended: dict[int, Outcome] = {}  # of replicas that are no longer in the stack, by their index
+        self.step_mode = step_mode  # what was asked for, or what that fell back to
         self._may_fall_back = may_fall_back
         # A compiled step is compiled anew for every number of replicas: not for less than half of them.
         self._least_share_to_shed = 0.0 if step_mode == "eager" else 0.5
