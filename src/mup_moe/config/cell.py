@@ -110,10 +110,8 @@ class Cell:
         if not match:
             scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in _MARKS.items())
             raise ValueError(f"{text!r} is not a cell's id, which reads {scheme}")
-        setup, architecture, rules, width, experts, granularity, rate, seed = match.groups()
-        cell = cls(
-            setup, architecture, rules, int(width), int(experts), int(granularity), LearningRate(rate), int(seed)
-        )
+        setup, kind, rules, width, experts, granularity, rate, seed = match.groups()
+        cell = cls(setup, kind, rules, int(width), int(experts), int(granularity), LearningRate(rate), int(seed))
         if cell.id != text:
             raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
         return cell

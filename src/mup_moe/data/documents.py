@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
 from mup_moe.data.tokens import SPLITS
+from mup_moe.data.work import Spool
 from mup_moe.encoding import NO_TEXT
 
 # What follows handles few documents at a time, so this bounds its memory.
@@ -17,13 +18,8 @@ MAX_CHARACTERS = 2**20
 BATCH_CHARACTERS = 2**20
 
 
-class Source(Protocol):
-    """Texts in an order of their own, None for a record without text, and how to begin after any of them."""
-
-    def __iter__(self) -> Iterator[str | None]: ...
-
-    def position(self) -> Any:
-        """JSON that makes a source of the same kind begin after the record last given."""
+# Texts in an order of their own, None for a record without text; one begins after any of them, by its `position`.
+Source: TypeAlias = c4.Stream | text_files.Files | Spool
 
 
 @dataclass

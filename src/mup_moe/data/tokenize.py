@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 WORK = ".work"
 _TEXT = "text"
-_Made: TypeAlias = dict[str, bytes]
+_Made: TypeAlias = dict[str, bytes]  # what is appended to each file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

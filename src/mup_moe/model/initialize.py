@@ -33,8 +33,8 @@ def initialize(
                         std = 1.0 if weight.spec.fill is not None else table[replica][name].init_std
                         torch.mul(unit, std, out=weight.value[replica])
             multipliers = [row[name].multiplier for row in table]
-            all_one = set(multipliers) == {1}
-            weight.multiplier_R = None if all_one else torch.tensor(multipliers, device=weight.value.device)
+            device = weight.value.device
+            weight.multiplier_R = None if set(multipliers) == {1} else torch.tensor(multipliers, device=device)
         scales = [attention_logit_scale(rules, model.shape, base) for rules, _ in replicas]
         for module in model.modules():
             if isinstance(module, Attention):

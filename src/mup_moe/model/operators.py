@@ -44,8 +44,11 @@ class _OneHotLookup(torch.autograd.Function):
     def forward(ctx: Any, table_RVD: Tensor, index_RN: Tensor) -> Tensor:
         ctx.save_for_backward(index_RN)
         ctx.vocabulary = table_RVD.shape[1]
-        # As the gradient of any other matrix: in the precision of the products.
-        ctx.dtype = _product_dtype(table_RVD)
+        # As the gradient of any other matrix: in the precision of the products, as autocast has it. torch asks for a
+        # device that autocast knows, and its compiler cannot ask whether it does.
+        kind = table_RVD.device.type
+        autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+        ctx.dtype = torch.get_autocast_dtype(kind) if autocast else table_RVD.dtype
         return rows(table_RVD, index_RN)
 
     @staticmethod
@@ -55,15 +58,6 @@ class _OneHotLookup(torch.autograd.Function):
         number_V1 = torch.arange(ctx.vocabulary, device=index_RN.device)[:, None]
         one_hot_RVN = (index_RN[:, None] == number_V1).to(ctx.dtype)
         return torch.bmm(one_hot_RVN, dx_RND.to(ctx.dtype)).to(dx_RND.dtype), None
-
-
-def _product_dtype(like: Tensor) -> torch.dtype:
-    """The precision of matrix products with a tensor, as autocast has it."""
-    device = like.device.type
-    # torch asks for a device that autocast knows, and its compiler cannot ask whether it does.
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return like.dtype
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mup_moe.config.settings import ModelSettings
 from mup_moe.model import operators
-from mup_moe.model.inventory import TensorSpec
 from mup_moe.model.layers import Weight
 
 
@@ -26,25 +24,15 @@ class Choice:
 
 
 class Router(Weight):
-    """One matrix that scores all experts for each token, and the rule by which the best are chosen."""
-
-    def __init__(self, spec: TensorSpec, settings: ModelSettings, active_experts: int, replicas: int) -> None:
-        super().__init__(spec, replicas)
-        self.settings = settings
-        self.active_experts = active_experts
+    """One matrix that scores all experts for each token."""
 
     def logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
         with torch.autocast(x_RND.device.type, enabled=False):
             return self.times(x_RND.to(self.value.dtype))
 
-    def choose(self, logits_RNE: Tensor) -> Choice:
-        """The choice that the settings ask for."""
-        settings = self.settings
-        return choose(logits_RNE, self.active_experts, gates=settings.gates, renormalize=settings.renormalize_gates)
 
-
-def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
+def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", renormalize: bool = False) -> Choice:
     """The `active_experts` experts of highest score for each token, with their scores as gates.
 
     gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each

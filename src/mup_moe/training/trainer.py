@@ -141,9 +141,8 @@ class Trainer:
     def _draw_block(self, first: int) -> tuple[Tensor, Tensor]:
         steps = range(first, min(first + BLOCK_STEPS, self.settings.steps))
         # Those of replicas that left, too: the stack can change before the block comes to it.
-        windows = (torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps)
-        windows_KUBS = torch.stack(list(windows))
-        return windows_KUBS, torch.tensor([schedule(step, self.settings) for step in steps])
+        windows_K = [torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps]
+        return torch.stack(windows_K), torch.tensor([schedule(step, self.settings) for step in steps])
 
     def _collect(self) -> None:
         """Fetches the metrics of the steps since the last time."""
