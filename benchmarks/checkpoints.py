@@ -19,10 +19,10 @@ import torch
 from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of, told
 from variants import CURVE, VOCABULARY, Variant, default_variant, read_request, trainer_of
 
-from mup_moe.config.load import read_config
+from mup_moe.config.document import read_document
+from mup_moe.config.load import validate
 from mup_moe.files import write_csv
-from mup_moe.model.inventory import model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint
 from mup_moe.ops.device import keep_freed_pages
@@ -90,7 +90,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
     base = read_request(arguments.request)
-    seconds = read_config(ROOT / "config.yaml").execution.checkpoint_seconds
+    seconds = validate(read_document(ROOT / "config.yaml")).execution.checkpoint_seconds
     machine = machine_row(arguments.device, arguments.threads)
     rows = []
     for width in arguments.widths:

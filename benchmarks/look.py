@@ -43,8 +43,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.ops.device import claim_device, keep_compiled_code_apart, keep_freed_pages, step_on
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
@@ -166,7 +166,8 @@ class Look:
             taken = seconds_of(lambda trainer=trainer: trainer.run(_SMOKE_STEPS), device.type)
             if not runs:
                 seconds, used = taken, trainer.step_mode
-            runs.append(trainer.states()[0]["history"])
+            state = trainer.states()[0]
+            runs.append(torch.stack([state[f"history/{name}"] for name in METRICS], 1))
         first, _, cpu = (history_TM[:, METRICS.index("train_loss")] for history_TM in runs)
         apart = float((first - cpu).abs().max())
         same = bool(torch.equal(runs[0], runs[1]))

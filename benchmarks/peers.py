@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from variants import Model, Variant
 
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape
 from mup_moe.training.batches import Batches
 from mup_moe.training.request import TrainingRequest
 

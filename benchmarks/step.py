@@ -28,8 +28,7 @@ from timing import Measured, measure
 from variants import CURVE, OURS, PEER, VOCABULARY, Variant, default_variant, read_request
 
 from mup_moe.files import write_csv
-from mup_moe.model.inventory import model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.ops.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 

@@ -26,7 +26,7 @@ import torch
 from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of
 from variants import VOCABULARY, default_variant, read_request, token_stream
 
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import MANIFEST, SPLITS
 from mup_moe.files import read_json, write_csv, write_json

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from common import ROOT
 
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.ops.device import step_on
 from mup_moe.training.device import precision_on, prepare_gpus
 from mup_moe.training.request import TrainingRequest
@@ -89,7 +89,8 @@ def read_request(path: Path | None, preset: str | None = None) -> TrainingReques
     if path is not None:
         return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
     # These need pydantic, which a GPU machine may lack.
-    from mup_moe.config.load import DEFAULT_PRESET, overlay, read_document, read_preset, validate
+    from mup_moe.config.document import read_document
+    from mup_moe.config.load import DEFAULT_PRESET, overlay, read_preset, validate
     from mup_moe.parametrization import parse_table
 
     over = read_preset(ROOT / "presets", preset or DEFAULT_PRESET)

@@ -22,9 +22,9 @@ import yaml
 
 from mup_moe.__main__ import main
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.config.cell import AXES, Cell
-from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import read_config
+from mup_moe.config.cell import AXES, Cell, LearningRate
+from mup_moe.config.document import read_document
+from mup_moe.config.load import overlay, validate
 from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart
@@ -34,6 +34,13 @@ from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
 ROOT = Path(__file__).parents[1]
+
+
+def read_config(*paths: Path) -> Config:
+    """The config of one YAML file, or of several laid over each other key by key."""
+    return validate(overlay(*map(read_document, paths)))
+
+
 CONFIG = read_config(ROOT / "config.yaml")
 TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97

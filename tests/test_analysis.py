@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import run_step, told_by, write_result
+from conftest import read_config, run_step, told_by, write_result
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.aggregate import mixtures
 from mup_moe.analysis.collect import is_of, join_finished_tables, join_tables
@@ -21,9 +21,7 @@ from mup_moe.analysis.markup import latex_text
 from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.runs import figure_curves
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.config.cell import Cell
-from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import read_config
+from mup_moe.config.cell import Cell, LearningRate
 from mup_moe.config.settings import AnalysisSettings
 from mup_moe.files import UserError
 from mup_moe.parametrization import FACTORS, ROLES, Parametrization, parse_table

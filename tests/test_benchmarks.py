@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from conftest import CONFIG, ROOT
-from mup_moe.config.load import overlay, read_document, validate
-from mup_moe.model.inventory import model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.config.document import read_document
+from mup_moe.config.load import overlay, validate
+from mup_moe.model.inventory import ModelShape, model_size
 
 sys.path.append(str(ROOT / "benchmarks"))
 

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from conftest import CONFIG, ROOT, run_step
+from conftest import CONFIG, ROOT, read_config, run_step
 from mup_moe.analysis import verdict as verdicts
 from mup_moe.analysis.claims import markdown
 from mup_moe.analysis.markup import html_page
@@ -24,7 +24,8 @@ from mup_moe.analysis.names import MINUS
 from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import overlay, read_config, read_document, validate
+from mup_moe.config.document import read_document
+from mup_moe.config.load import overlay, validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest, ProbeSettings
 from mup_moe.files import write_csv
 

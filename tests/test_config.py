@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, TABLE
-from mup_moe.config.cell import ARCHITECTURES, Cell, grid
-from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import ConfigError, overlay, read_config, validate
+from conftest import ROOT, TABLE, read_config
+from mup_moe.config.cell import ARCHITECTURES, Cell, LearningRate, grid
+from mup_moe.config.document import ConfigError
+from mup_moe.config.load import overlay, validate
 from mup_moe.figures.kinds import KINDS
 from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 

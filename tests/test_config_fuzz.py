@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, copy_project, make_request, snakemake
 from mup_moe.analysis.figure_spec import FigureSpec
+from mup_moe.config.cell import LearningRate
+from mup_moe.config.document import ConfigError, read_document
 from mup_moe.config.jobs import jobs
-from mup_moe.config.learning_rate import LearningRate
-from mup_moe.config.load import ConfigError, overlay, read_document, read_preset, validate
+from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.model.dispatch import capacity
-from mup_moe.model.inventory import model_size
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.model.scaling import attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.parametrization import ROLES, VARIABLES, parse_table
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest

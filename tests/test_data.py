@@ -941,14 +941,14 @@ def test_a_run_waits_for_another_and_takes_what_that_has_made(
 
 def test_a_stage_opens_with_what_it_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "COMMIT_SECONDS", math.inf)
-    with work.Stage(tmp_path, "s", ("a", "b")) as stage:
+    with contextlib.closing(work.Stage(tmp_path, "s", ("a", "b"))) as stage:
         stage.append("a", b"12")
         stage.commit({"n": 1}, now=True)
         stage.append("a", b"lost")
         stage.append("b", b"lost")
         stage.commit({"n": 2})  # too early
     for _ in range(2):
-        with work.Stage(tmp_path, "s", ("a", "b")) as stage:
+        with contextlib.closing(work.Stage(tmp_path, "s", ("a", "b"))) as stage:
             assert stage.note == {"n": 1}
             assert ((tmp_path / "a").read_bytes(), (tmp_path / "b").read_bytes()) == (b"12", b"")
             stage.append("b", b"3")

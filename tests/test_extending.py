@@ -13,8 +13,8 @@ from PIL import Image
 
 from conftest import ROOT, TABLE, make_request, smoke
 from mup_moe.config.load import overlay
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.scaling import factors
-from mup_moe.model.shape import ModelShape
 
 pytestmark = pytest.mark.workflow
 

@@ -63,7 +63,7 @@ MUTANTS = {
     "balance without the number of experts": ("model/metrics.py", "return load_RE.shape[-1] * (load", "return (load"),
     "z-loss without the square": ("model/metrics.py", ".square().mean(-1)", ".mean(-1)"),
     "a slot less": ("model/dispatch.py", "kept_RA = position_RA < capacity", "kept_RA = position_RA < capacity - 1"),
-    "another activation": ("model/feed_forward.py", '"gelu": F.gelu', '"gelu": F.silu'),
+    "another activation": ("model/layers.py", '"gelu": F.gelu', '"gelu": F.silu'),
     "no residual": (
         "model/transformer.py",
         "return x_RND + self.feed_forward_output",

@@ -13,15 +13,14 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from conftest import MODERN, VOCABULARY, make_request
 from mup_moe.config.settings import DROPLESS
-from mup_moe.model import hardware
+from mup_moe.model import operators
 from mup_moe.model.dispatch import assign_slots, capacity, combine, dispatch, gather_outputs
-from mup_moe.model.inventory import model_size
-from mup_moe.model.lookup import lookup
+from mup_moe.model.inventory import ModelShape, model_size
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import balance, dropped, max_load, router_z
 from mup_moe.model.moe import MoE, Routed
+from mup_moe.model.operators import lookup
 from mup_moe.model.router import choose
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.weight import weights_of
 
 
 def route(logits_RNE: torch.Tensor, top_k: int, slots: int, **how) -> Routed:
@@ -277,7 +276,7 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
     made = []
     for dense in (False, True):
         mine = logits.clone().requires_grad_()
-        with patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense):
+        with patch.object(operators, "prefers_dense", lambda _device, dense=dense: dense):
             routed = route(mine, top_k, min(slots, tokens), renormalize=renormalize, gates=gates)
         metrics = [metric(routed) for metric in (balance, router_z, dropped, max_load)]
         ((routed.routing.gates_RKN * weights).sum() + metrics[0].sum() + metrics[1].sum()).backward()
@@ -297,7 +296,7 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_routing_without_sorting_stays_within_its_bounds_whatever_the_logits(value, top_k):
     logits = torch.full((2, 7, 4), value)
-    with patch.object(hardware, "prefers_dense", lambda _device: True):
+    with patch.object(operators, "prefers_dense", lambda _device: True):
         routing = route(logits, top_k, 5).routing
     for index, end in ((routing.slot_RKN, 4 * 5), (routing.assignment_RM, top_k * 7)):
         assert ((index >= 0) & (index < end)).all()
@@ -314,7 +313,7 @@ def test_the_one_hot_gradient_of_the_lookup_is_that_of_torchs(dtype):
     for dense in (False, True):
         mine = table.clone().requires_grad_()
         with (
-            patch.object(hardware, "prefers_dense", lambda _device, dense=dense: dense),
+            patch.object(operators, "prefers_dense", lambda _device, dense=dense: dense),
             torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16),
         ):
             rows = lookup(mine, index)

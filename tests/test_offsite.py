@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis.aggregate import run_rows
-from mup_moe.config.load import overlay, read_document, read_preset, validate
+from mup_moe.config.document import read_document
+from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.files import read_json
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_all, read_result
 from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs

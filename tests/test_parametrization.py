@@ -18,12 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from conftest import MODERN, TABLE, VOCABULARY, make_request
 from mup_moe.model.initialize import initialize
-from mup_moe.model.inventory import TensorSpec, model_size, tensors_of
+from mup_moe.model.inventory import ModelShape, TensorSpec, model_size, tensors_of
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
 from mup_moe.model.scaling import attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import weights_of
 from mup_moe.parametrization import ROLES, Parametrization, Rule
 from mup_moe.training.trainer import Trainer
 
@@ -179,7 +178,7 @@ def test_dense_mup_agrees_with_the_mup_package(width, changes):
             value = weights[name].value[0]
             parameter.copy_(value.T if transposed else value)
     token_ids = torch.randint(VOCABULARY, (3, request.model.sequence))
-    logits_RNV, _ = ours(token_ids[None])
+    logits_RNV, _ = ours.predict(token_ids[None])
     torch.testing.assert_close(logits_RNV[0], reference(token_ids).flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
@@ -228,7 +227,7 @@ def test_settings_make_a_mixtral():
     assert not weights
     theirs.load_state_dict(state)
     token_ids = torch.randint(VOCABULARY, (3, request.model.sequence))
-    logits_RNV, _ = ours(token_ids[None])
+    logits_RNV, _ = ours.predict(token_ids[None])
     torch.testing.assert_close(logits_RNV[0], theirs(token_ids).logits.flatten(0, 1), rtol=1e-4, atol=1e-4)
 
 

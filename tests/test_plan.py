@@ -12,7 +12,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from conftest import CONFIG, ROOT, VOCABULARY, run_step
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
 from mup_moe.data.corpus import BYTES, vocabulary_of

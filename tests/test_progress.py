@@ -15,8 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT
-from mup_moe.config.load import read_config
+from conftest import ROOT, read_config
 from mup_moe.model.inventory import size_of
 from mup_moe.ops import heartbeat
 from mup_moe.ops.heartbeat import Failure, Heartbeat

@@ -123,7 +123,7 @@ def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_no
     (tmp_path / "runs.csv").write_text("cell\na\n")
     keep_all({Result(tmp_path / "cell"): ([["step"], [0]], {"id": "cell", "fingerprint": "f"})})
     work.begin(tmp_path / "work", "mine")
-    with work.Stage(tmp_path / "work", "s", ("a",)) as stage:
+    with contextlib.closing(work.Stage(tmp_path / "work", "s", ("a",))) as stage:
         stage.append("a", b"12")
         stage.commit({}, now=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

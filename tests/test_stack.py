@@ -20,19 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import CONFIG, MODERN, VOCABULARY, make_request
-from mup_moe.config.cell import AXES, Cell
+from mup_moe.config.cell import AXES, Cell, LearningRate
 from mup_moe.config.jobs import jobs
-from mup_moe.config.learning_rate import LearningRate
 from mup_moe.config.optimizers import OPTIMIZERS, OptimizerEntry
 from mup_moe.files import UserError
-from mup_moe.model import hardware
+from mup_moe.model import operators
 from mup_moe.model.attention import causal_attention
-from mup_moe.model.cross_entropy import cross_entropy
-from mup_moe.model.inventory import size_of
+from mup_moe.model.inventory import ModelShape, size_of
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
+from mup_moe.model.operators import cross_entropy
 from mup_moe.model.scaling import factors
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.weight import weights_of
 from mup_moe.ops.memory import memory_mb
 from mup_moe.training import optimizer
 from mup_moe.training import stack as stack_module
@@ -66,7 +64,7 @@ def test_cross_entropy_and_its_gradient_are_torchs(dense, seed, scale, rows):
     losses = cross_entropy(mine, targets)
     expected = F.cross_entropy(theirs.flatten(0, 1), targets.flatten(), reduction="none").view(2, rows)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5 * max(scale, 1))
-    with patch.object(hardware, "prefers_dense", lambda _device: dense):
+    with patch.object(operators, "prefers_dense", lambda _device: dense):
         (losses * weights).sum().backward()
     (expected * weights).sum().backward()
     torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-6)
@@ -280,7 +278,7 @@ def test_the_path_of_a_gpu_gives_the_numbers_of_a_cpus(tokens, changes, monkeypa
     ]
     runs = []
     for dense in (False, True):
-        monkeypatch.setattr(hardware, "prefers_dense", lambda _device, dense=dense: dense)
+        monkeypatch.setattr(operators, "prefers_dense", lambda _device, dense=dense: dense)
         trainer = make_trainer(tokens, *requests)
         trainer.run()
         runs.append(trainer)
@@ -290,7 +288,7 @@ def test_the_path_of_a_gpu_gives_the_numbers_of_a_cpus(tokens, changes, monkeypa
 
 
 def test_a_run_goes_on_to_the_bit_on_the_path_of_a_gpu(tokens, monkeypatch):
-    monkeypatch.setattr(hardware, "prefers_dense", lambda _device: True)
+    monkeypatch.setattr(operators, "prefers_dense", lambda _device: True)
     requests = [make_request(seed=seed) for seed in (0, 1)]
     whole, part, rest = (make_trainer(tokens, *requests) for _ in range(3))
     whole.run()

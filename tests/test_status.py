@@ -20,11 +20,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, wait_until, write_result
+from conftest import ROOT, read_config, wait_until, write_result
 from faults.inject import injector, is_stopped
 from mup_moe.__main__ import main
 from mup_moe.config.cell import Cell
-from mup_moe.config.load import read_config
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import claim_folder
 from mup_moe.model.inventory import size_of

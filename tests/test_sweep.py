@@ -13,6 +13,7 @@ from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.tokens import Tokens
+from mup_moe.figures.shown import drawn_in_paper
 from mup_moe.files import UserError
 from mup_moe.ops.memory import memory_mb
 from mup_moe.sweep import Sweep, digest, one_of
@@ -43,7 +44,7 @@ def test_figures_and_compositions_are_chosen_by_name_in_the_order_asked_for():
 
 
 def test_the_paper_draws_a_figure_of_a_composition_there():
-    assert SWEEP.drawn == ["figure1", "figure3", "figure4", "figure2"]
+    assert drawn_in_paper(CONFIG) == ["figure1", "figure3", "figure4", "figure2", *CONFIG.probes]
 
 
 @pytest.mark.parametrize("axes", [(), ("seed",), ("learning_rate", "seed")])

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from mup_moe.analysis.slopes import VALUES, slopes
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.figures import composition
 from mup_moe.figures.activations import draw_activations
 from mup_moe.figures.covariance import draw_covariance

@@ -19,17 +19,19 @@ from hypothesis import strategies as st
 from conftest import AVX2, TABLE, VOCABULARY, make_request, results_of, tokenize_command
 from faults.inject import injector
 from mup_moe.__main__ import main
+from mup_moe.config.cell import LearningRate
 from mup_moe.config.jobs import even_parts
-from mup_moe.config.learning_rate import LearningRate
 from mup_moe.files import UserError, file_digest, read_json
+from mup_moe.model import metrics
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS, balance, router_z
-from mup_moe.model.weight import weights_of
 from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
 from mup_moe.ops.device import step_on
 from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
 from mup_moe.ops.memory import memory_mb, replicas_on
 from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
+from mup_moe.training import stack, trainer
 from mup_moe.training.batches import Batches
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, fingerprint_of
@@ -139,7 +141,7 @@ def test_the_objective_adds_the_weighted_auxiliary_losses(tokens):
     trainer = make_trainer(tokens, make_request(balance_loss=0.5, z_loss=0.25))
     windows = trainer.training_batch(0)
     losses = trainer.losses(windows)
-    logits, routed = trainer.model(windows[..., :-1].contiguous())
+    logits, routed = trainer.model.predict(windows[..., :-1].contiguous())
     expected = F.cross_entropy(logits[0], windows[..., 1:].flatten())
     torch.testing.assert_close(losses["train_loss"][0], expected)
     expected = expected + sum(0.5 * balance(r)[0] + 0.25 * router_z(r)[0] for r in routed) / len(routed)
@@ -224,6 +226,33 @@ def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, 
     assert (got.train_loss, got.valid_loss) == (expected.train_loss, expected.valid_loss)
     for name, weight in weights_of(whole.model).items():
         assert torch.equal(weight.value, weights_of(last.model)[name].value)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_goes_on_from_a_checkpoint_that_is_older_than_a_metric(tokens, tmp_path, monkeypatch, named):
+    request = make_request()
+    whole, first = make_trainer(tokens, request), make_trainer(tokens, request)
+    whole.run()
+    first.run(until=5)
+    state = first.states()[0]
+    if not named:  # as checkpoints were at first
+        columns = [state.pop(f"history/{name}") for name in METRICS]
+        state["history"] = torch.stack(columns, dim=1)
+    checkpoint.save({tmp_path: Checkpoint(5, 0.0, "test", state)})
+    newer = (*METRICS[:2], "newer", *METRICS[2:])
+    monkeypatch.setitem(metrics.OBSERVED, "newer", lambda forward: forward.cross_entropy_RN.amax(-1))
+    for module in (stack, trainer):
+        monkeypatch.setattr(module, "METRICS", newer)
+    monkeypatch.setattr(trainer, "_NORM", newer.index("gradient_norm"))
+    last = make_trainer(tokens, request)
+    last.load_states(5, [checkpoint.load(tmp_path / checkpoint.CHECKPOINT).tensors])
+    last.run()
+    (expected,), (got,) = whole.outcomes(), last.outcomes()
+    seen_T = got.history_TM[:, 2]
+    np.testing.assert_array_equal(np.delete(got.history_TM, 2, axis=1), expected.history_TM)
+    assert np.isnan(seen_T[:5]).all()
+    assert np.isfinite(seen_T[5:]).all()
+    assert got.train_loss == expected.train_loss
 
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())

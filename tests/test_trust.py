@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from conftest import make_project, snakemake
-from mup_moe.config.load import overlay, read_document
+from mup_moe.config.document import read_document
+from mup_moe.config.load import overlay
 
 pytestmark = pytest.mark.workflow
 

@@ -5,22 +5,16 @@ A parametrization is data (config.yaml, `parametrizations`); this module reads i
 
 import math
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
 
-ROLES = (
-    "embedding",
-    "norm",
-    "attention",
-    "feed_forward",
-    "expert_up",
-    "expert_down",
-    "router",
-    "unembedding",
-)
+from mup_moe.config.like import lineage, without_like
+
+ROLES = ("embedding", "norm", "attention", "feed_forward", "expert_up", "expert_down", "router", "unembedding")
 FACTORS = ("init_variance", "multiplier", "lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
 VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")
@@ -147,14 +141,5 @@ class Parametrization:
 
 def parse_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Parametrization]:
     """All rows of the table, `like` resolved. Raises ValueError naming the key."""
-    return {name: Parametrization.parse(name, _inherit(table, name, ())) for name in table}
-
-
-def _inherit(table: Mapping[str, Mapping[str, Any]], name: str, above: tuple[str, ...]) -> dict[str, Any]:
-    row = dict(table[name])
-    if "like" not in row:
-        return row
-    parent = row.pop("like")
-    if not isinstance(parent, str) or parent not in table or parent in (*above, name):
-        raise ValueError(f"`parametrizations.{name}.like` is {parent!r}, which must name another row, without a circle")
-    return _inherit(table, parent, (*above, name)) | row
+    rows = {name: ChainMap(*map(without_like, reversed(lineage("parametrizations", table, name)))) for name in table}
+    return {name: Parametrization.parse(name, row) for name, row in rows.items()}

@@ -6,9 +6,11 @@ Shared by the workflow and the commands. Needs no torch, pandas or numpy, so tha
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from mup_moe.config.cell import Cell
@@ -58,12 +60,6 @@ class Sweep:
         """The job that trains a cell of a figure."""
         return {cell: job for job, cells in self.jobs.items() for cell in cells}
 
-    @property
-    def drawn(self) -> list[str]:
-        """What the whole paper draws: compositions, and the figures that are part of none."""
-        parts = {part for of_one in self.config.compositions.values() for part in of_one}
-        return [*(figure for figure in self.config.figures if figure not in parts), *self.config.compositions]
-
     @cached_property
     def parametrizations(self) -> dict[str, Parametrization]:
         """The rows of the table."""
@@ -71,23 +67,16 @@ class Sweep:
 
     def chosen(self, names: Sequence[str] | None) -> dict[str, list[Cell]]:
         """The cells of figures and of compositions' figures, in their order; None: of all. Raises UserError."""
-        parts = self.config.figures if names is None else self.parts(names)
-        return {figure: self.figures[figure] for figure in parts}
-
-    def parts(self, names: Iterable[str]) -> list[str]:
-        """The figures that figures and compositions consist of. Raises UserError."""
-        known = [*self.config.figures, *self.config.compositions]
-        return [
-            part for name in names for part in self.config.compositions.get(one_of(name, known, "figures"), (name,))
-        ]
+        if names is None:
+            return self.figures
+        known, parts = [*self.config.figures, *self.config.compositions], self.config.compositions
+        named = (parts.get(one_of(name, known, "figures"), (name,)) for name in names)
+        return {figure: self.figures[figure] for figure in chain.from_iterable(named)}
 
     def request(self, cell: Cell | str) -> TrainingRequest:
         """What a cell is trained by, in a figure or not, as long as the config can build it. Raises UserError."""
-        if cell not in self._requests:
-            self._requests[cell] = self._build(cell)
-        return self._requests[cell]
-
-    def _build(self, cell: Cell | str) -> TrainingRequest:
+        if cell in self._requests:
+            return self._requests[cell]
         try:
             found = Cell.parse(cell) if isinstance(cell, str) else cell
             setup = self.config.setups[found.setup]
@@ -97,14 +86,14 @@ class Sweep:
             raise UserError(f"cell {cell}: config.yaml lists no {error}") from None
         except ValueError as error:
             raise UserError(f"cell {cell}: {error}") from None
-        return TrainingRequest(found, setup.model, setup.training, rules)
+        self._requests[cell] = TrainingRequest(found, setup.model, setup.training, rules)
+        return self._requests[cell]
 
     def settings_digest(self, cells: Iterable[Cell | str]) -> str:
         """Of what cells are trained with, apart from what their names say: an edit of it trains them again."""
         # They are those of a set-up and a row: thousands of cells have a few.
-        requests = map(self.request, cells)
-        one_of_each = {(request.cell.setup, request.cell.parametrization): request for request in requests}
-        return digest(*sorted(request.settings for request in one_of_each.values()))
+        one_of_each = {(of.cell.setup, of.cell.parametrization): of for of in map(self.request, cells)}
+        return digest(*sorted(request.to_json(cell=False) for request in one_of_each.values()))
 
     def fingerprints(self, figure: str) -> dict[str, str]:
         """What the rows of a figure's runs have as fingerprints; empty where its tokens are not here."""
@@ -142,18 +131,14 @@ class Sweep:
     def text(self, corpus: str) -> list[Path]:
         """The files of one's own that a corpus is made of. Raises UserError where one is not there."""
         settings = self.config.corpora[corpus]
-        try:
+        with _of_corpus(corpus):
             return find(settings.files) + tokenizer_paths(settings.tokenizer_files)
-        except UserError as error:
-            raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 
     def vocabulary(self, corpus: str) -> int:
         """How many tokens the models of a corpus know, at most. Raises UserError."""
         if corpus not in self._vocabularies:
-            try:
+            with _of_corpus(corpus):
                 self._vocabularies[corpus] = vocabulary_of(self.config.corpora[corpus])
-            except UserError as error:
-                raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
         return self._vocabularies[corpus]
 
     # ------------------------------------------------------------ what a job takes
@@ -201,6 +186,14 @@ class Sweep:
     def slopes(self, probe: str) -> Path:
         """The table of a probe's slopes."""
         return self.results / f"{probe}.csv"
+
+
+@contextmanager
+def _of_corpus(corpus: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
 
 
 def digest(*parts: object) -> str:

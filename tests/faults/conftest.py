@@ -14,7 +14,7 @@ from faults.commands import finish, run, tokenize_command
 from faults.curve import Curve
 from faults.inject import Inject, injector
 from faults.ledger import Ledger
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 
 LEDGER = pytest.StashKey[Ledger]()
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mup_moe import provenance
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.tokenize import tokenize
 from mup_moe.data.tokens import Tokens

@@ -16,8 +16,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "src"))
 
-from mup_moe.config.cell import Cell  # noqa: E402
-from mup_moe.config.learning_rate import LearningRate  # noqa: E402
+from mup_moe.config.cell import Cell, LearningRate  # noqa: E402
 from mup_moe.config.settings import ModelSettings, TrainingSettings  # noqa: E402
 from mup_moe.model.metrics import METRICS  # noqa: E402
 from mup_moe.ops.device import claim_device  # noqa: E402

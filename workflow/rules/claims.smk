@@ -1,4 +1,6 @@
 # What the results say of the paper's claims, and the whole paper as one target.
+from mup_moe.figures.shown import drawn_in_paper
+
 CLAIMS = CONFIG.claims.table.values()
 
 
@@ -45,7 +47,7 @@ rule claims:
 
 rule paper:
     input:
-        expand("results/{name}.pdf", name=[*SWEEP.drawn, *CONFIG.probes]),
+        expand("results/{name}.pdf", name=drawn_in_paper(CONFIG)),
         expand(
             "results/{table}.csv",
             table=["table1", "table2", "plan", "runs", "optima", "claims"],

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mup_moe.config.cell import Cell
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import Cell, LearningRate
 from mup_moe.config.options import read_sweep, takes
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, write_csv

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import LearningRate
 from mup_moe.config.settings import Config, FigureSettings
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError, expand_home

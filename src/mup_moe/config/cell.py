@@ -1,15 +1,15 @@
 """A cell: one training run of the sweep, and its name."""
 
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mup_moe.config.learning_rate import LearningRate
-
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_ID = 200
+_POWER = re.compile(r"2\^(-?\d+(?:\.\d+)?)")
 ARCHITECTURES = ("moe", "dense")
 # The least and most of an axis: far beyond any sweep, so that nothing computed from it overflows.
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -19,6 +19,45 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "learning_rate": (1e-30, 1e30, "1e+30"),
     "seed": (0, 2**63 - 1, "2^63 - 1"),
 }
+
+
+class LearningRate(float):
+    """A positive, finite learning rate, exact through its own text.
+
+    Accepts a number or text ("0.001", "2^-9", "2^-6.5"). `str` gives the canonical spelling:
+    a power of two whose exponent is a multiple of 1/4 as "2^-9", anything else as the shortest
+    decimal that reads back to the same float.
+    """
+
+    def __new__(cls, value: float | str) -> "LearningRate":
+        """Reads a number or its text. Raises ValueError for anything else."""
+        try:
+            power = _POWER.fullmatch(value.strip()) if isinstance(value, str) else None
+            number = 2.0 ** float(power[1]) if power else float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{value!r} is not a learning rate: write 0.001, 1e-3 or 2^-10") from None
+        if not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{value!r} is not a learning rate: it must be positive and finite")
+        return super().__new__(cls, number)
+
+    def __str__(self) -> str:
+        exponent = round(4 * math.log2(self)) / 4
+        if 2.0**exponent == float(self):
+            return f"2^{exponent:g}"
+        return float.__repr__(self)
+
+    __repr__ = __str__
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """How pydantic validates a field of this type."""
+        # Imported here: the trainer builds learning rates on machines without pydantic.
+        from pydantic_core import core_schema
+
+        number_or_text = core_schema.union_schema(
+            [core_schema.float_schema(strict=True), core_schema.str_schema(strict=True)]
+        )
+        return core_schema.no_info_after_validator_function(cls, number_or_text)
 
 
 @dataclass(frozen=True, order=True)
@@ -62,35 +101,17 @@ class Cell:
 
     def name(self, without: Collection[str] = ()) -> str:
         """The id, or what is left of it without some axes: the name of cells that differ in those alone."""
-        parts = {
-            "setup": self.setup,
-            "architecture": self.architecture,
-            "parametrization": self.parametrization,
-            "width": f"w{self.width}",
-            "experts": f"e{self.experts}",
-            "granularity": f"g{self.granularity}",
-            "learning_rate": f"lr{self.learning_rate}",
-            "seed": f"s{self.seed}",
-        }
-        return "_".join(part for axis, part in parts.items() if axis not in without)
+        return "_".join(f"{mark}{getattr(self, part)}" for part, mark in _MARKS.items() if part not in without)
 
     @classmethod
     def parse(cls, text: str) -> "Cell":
         """The cell of an id. Raises ValueError for text that no cell has as its id."""
         match = _ID.fullmatch(text)
         if not match:
-            raise ValueError(f"{text!r} is not a cell's id, which reads {_SCHEME}")
-        setup, architecture, parametrization, width, experts, granularity, rate, seed = match.groups()
-        cell = cls(
-            setup=setup,
-            architecture=architecture,
-            parametrization=parametrization,
-            width=int(width),
-            experts=int(experts),
-            granularity=int(granularity),
-            learning_rate=LearningRate(rate),
-            seed=int(seed),
-        )
+            scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in _MARKS.items())
+            raise ValueError(f"{text!r} is not a cell's id, which reads {scheme}")
+        setup, kind, rules, width, experts, granularity, rate, seed = match.groups()
+        cell = cls(setup, kind, rules, int(width), int(experts), int(granularity), LearningRate(rate), int(seed))
         if cell.id != text:
             raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
         return cell
@@ -105,9 +126,12 @@ def check_range(axis: str, value: Any) -> None:
         raise ValueError(f"{axis} {value} must lie between {least} and {shown}")
 
 
-_SCHEME = "SETUP_ARCHITECTURE_PARAMETRIZATION_wWIDTH_eEXPERTS_gGRANULARITY_lrRATE_sSEED"
+# What each field's value follows in an id.
+_MARKS = {
+    **dict.fromkeys(("setup", "architecture", "parametrization"), ""),
+    **{"width": "w", "experts": "e", "granularity": "g", "learning_rate": "lr", "seed": "s"},
+}
 _ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")
-
 AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
 
 

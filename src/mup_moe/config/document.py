@@ -38,7 +38,10 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         # No encoding by its mark but UTF-8: Snakemake, which reads the file too, does not know others.
         text = path.read_text(encoding="utf-8-sig")
-        document = _from_json(text) if kind == "JSON" else _Loader(text).get_single_data()
+        if kind == "JSON":
+            document = json.loads(text, parse_float=_number, object_pairs_hook=_without_repetition)
+        else:
+            document = _Loader(text).get_single_data()
     except UnicodeDecodeError:
         raise ConfigError(
             cut(f"{path} cannot be read as {kind}: it is not UTF-8, so save it in that encoding")
@@ -70,10 +73,6 @@ def read_value(text: str, key: str) -> Any:
         raise ConfigError(cut(f"`{key}` cannot be read as YAML: {_problem(error)}")) from None
     check_values({key: value})
     return value
-
-
-def _from_json(text: str) -> Any:
-    return json.loads(text, parse_float=_number, object_pairs_hook=_without_repetition)
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

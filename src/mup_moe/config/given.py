@@ -17,27 +17,20 @@ from mup_moe.files import write_text
 
 # Not even an entry of the same key holds what the other place says below it.
 _DROPPED_WHOLE = ("--config", "--configfile")
-
-
 # How the config that a run keeps begins.
 _LAID_TOGETHER = "# Laid together from "
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A config and what it was laid together from.
+    """A config and what it was laid together from."""
 
-    base: config.yaml, the whole one, or what a run has kept of its config. preset: its name, in the folder presets
-    beside that. files, entries: over both, as `read_given` has them. document: the result. of_run: what a run's base
-    was laid together from.
-    """
-
-    base: Path
-    preset: Any
-    files: Sequence[Path]
-    entries: Sequence[str]
-    document: dict[str, Any]
-    of_run: str | None = None
+    base: Path  # config.yaml, the whole one, or what a run has kept of its config
+    preset: Any  # its name, in the folder presets beside that
+    files: Sequence[Path]  # over both, as `read_given` has them
+    entries: Sequence[str]  # over these, likewise
+    document: dict[str, Any]  # the result
+    of_run: str | None = None  # what a run's base was laid together from
 
     @classmethod
     def lay(cls, base: Path, files: Sequence[Path], entries: Sequence[str], preset: str | None = None) -> Self:

@@ -46,7 +46,8 @@ def jobs(
     for alike in curves.values():
         parts = list(chain.from_iterable(map(_cut, alike.values())))
         for cells in _put_together(parts, cells_per_job):
-            shared = cells[0].name(without={*lockstep, *_differing(cells)})
+            differing = (axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1)
+            shared = cells[0].name(without={*lockstep, *differing})
             named[shared] += 1
             # A second one of this name has other figures, or other values of what differs.
             result[shared if named[shared] == 1 else f"{shared}~{named[shared]}"] = cells
@@ -76,7 +77,3 @@ def _put_together(curves: Sequence[Sequence[Cell]], least: int) -> list[list[Cel
             together.append(list(curve))
         left -= len(curve)
     return together
-
-
-def _differing(cells: Sequence[Cell]) -> list[str]:
-    return [axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1]

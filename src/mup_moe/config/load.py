@@ -2,16 +2,16 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pydantic
 
-from mup_moe.config.document import ConfigError as ConfigError
-from mup_moe.config.document import check_values, cut, show
-from mup_moe.config.document import read_document as read_document
+from mup_moe.config.document import ConfigError, check_values, cut, read_document, show
+from mup_moe.config.like import lineage, without_like
 from mup_moe.config.settings import Config
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, parse_table
 
@@ -20,19 +20,15 @@ _ADAPTER = pydantic.TypeAdapter(Config)
 # Sections whose entries may start from another one by `like`; parametrizations resolve their own.
 _LIKE = ("corpora", "setups", "figures", "probes")
 # Far beyond any config.
-_LONGEST_CHAIN = 100
 _LARGEST_POWER = 16
 _MOST_SENTENCES = 20
-
-
-def read_config(*paths: Path) -> Config:
-    """The config of one YAML file, or of several laid over each other key by key."""
-    return validate(overlay(*(read_document(path) for path in paths)))
+# Of a union's types, as pydantic's locations have them.
+_TYPE_NAME = re.compile(r"(int|float|str|none)$|literal\[|function-|union\[|tuple\[")
 
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:
     """The overlay `name` in the folder of presets; nothing for the default. Raises ConfigError."""
-    return overlay(*(_without_like(read_document(path)) for path in preset_files(folder, name)))
+    return without_like(overlay(*map(read_document, preset_files(folder, name))))
 
 
 def preset_files(folder: Path, name: object, below: tuple[object, ...] = ()) -> list[Path]:
@@ -47,10 +43,6 @@ def preset_files(folder: Path, name: object, below: tuple[object, ...] = ()) -> 
     path = folder / f"{name}.yaml"
     parent = read_document(path).get("like", DEFAULT_PRESET)
     return [*preset_files(folder, parent, (*below, name)), path]
-
-
-def _without_like(document: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if key != "like"}
 
 
 def validate(document: Mapping[str, Any]) -> Config:
@@ -82,11 +74,7 @@ def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_table(table: Mapping[str, Mapping[str, Any]]) -> None:
     """Parses the rows, and refuses powers whose factors would overflow. Raises ValueError naming the key."""
-    try:
-        rows = parse_table(table)
-    except RecursionError:
-        raise ValueError("`parametrizations` has rows that start from each other by `like` too often") from None
-    for name, row in rows.items():
+    for name, row in parse_table(table).items():
         factors = [(role, getattr(rule, factor)) for role, rule in row.rules.items() for factor in FACTORS]
         for role, factor in (*factors, (ATTENTION_LOGITS, row.attention_logits)):
             for variable, power in factor.exponents:
@@ -99,24 +87,13 @@ def _check_table(table: Mapping[str, Mapping[str, Any]]) -> None:
 def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with every `like` of `_LIKE`'s sections resolved. Raises ValueError naming the key."""
 
-    def entry(section: str, table: Mapping[str, Any], name: str, below: tuple[str, ...]) -> Any:
-        own = table[name]
-        if not isinstance(own, Mapping) or "like" not in own:
-            return own
-        parent = own["like"]
-        if not isinstance(parent, str) or parent not in table or parent in (*below, name):
-            raise ValueError(f"`{section}.{name}.like` is {parent!r}, which must name another entry, without a circle")
-        if len(below) == _LONGEST_CHAIN:
-            raise ValueError(f"`{section}.{name}.like` goes on a chain of more than {_LONGEST_CHAIN} entries")
-        inherited = entry(section, table, parent, (*below, name))
-        rest = {key: value for key, value in own.items() if key != "like"}
-        return overlay(inherited, rest) if isinstance(inherited, Mapping) else inherited
+    def entry(first: Any, *rest: Mapping[str, Any]) -> Any:
+        return overlay(first, *map(without_like, rest)) if isinstance(first, Mapping) else first
 
     resolved = dict(document)
     for section in _LIKE:
-        table = document.get(section)
-        if isinstance(table, Mapping):
-            resolved[section] = {name: entry(section, table, name, ()) for name in table}
+        if isinstance(table := document.get(section), Mapping):
+            resolved[section] = {name: entry(*lineage(section, table, name)) for name in table}
     return resolved
 
 
@@ -169,20 +146,18 @@ def _key(location: tuple[int | str, ...], document: Any) -> tuple[str, ...]:
         try:
             document = document[part]
         except (KeyError, IndexError, TypeError):
-            if _is_type_name(str(part)):
+            if _TYPE_NAME.match(str(part)):
                 continue
         key.append(str(part))
     return tuple(key)
 
 
-def _is_type_name(part: str) -> bool:
-    return part in {"int", "float", "str", "none"} or part.startswith(("literal[", "function-", "union[", "tuple["))
-
-
 def _unknown_key(path: tuple[str, ...]) -> str:
     *section, key = path
     known = list(_known_keys(Config))
-    near = difflib.get_close_matches(key, [name for place, name in known if _is_at(section, place)], n=1)
+    # NAME and NUMBER are anything.
+    at = re.compile(r"\.".join(f"({re.escape(part)}|NAME|NUMBER)" for part in section))
+    near = difflib.get_close_matches(key, [name for place, name in known if at.fullmatch(".".join(place))], n=1)
     if near:
         return f"`{'.'.join(path)}` is not a known key: did you mean `{near[0]}`?"
     elsewhere = [f"`{'.'.join(place)}`" if place else "the top level" for place, name in known if name == key]
@@ -192,7 +167,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
 
 
 def _known_keys(kind: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every key that a config of this type can have, after the path of its section; NAME and NUMBER are anything."""
+    """Every key that a config of this type can have, after the path of its section."""
     if is_dataclass(kind):
         if len(place) == 2 and place[0] in _LIKE:
             yield place, "like"
@@ -203,9 +178,3 @@ def _known_keys(kind: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
         yield from _known_keys(get_args(kind)[1], (*place, "NAME"))
     elif get_origin(kind) is tuple:
         yield from _known_keys(get_args(kind)[0], (*place, "NUMBER"))
-
-
-def _is_at(section: Sequence[str], place: Sequence[str]) -> bool:
-    return len(section) == len(place) and all(
-        known in (part, "NAME", "NUMBER") for part, known in zip(section, place, strict=True)
-    )

@@ -7,14 +7,10 @@ _ENTRY_BYTES = 4  # parameters and what is kept beside them are float32
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """What is known of an optimizer where there is no torch.
+    """What is known of an optimizer where there is no torch."""
 
-    state: names of the tensors that it keeps beside each parameter, each as large as the parameter.
-    made_by: "module:name" of what makes it, called as `ReplicaOptimizer` is.
-    """
-
-    state: tuple[str, ...]
-    made_by: str
+    state: tuple[str, ...]  # names of the tensors that it keeps beside each parameter, each as large as that
+    made_by: str  # "module:name" of what makes it, called as `ReplicaOptimizer` is
 
     @property
     def bytes_per_parameter(self) -> int:

@@ -12,8 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from mup_moe.config.cell import AXES, NAME, Cell, check_range, grid
-from mup_moe.config.learning_rate import LearningRate
+from mup_moe.config.cell import AXES, NAME, Cell, LearningRate, check_range, grid
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.figures.kinds import KINDS
 
@@ -49,7 +48,6 @@ _FINITE = _Range(-1e37, 1e37, "be finite")
 _FRACTION = _Range(math.ulp(0.0), math.nextafter(1.0, 0.0), "lie between 0 and 1")
 _MOST_CELLS = 100_000
 _MOST_ENTRIES = 2**50  # of a tensor
-_MOST_PROBE_STEPS = 10_000  # they are an argument of a command
 _LONGEST_NAME = 100  # of what is a file's name too
 
 
@@ -187,10 +185,8 @@ class ModelSettings(_Section):
             f" `ffn_ratio` {self.ffn_ratio}",
         )
         if cell.architecture == "moe":
-            _require(self.top_k <= cell.experts, f"`top_k` {self.top_k} is more than `experts` {cell.experts}")
-            _require(
-                self.top_k <= self.base_experts, f"`top_k` {self.top_k} is more than `base_experts` {self.base_experts}"
-            )
+            for key, experts in {"experts": cell.experts, "base_experts": self.base_experts}.items():
+                _require(self.top_k <= experts, f"`top_k` {self.top_k} is more than `{key}` {experts}")
         # A dense layer is as large as top_k.
         counts = {"experts": cell.experts, "base_experts": self.base_experts, "top_k": self.top_k}
         (wide, width), (many, experts) = (max(of.items(), key=lambda item: item[1]) for of in (widths, counts))
@@ -222,13 +218,9 @@ class TrainingSettings(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            self.warmup_steps <= self.steps, f"`warmup_steps` {self.warmup_steps} is more than `steps` {self.steps}"
-        )
-        _require(
-            self.final_loss_steps <= self.steps,
-            f"`final_loss_steps` {self.final_loss_steps} is more than `steps` {self.steps}",
-        )
+        for name in ("warmup_steps", "final_loss_steps"):
+            part = getattr(self, name)
+            _require(part <= self.steps, f"`{name}` {part} is more than `steps` {self.steps}")
         for beta in self.adam_betas:
             _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
         known = ", ".join(OPTIMIZERS)
@@ -286,13 +278,23 @@ PanelAxis = Literal["parametrization", "architecture", "width", "experts", "gran
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureSettings(_Section):
-    """A figure: its kind, its panels and the curves in each, and its cells' axes."""
+class CellsSettings(_Section):
+    """Cells of one set-up."""
 
     setup: str
+    axes: AxesSettings
+
+    def cells(self) -> list[Cell]:
+        """The product of the axes, the first axis outermost, in the order of the config."""
+        return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSettings(CellsSettings):
+    """A figure: its kind, its panels and the curves in each."""
+
     panel: PanelAxis
     curve: CurveAxis
-    axes: AxesSettings
     reference: str | None = None  # a CSV of published losses to lay over the curves
     kind: str = neutral("transfer")
 
@@ -305,25 +307,19 @@ class FigureSettings(_Section):
             free = axis in (self.panel, self.curve, "learning_rate", "seed")
             _require(free or len(values) == 1, f"`{axis}` has {len(values)} values but is neither panel nor curve")
 
-    def cells(self) -> list[Cell]:
-        """All cells of the figure, panels outermost, in the order of the config."""
-        return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
-
 
 Measure = Literal["activations", "covariance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSettings(_Section):
+class ProbeSettings(CellsSettings):
     """What is measured inside of models over their first steps, against width.
 
     `activations` is the coordinate check (Tensor Programs V), `covariance` that of Lemma B.1.
     """
 
-    setup: str
     measure: Measure
     steps: tuple[int, ...]  # measured after so many training steps
-    axes: AxesSettings
 
     def __post_init__(self) -> None:
         _require(
@@ -341,10 +337,6 @@ class ProbeSettings(_Section):
             self.measure != "covariance" or self.axes.architecture == ("moe",),
             "`measure` covariance is that of experts: set `axes.architecture` to [moe]",
         )
-
-    def cells(self) -> list[Cell]:
-        """The models that are measured, in the order of the config."""
-        return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -498,7 +490,7 @@ class Config(_Section):
             " add it, or change `base_width` of the set-up",
         )
 
-    def _check_cells(self, key: str, result: FigureSettings | ProbeSettings) -> None:
+    def _check_cells(self, key: str, result: CellsSettings) -> None:
         _require_listed("setups", self.setups, f"{key}.setup", result.setup, "is")
         for parametrization in result.axes.parametrization:
             _require_listed("parametrizations", self.parametrizations, f"{key}.axes.parametrization", parametrization)

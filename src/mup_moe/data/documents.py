@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
 from mup_moe.data.tokens import SPLITS
+from mup_moe.data.work import Spool
 from mup_moe.encoding import NO_TEXT
 
 # What follows handles few documents at a time, so this bounds its memory.
@@ -17,50 +18,35 @@ MAX_CHARACTERS = 2**20
 BATCH_CHARACTERS = 2**20
 
 
-class Source(Protocol):
-    """Records in an order of their own, and how to begin after any of them."""
-
-    def __iter__(self) -> Iterator[str | None]:
-        """The texts; None is a record without text."""
-        ...
-
-    def position(self) -> Any:
-        """JSON that makes a source of the same kind begin after the record last given."""
-        ...
+# Texts in an order of their own, None for a record without text; one begins after any of them, by its `position`.
+Source: TypeAlias = c4.Stream | text_files.Files | Spool
 
 
 @dataclass
 class Tally:
     """What reading left out or changed, in records."""
 
-    empty: int = 0
-    """Skipped: nothing but white space."""
-    without_text: int = 0
-    """Skipped: records whose `text` is absent or no string."""
-    repaired: int = 0
-    """Kept, with U+FFFD in place of NUL and of what was not Unicode."""
-    cut: int = 0
-    """Kept as several documents: longer than MAX_CHARACTERS."""
+    empty: int = 0  # skipped: nothing but white space
+    without_text: int = 0  # skipped: records whose `text` is absent or no string
+    repaired: int = 0  # kept, with U+FFFD in place of NUL and of what was not Unicode
+    cut: int = 0  # kept as several documents: longer than MAX_CHARACTERS
 
 
 @dataclass
 class Count:
-    """How much of a split was read."""
+    """How much of a split was read; bytes of UTF-8."""
 
     documents: int = 0
     bytes: int = 0
-    """Of UTF-8."""
 
 
 @dataclass
 class Place:
     """How far a source was read, and what was found up to there."""
 
-    position: Any = None
-    """The source's own; None at the beginning."""
+    position: Any = None  # the source's own; None at the beginning
     finished: bool = False
-    records: int = 0
-    """Read so far, those without text too."""
+    records: int = 0  # read so far, those without text too
     tally: Tally = field(default_factory=Tally)
     counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
 
@@ -84,20 +70,18 @@ class Place:
 
 
 class Document(NamedTuple):
-    """A text that is neither blank nor impossible to encode."""
+    """A text that is neither blank nor impossible to encode, and its `text_digest`."""
 
     text: str
     digest: bytes
-    """Its `text_digest`."""
     split: str
 
 
 class Batch(NamedTuple):
-    """Consecutive documents, and the place after them."""
+    """Consecutive documents, and the place after them; None in the midst of a record."""
 
     documents: list[Document]
     after: Place | None
-    """None in the midst of a record."""
 
 
 def open_source(settings: CorpusSettings, position: Any) -> Source:
@@ -161,17 +145,13 @@ def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[D
         tally.empty += 1
         return
     tally.cut += len(raw) > MAX_CHARACTERS
-    repaired = False
-    for start in range(0, len(raw), MAX_CHARACTERS):
-        piece = raw[start : start + MAX_CHARACTERS]
-        if not piece.strip():
-            continue
-        text = NO_TEXT.sub("\ufffd", piece)
-        if text != piece and not repaired:
-            repaired = True
-            tally.repaired += 1
-        digest = text_digest(text)
-        yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")
+    whole = NO_TEXT.sub("\ufffd", raw)
+    tally.repaired += whole != raw
+    for start in range(0, len(whole), MAX_CHARACTERS):
+        text = whole[start : start + MAX_CHARACTERS]
+        if text.strip():
+            digest = text_digest(text)
+            yield Document(text, digest, "valid" if in_validation(digest, validation_fraction) else "train")
 
 
 def text_digest(text: str) -> bytes:

@@ -5,13 +5,14 @@ What it has done so far stands in the folder's `.work/`: killed, the same comman
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import os
+import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 WORK = ".work"
 _TEXT = "text"
-_Made: TypeAlias = dict[str, bytes]
+_Made: TypeAlias = dict[str, bytes]  # what is appended to each file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,15 +142,12 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
     splits = {}
     for split in SPLITS:
         # A copy, not a move: Snakemake deletes what an unfinished job has put in place.
-        digest = _copy(kept / f"{split}.bin", folder / f"{split}.bin")
-        splits[split] = {
-            "documents": read.counts[split].documents,
-            "bytes": read.counts[split].bytes,
+        _copy(kept / f"{split}.bin", folder / f"{split}.bin")
+        splits[split] = dataclasses.asdict(read.counts[split]) | {
             "tokens": (folder / f"{split}.bin").stat().st_size // dtype.itemsize,
             "text_sha256": file_digest(kept / f"{split}.digests"),
-            "tokens_sha256": digest,
+            "tokens_sha256": file_digest(folder / f"{split}.bin"),
         }
-    skipped = {"empty": read.tally.empty, "without_text": read.tally.without_text}
     manifest = {
         "source": settings.source,
         "settings": dataclasses.asdict(settings),
@@ -157,7 +155,7 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
         "records": read.records,
         "repaired": read.tally.repaired,
         "cut": read.tally.cut,
-        "skipped": skipped,
+        "skipped": {"empty": read.tally.empty, "without_text": read.tally.without_text},
         "vocabulary": vocabulary,
         "dtype": dtype.name,
         "end_of_text": end_of_text,
@@ -169,7 +167,7 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
 
 def _spool(settings: CorpusSettings, kept: Path) -> Place:
     """Reads the corpus into one file, which encoding reads; returns the place where it ends."""
-    with work.Stage(kept, "reading", (_TEXT,)) as stage:
+    with closing(work.Stage(kept, "reading", (_TEXT,))) as stage:
         place = Place.from_json(stage.note)
         with _progress("reading", settings.max_bytes, place) as progress:
             for batch in _from_source(settings, place):
@@ -235,7 +233,7 @@ def _encode(
         return {name: b"".join(parts) for name, parts in made.items()}
 
     files = tuple(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "digests"))
-    with work.Stage(kept, "encoding", files) as stage:
+    with closing(work.Stage(kept, "encoding", files)) as stage:
         place = Place.from_json(stage.note)
         if read is None:
             batches = _from_source(settings, place)
@@ -274,14 +272,9 @@ def _commit(stage: work.Stage, progress: "tqdm[Any]", batch: Batch, before: Plac
     return batch.after
 
 
-def _copy(source: Path, target: Path) -> str:
-    """Copies a file atomically; returns its SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
+def _copy(source: Path, target: Path) -> None:
     with source.open("rb") as file, atomic_write(target) as copy:
-        while data := file.read(2**20):
-            copy.write(data)
-            digest.update(data)
-    return digest.hexdigest()
+        shutil.copyfileobj(file, copy)
 
 
 def _progress(description: str, total: int | None, place: Place) -> "tqdm[Any]":

@@ -15,6 +15,7 @@ from mup_moe.files import UserError
 
 TRAINING_BYTES = 2**26
 """About as much text as a tokenizer is trained on: more of it costs memory and changes little."""
+_END_OF_TEXT = AddedToken(END_OF_TEXT, special=True, normalized=False)
 _LONG_RUN = re.compile(r"\S{1024}|\s{1024}")
 
 
@@ -28,7 +29,7 @@ def train_bpe(texts: Iterable[str], size: int, vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
-        special_tokens=[_end_of_text()],
+        special_tokens=[_END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=sys.stderr.isatty(),
     )
@@ -42,46 +43,44 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
     Raises UserError when the files are no such tokenizer, or the hub is out of reach.
     """
     # `tokenizers` raises plain Exception, whatever the cause.
-    if files is None:
-        try:
-            tokenizer = Tokenizer.from_pretrained("gpt2")
-        except Exception as error:
+    try:
+        tokenizer = _from_files(*tokenizer_paths(files)) if files else Tokenizer.from_pretrained("gpt2")
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if files:
             raise UserError(
-                f"the GPT-2 tokenizer cannot be fetched from the Hugging Face hub ({' '.join(str(error).split())}):"
-                " give its vocab.json and merges.txt as the corpus's `tokenizer_files`"
-            ) from error
-    else:
-        vocabulary, merges = tokenizer_paths(files)
-        tokens = read_vocabulary(vocabulary)
-        try:
-            # Not by the library's reader, which takes no byte order mark, and no merges from lines that CR ends.
-            tokenizer = _byte_level(models.BPE(tokens, _merges(read_text(merges))))
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"`tokenizer_files` {vocabulary} and {merges} cannot be read ({' '.join(str(error).split())}):"
+                f"`tokenizer_files` {' and '.join(files)} cannot be read ({reason}):"
                 " give GPT-2's vocab.json and merges.txt, in this order"
             ) from error
+        raise UserError(
+            f"the GPT-2 tokenizer cannot be fetched from the Hugging Face hub ({reason}):"
+            " give its vocab.json and merges.txt as the corpus's `tokenizer_files`"
+        ) from error
     if tokenizer.token_to_id(END_OF_TEXT) is None:
         raise UserError(
             f"the tokenizer lacks {END_OF_TEXT}: give GPT-2's own vocab.json and merges.txt as `tokenizer_files`"
         )
-    tokenizer.add_special_tokens([_end_of_text()])
+    tokenizer.add_special_tokens([_END_OF_TEXT])
     return _literal(tokenizer)
 
 
-def _merges(text: str) -> list[tuple[str, str]]:
-    """The pairs of a merges.txt, one a line after that of the version. Raises ValueError for anything else."""
+def _from_files(vocabulary: Path, merges: Path) -> Tokenizer:
+    """The tokenizer of a vocab.json and a merges.txt, which has a pair a line after that of the version.
+
+    Not by the library's reader, which takes no byte order mark, and no merges from lines that CR ends.
+    """
     pairs = []
-    for number, line in enumerate(text.rstrip("\n").split("\n"), start=1):
+    tokens = read_vocabulary(vocabulary)
+    for number, line in enumerate(read_text(merges).rstrip("\n").split("\n"), start=1):
         if line.startswith("#version"):
             continue
         first, separator, second = line.partition(" ")
         if not separator or " " in second:
             raise ValueError(f"line {number} of the merges is not two tokens")
         pairs.append((first, second))
-    return pairs
+    return _byte_level(models.BPE(tokens, pairs))
 
 
 def load(path: Path) -> Tokenizer:
@@ -103,10 +102,6 @@ def _literal(tokenizer: Tokenizer) -> Tokenizer:
     # A document that spells out END_OF_TEXT has not ended; tokenizer.json does not keep this flag.
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def _end_of_text() -> AddedToken:
-    return AddedToken(END_OF_TEXT, special=True, normalized=False)
 
 
 def _sample(texts: Iterable[str], size: int) -> Iterator[str]:

@@ -24,14 +24,11 @@ def dtype_for(vocabulary: int) -> "np.dtype[Any]":
 class Tokens:
     """A tokenized corpus. Each document's tokens are followed by `end_of_text`."""
 
-    train: TokenArray
-    """Tokens of the training documents, shape (tokens,), read-only and mapped from the file."""
-    valid: TokenArray
-    """Tokens of the held-out documents, likewise."""
+    train: TokenArray  # of the training documents, shape (tokens,), read-only and mapped from the file
+    valid: TokenArray  # of the held-out documents, likewise
     vocabulary: int
     end_of_text: int
-    digests: dict[str, str]
-    """SHA-256 of each split's token file, in hexadecimal, as the manifest has them."""
+    digests: dict[str, str]  # SHA-256 of each split's file, in hexadecimal, as the manifest has them
 
     @property
     def digest(self) -> str:
@@ -66,13 +63,7 @@ class Tokens:
             if verify and file_digest(path) != digests[split]:
                 raise _damaged(path, "its SHA-256 is not the manifest's")
             arrays[split] = np.memmap(path, dtype=dtype, mode="r")
-        return cls(
-            train=arrays["train"],
-            valid=arrays["valid"],
-            vocabulary=vocabulary,
-            end_of_text=end_of_text,
-            digests=digests,
-        )
+        return cls(**arrays, vocabulary=vocabulary, end_of_text=end_of_text, digests=digests)
 
 
 def _damaged(path: Path, reason: str) -> UserError:

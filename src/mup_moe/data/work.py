@@ -3,21 +3,18 @@
 import json
 import os
 import shutil
-import struct
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from mup_moe.files import UserError, cannot_be_read, remove_leftovers, write_json, write_text
 
 COMMIT_SECONDS = 5.0
 """How much work a kill may cost; a commit takes some milliseconds and the writing of the files."""
 _OWNER = "owner.json"
-_LENGTH = struct.Struct("<Q")
 
 
 def owner(folder: Path) -> str | None:
@@ -63,8 +60,7 @@ class Stage:
         self._folder = folder
         self._record = folder / f"{name}.json"
         self._committed_at = time.monotonic()
-        self.note: Any = None
-        """As given to the last commit; None before the first."""
+        self.note: Any = None  # as given to the last commit; None before the first
         lengths = self._lengths(files)
         self._files: dict[str, IO[bytes]] = {}
         with _disk_errors(folder):
@@ -74,12 +70,8 @@ class Stage:
                 self._files[file].truncate(lengths[file])
                 self._files[file].seek(lengths[file])
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Closes the files."""
         with _disk_errors(self._folder):
             for file in self._files.values():
                 file.close()
@@ -117,9 +109,8 @@ class Stage:
 
 
 def pack(text: str) -> bytes:
-    """A document as a `Spool`'s file holds it."""
-    encoded = text.encode()
-    return _LENGTH.pack(len(encoded)) + encoded
+    """A document as a `Spool`'s file holds it: a line of JSON."""
+    return json.dumps(text, ensure_ascii=False).encode() + b"\n"
 
 
 class Spool:
@@ -136,11 +127,9 @@ class Spool:
     def __iter__(self) -> Iterator[str]:
         with self._path.open("rb") as file:
             file.seek(self._position)
-            while header := file.read(_LENGTH.size):
-                (length,) = _LENGTH.unpack(header)
-                text = file.read(length).decode()
-                self._position += _LENGTH.size + length
-                yield text
+            for line in file:
+                self._position += len(line)
+                yield json.loads(line)
 
     def position(self) -> int:
         """The byte after the document last given."""

@@ -20,6 +20,12 @@ def all_names(config: Config) -> list[str]:
     return [*config.figures, *config.compositions, *config.probes]
 
 
+def drawn_in_paper(config: Config) -> list[str]:
+    """What the whole paper draws: a figure that is part of a composition is drawn there."""
+    parts = {part for parts in config.compositions.values() for part in parts}
+    return [name for name in all_names(config) if name not in parts]
+
+
 def kind_of(config: Config, name: str) -> str:
     """The kind of a figure: a key of KINDS. Raises UserError where the config has no such figure."""
     if name in config.figures:

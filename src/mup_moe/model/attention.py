@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.inventory import attention_tensors
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.weight import Weight
+from mup_moe.model.inventory import ModelShape, attention_tensors
+from mup_moe.model.layers import Weight
 
 _ROTARY_BASE = 10_000.0
 

@@ -14,29 +14,21 @@ import torch
 from torch import Tensor
 
 from mup_moe.config.settings import DROPLESS
-from mup_moe.model import hardware
+from mup_moe.model import operators
+from mup_moe.model.inventory import ModelShape
 from mup_moe.model.router import Choice
-from mup_moe.model.shape import ModelShape
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Which assignment has which slot.
+    """Which assignment has which slot."""
 
-    gates_RKN: the gate of each assignment; 0 where it was dropped.
-    slot_RKN: the slot (expert * C + position) of each assignment; any slot if dropped.
-    kept_RKN: whether the assignment got a slot.
-    assignment_RM: the assignment in each slot; any assignment if the slot is empty.
-    filled_RM: whether the slot holds one.
-    load_RE: each expert's share of the assignments, dropped ones included.
-    """
-
-    gates_RKN: Tensor
-    slot_RKN: Tensor
-    kept_RKN: Tensor
-    assignment_RM: Tensor
-    filled_RM: Tensor
-    load_RE: Tensor
+    gates_RKN: Tensor  # of each assignment; 0 where it was dropped
+    slot_RKN: Tensor  # of each assignment (expert * C + position); any slot if dropped
+    kept_RKN: Tensor  # whether the assignment got a slot
+    assignment_RM: Tensor  # in each slot; any assignment if the slot is empty
+    filled_RM: Tensor  # whether the slot holds one
+    load_RE: Tensor  # each expert's share of the assignments, dropped ones included
 
 
 def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
@@ -53,7 +45,7 @@ def assign_slots(choice: Choice, capacity: int) -> Routing:
     active, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
     assignments = active * tokens
     expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, assignments)
-    queue = _queue_by_count if hardware.prefers_dense(device) else _queue_by_sort
+    queue = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
     position_RA, assignment_REC, counts_RE = queue(expert_RA, experts, capacity)
     kept_RA = position_RA < capacity
     kept_RKN = kept_RA.view(replicas, active, tokens)
@@ -117,23 +109,16 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RID: Tensor, index_RJ: Tensor, inverse_RKI: Tensor, keep_RKI: Tensor) -> Tensor:
         ctx.save_for_backward(inverse_RKI, keep_RKI)
-        return _rows(x_RID, index_RJ)
+        return operators.rows(x_RID, index_RJ)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         inverse_RKI, keep_RKI = ctx.saved_tensors
         (dy_RJD,) = gradients
         replicas, copies, rows = inverse_RKI.shape
-        dx_RKID = _rows(dy_RJD, inverse_RKI.view(replicas, -1)).view(replicas, copies, rows, -1)
+        dx_RKID = operators.rows(dy_RJD, inverse_RKI.view(replicas, -1)).view(replicas, copies, rows, -1)
         dx_RKID = dx_RKID * keep_RKI[..., None]
         return (dx_RKID[:, 0] if copies == 1 else dx_RKID.sum(1)), None, None, None
-
-
-def _rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
-    replicas, rows, width = x_RID.shape
-    if replicas > 1:
-        index_RJ = index_RJ + rows * torch.arange(replicas, device=x_RID.device)[:, None]
-    return x_RID.reshape(-1, width).index_select(0, index_RJ.reshape(-1)).view(replicas, -1, width)
 
 
 def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from mup_moe.model.attention import Attention
+from mup_moe.model.inventory import ModelShape
+from mup_moe.model.layers import Weight, weights_of
 from mup_moe.model.scaling import Factors, attention_logit_scale, factors
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import Weight, weights_of
 from mup_moe.parametrization import Parametrization
 
 
@@ -32,7 +32,9 @@ def initialize(
                     if its_seed == seed:
                         std = 1.0 if weight.spec.fill is not None else table[replica][name].init_std
                         torch.mul(unit, std, out=weight.value[replica])
-            weight.multiplier_R = _unless_all_one([row[name].multiplier for row in table], weight.value.device)
+            multipliers = [row[name].multiplier for row in table]
+            device = weight.value.device
+            weight.multiplier_R = None if set(multipliers) == {1} else torch.tensor(multipliers, device=device)
         scales = [attention_logit_scale(rules, model.shape, base) for rules, _ in replicas]
         for module in model.modules():
             if isinstance(module, Attention):
@@ -48,9 +50,3 @@ def _draw(weight: Weight, name: str, seed: int) -> Tensor:
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
     return torch.randn(spec.shape, generator=generator)
-
-
-def _unless_all_one(multipliers: Sequence[float], device: torch.device) -> Tensor | None:
-    if all(multiplier == 1 for multiplier in multipliers):
-        return None
-    return torch.tensor(multipliers, device=device)

@@ -1,4 +1,4 @@
-"""Every tensor of a model, by name, and what a parametrization and a count need to know of it; needs no torch.
+"""A model's sizes, and every tensor of it with what a parametrization and a count need to know; needs no torch.
 
 A name is the tensor's path in the model: it enters the random numbers that the tensor starts from, and
 checkpoints.
@@ -6,12 +6,12 @@ checkpoints.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Self
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.shape import ModelShape
 from mup_moe.parametrization import ROLES
 
 # Roles that are looked up or multiplied elementwise rather than by a matrix product.
@@ -21,21 +21,63 @@ _NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorSpec:
-    """One tensor of one replica. Raises ValueError for a role that is not in `ROLES`.
+class ModelShape:
+    """Every number that a rule of the parametrization table may refer to, and the vocabulary.
 
-    fan_in: entries that one output sums over. fan_out: outputs that one input feeds. into_residual:
-    the output is added to the residual stream. active: the share of the tensor that one token is
-    multiplied by. fill: a constant to start from in place of random numbers (norms).
+    `total_experts`, `active_experts` (of a token) and `expert_size` include granularity, unlike the axis
+    `experts` and the setting `top_k`. A dense model has one feed-forward layer of the size that an MoE's
+    token is routed through.
     """
+
+    dense: bool
+    width: int
+    head_size: int
+    total_experts: int
+    active_experts: int
+    granularity: int
+    expert_size: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
+        """The shape of a cell (paper, granularity: G times the experts, 1/G the size, G * top_k)."""
+        settings.check(cell)
+        dense = cell.architecture == "dense"
+        return cls(
+            dense=dense,
+            width=cell.width,
+            head_size=settings.head_size or cell.width // (settings.heads or 1),
+            total_experts=1 if dense else cell.experts * cell.granularity,
+            active_experts=1 if dense else settings.top_k * cell.granularity,
+            granularity=cell.granularity,
+            expert_size=settings.ffn_ratio * cell.width * (settings.top_k if dense else 1) // cell.granularity,
+            vocabulary=vocabulary,
+        )
+
+    @classmethod
+    def base_of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
+        """The shape at which all factors are 1: base width, base experts, granularity 1."""
+        experts = 1 if cell.architecture == "dense" else settings.base_experts
+        base = replace(cell, width=settings.base_width, experts=experts, granularity=1)
+        return cls.of(base, settings, vocabulary)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One tensor of one replica. Raises ValueError for a role that is not in `ROLES`."""
 
     role: str
     shape: tuple[int, ...]
-    fan_in: int
-    fan_out: int
-    into_residual: bool = False
-    active: float = 1.0
-    fill: float | None = None
+    fan_in: int  # entries that one output sums over
+    fan_out: int  # outputs that one input feeds
+    into_residual: bool = False  # the output is added to the residual stream
+    active: float = 1.0  # the share of the tensor that one token is multiplied by
+    fill: float | None = None  # a constant to start from in place of random numbers (norms)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -45,11 +87,6 @@ class TensorSpec:
     def size(self) -> int:
         """The number of entries."""
         return math.prod(self.shape)
-
-    @property
-    def is_matmul(self) -> bool:
-        """Whether a token's FLOPs include a product with this tensor."""
-        return self.role not in _NO_MATMUL
 
 
 Tensors = Mapping[str, TensorSpec]
@@ -134,23 +171,22 @@ def _within(path: str, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What one replica costs.
-
-    parameters: all of them; active_parameters: those that one token meets.
-    flops_per_token: training FLOPs, 6 per active matrix entry and 12 * blocks * width * sequence for
-        attention (PaLM, appendix B; the causal half is not discounted).
-    """
+    """What one replica costs."""
 
     parameters: int
-    active_parameters: int
-    flops_per_token: int
+    active_parameters: int  # those that one token meets
+    flops_per_token: int  # of training
 
 
 @cache
 def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
-    """The size of a model of this shape."""
+    """The size of a model of this shape.
+
+    Training takes 6 FLOPs per active matrix entry and 12 * blocks * width * sequence for attention (PaLM,
+    appendix B; the causal half is not discounted).
+    """
     tensors = tensors_of(shape, settings).values()
-    matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.is_matmul)
+    matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.role not in _NO_MATMUL)
     return ModelSize(
         parameters=sum(tensor.size for tensor in tensors),
         active_parameters=round(sum(tensor.size * tensor.active for tensor in tensors)),

@@ -15,15 +15,11 @@ from mup_moe.model.moe import Routed
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass over a batch.
+    """A forward pass over a batch."""
 
-    logits_RNV: of the next token. cross_entropy_RN: in nats. routed: what the routers did, block by block;
-    nothing if dense.
-    """
-
-    logits_RNV: Tensor
-    cross_entropy_RN: Tensor
-    routed: Sequence[Routed]
+    logits_RNV: Tensor  # of the next token
+    cross_entropy_RN: Tensor  # in nats
+    routed: Sequence[Routed]  # what the routers did, block by block; nothing if dense
 
 
 Metric: TypeAlias = Callable[[Pass], Tensor]

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.dispatch import Routing, assign_slots, capacity, combine, dispatch, gather_outputs
-from mup_moe.model.feed_forward import ACTIVATIONS, feed_forward
-from mup_moe.model.inventory import moe_tensors
-from mup_moe.model.router import Choice, Router
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.tap import Tap
-from mup_moe.model.weight import Weight
+from mup_moe.model.inventory import ModelShape, moe_tensors
+from mup_moe.model.layers import ACTIVATIONS, Tap, Weight, feed_forward
+from mup_moe.model.router import Choice, Router, choose
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,18 @@ class MoE(nn.Module):
         self.shape = shape
         self.settings = settings
         tensors = moe_tensors(shape, settings)
-        self.router = Router(tensors["router"], settings, shape.active_experts, replicas)
+        self.router = Router(tensors["router"], replicas)
         self.up = Weight(tensors["up"], replicas)
         self.gate = Weight(tensors["gate"], replicas) if "gate" in tensors else None
         self.down = Weight(tensors["down"], replicas)
         self.logits, self.gates, self.expert_outputs = Tap(), Tap(), Tap()
 
-    def experts(self, x_RMD: Tensor) -> Tensor:
-        """Each expert's output for the rows in its slots, [R, M, D]."""
-        return feed_forward(x_RMD, self.up, self.gate, self.down, ACTIVATIONS[self.settings.activation])
-
     def forward(self, x_RND: Tensor) -> tuple[Tensor, Routed]:
         """Tokens [R, N, D] to tokens [R, N, D], and what the router did."""
-        slots = capacity(x_RND.shape[1], self.shape, self.settings.capacity_factor)
-        choice = self.router.choose(self.logits(self.router.logits(x_RND)))
-        routing = assign_slots(choice, slots)
-        y_RMD = self.experts(dispatch(x_RND, routing))
+        settings, shape = self.settings, self.shape
+        logits_RNE = self.logits(self.router.logits(x_RND))
+        choice = choose(logits_RNE, shape.active_experts, settings.gates, settings.renormalize_gates)
+        routing = assign_slots(choice, capacity(x_RND.shape[1], shape, settings.capacity_factor))
+        y_RMD = feed_forward(dispatch(x_RND, routing), self.up, self.gate, self.down, ACTIVATIONS[settings.activation])
         z_RKND = self.expert_outputs(gather_outputs(y_RMD, routing))
         return combine(z_RKND, self.gates(routing.gates_RKN)), Routed(choice, routing)

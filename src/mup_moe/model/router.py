@@ -9,46 +9,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mup_moe.config.settings import ModelSettings
-from mup_moe.model import hardware
-from mup_moe.model.inventory import TensorSpec
-from mup_moe.model.weight import Weight
+from mup_moe.model import operators
+from mup_moe.model.layers import Weight
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The experts of each token, the best first.
+    """The experts of each token, the best first."""
 
-    logits_RNE: the router's. share_RNE: each expert's share of a token, which sums to 1 over experts.
-    expert_RNK: the experts chosen. gates_RNK: the weight of each one's output.
-    """
-
-    logits_RNE: Tensor
-    share_RNE: Tensor
-    expert_RNK: Tensor
-    gates_RNK: Tensor
+    logits_RNE: Tensor  # the router's
+    share_RNE: Tensor  # each expert's share of a token, which sums to 1 over experts
+    expert_RNK: Tensor  # the experts chosen
+    gates_RNK: Tensor  # the weight of each one's output
 
 
 class Router(Weight):
-    """One matrix that scores all experts for each token, and the rule by which the best are chosen."""
-
-    def __init__(self, spec: TensorSpec, settings: ModelSettings, active_experts: int, replicas: int) -> None:
-        super().__init__(spec, replicas)
-        self.settings = settings
-        self.active_experts = active_experts
+    """One matrix that scores all experts for each token."""
 
     def logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
         with torch.autocast(x_RND.device.type, enabled=False):
             return self.times(x_RND.to(self.value.dtype))
 
-    def choose(self, logits_RNE: Tensor) -> Choice:
-        """The choice that the settings ask for."""
-        settings = self.settings
-        return choose(logits_RNE, self.active_experts, gates=settings.gates, renormalize=settings.renormalize_gates)
 
-
-def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", renormalize: bool = False) -> Choice:
+def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", renormalize: bool = False) -> Choice:
     """The `active_experts` experts of highest score for each token, with their scores as gates.
 
     gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each
@@ -60,25 +44,17 @@ def choose(logits_RNE: Tensor, active_experts: int, *, gates: str = "softmax", r
     else:
         scores_RNE = logits_RNE.sigmoid()
         share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
-    top = _top_by_argmax if hardware.prefers_dense(logits_RNE.device) else _top_by_sort
-    gates_RNK, expert_RNK = top(scores_RNE, active_experts)
+    if operators.prefers_dense(logits_RNE.device):
+        gates_RNK, expert_RNK = _top_by_argmax(scores_RNE, active_experts)
+    else:
+        gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
 
 
-# In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
-# scatter, which a GPU runs in a few fused launches.
-
-
-def _top_by_sort(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
-    """The `active_experts` largest scores of each token, [R, N, K], and their experts; the largest first."""
-    gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
-    return gates_RNK, expert_RNK
-
-
 def _top_by_argmax(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:
-    """As `_top_by_sort`; of equal scores the first expert's."""
+    """As `topk`, without sort and scatter, in a few fused launches; of equal scores the first expert's."""
     number_E = torch.arange(scores_RNE.shape[-1], device=scores_RNE.device)
     left_RNE, chosen = scores_RNE.detach(), []
     for _ in range(active_experts):

@@ -5,23 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.inventory import TensorSpec, tensors_of
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, TensorSpec, tensors_of
 from mup_moe.parametrization import Parametrization
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What a tensor's rule comes to at its shape.
+    """What a tensor's rule comes to at its shape."""
 
-    init_std: standard deviation of its entries; multiplier: of its product; lr and
-    weight_decay: factors of the global ones.
-    """
-
-    init_std: float
-    multiplier: float
-    lr: float
-    weight_decay: float
+    init_std: float  # of its entries
+    multiplier: float  # of its product
+    lr: float  # over the global one
+    weight_decay: float  # over the global one
 
 
 def factors(

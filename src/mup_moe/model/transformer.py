@@ -12,16 +12,11 @@ from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
-from mup_moe.model.cross_entropy import cross_entropy
-from mup_moe.model.feed_forward import FeedForward
-from mup_moe.model.inventory import tensors_of
-from mup_moe.model.lookup import lookup
+from mup_moe.model.inventory import ModelShape, tensors_of
+from mup_moe.model.layers import FeedForward, Norm, Tap, Weight
 from mup_moe.model.metrics import AUXILIARY_LOSSES, Pass, measure
 from mup_moe.model.moe import MoE, Routed
-from mup_moe.model.norm import Norm
-from mup_moe.model.shape import ModelShape
-from mup_moe.model.tap import Tap
-from mup_moe.model.weight import Weight
+from mup_moe.model.operators import cross_entropy, lookup
 
 
 class Block(nn.Module):
@@ -63,7 +58,7 @@ class Transformer(nn.Module):
         """Where the tensors live, all of them."""
         return self.token.value.device
 
-    def forward(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
+    def predict(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
         """Token ids [R, B, S] to logits [R, N, V], and what the routers did, block by block."""
         sequence = tokens_RBS.shape[-1]
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
@@ -79,12 +74,12 @@ class Transformer(nn.Module):
         x_RND = self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier)
         return self.logits(x_RND @ self.unembedding.value), routed
 
-    def losses(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
+    def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
         """The losses of predicting `targets_RBS` from `tokens_RBS`, and what is observed besides: [R] each, by name.
 
         Those of `METRICS` but for the gradient's norm; each replica's own mean over its batch.
         """
-        logits_RNV, routed = self(tokens_RBS)
+        logits_RNV, routed = self.predict(tokens_RBS)
         return measure(Pass(logits_RNV, cross_entropy(logits_RNV, targets_RBS.flatten(1)), routed))
 
     def objective(self, losses: Mapping[str, Tensor]) -> Tensor:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.files import UserError
-from mup_moe.model.inventory import model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.training.request import TrainingRequest
 
 # A CPU gains by sharing each operator's overhead, up to about so many replicas, and loses once a stack

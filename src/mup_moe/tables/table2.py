@@ -19,8 +19,7 @@ from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, Setu
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
-from mup_moe.model.inventory import ModelSize, model_size
-from mup_moe.model.shape import ModelShape
+from mup_moe.model.inventory import ModelShape, ModelSize, model_size
 
 _SHAPE = ("setup", "architecture", "width", "experts", "granularity")  # of a cell: the same for cells of one model
 # Settings that each model's own part has.

@@ -13,12 +13,8 @@ from mup_moe.files import UserError
 class Batches:
     """Windows of a flat token file.
 
-    Args:
-        tokens: all token ids of the split, one after the other, [T].
-        batch_size: B. sequence: S.
-
-    Raises UserError where the split is shorter than one window of S + 1 tokens.
-
+    tokens: all token ids of the split, one after the other, [T]. batch_size: B. sequence: S. Raises UserError
+    where the split is shorter than one window of S + 1 tokens.
     """
 
     def __init__(self, tokens: np.ndarray, batch_size: int, sequence: int) -> None:

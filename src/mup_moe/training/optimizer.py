@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.settings import TrainingSettings
+from mup_moe.model.layers import weights_of
 from mup_moe.model.scaling import Factors
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import weights_of
 
 # As torch.nn.utils.clip_grad_norm_ has it.
 CLIP_EPS = 1e-6
@@ -37,12 +37,8 @@ def schedule(step: int, settings: TrainingSettings) -> float:
 class ReplicaOptimizer(ABC):
     """An optimizer whose learning rate and weight decay differ between replicas and tensors.
 
-    Args:
-        model: R replicas, their tensors stacked on the leading axis.
-        factors: per replica, each tensor's factors by name.
-        learning_rates: per replica, the global peak learning rate.
-        settings: what is the same for all.
-
+    model: R replicas, their tensors stacked on the leading axis. factors: per replica, each tensor's factors by
+    name. learning_rates: per replica, the global peak learning rate. settings: what is the same for all.
     """
 
     def __init__(
@@ -67,38 +63,44 @@ class ReplicaOptimizer(ABC):
         self._decays = {
             name: [settings.weight_decay * row[name].weight_decay for row in factors] for name in self._weights
         }
+        # How many steps the states have seen, in as many tensors as the update wants.
+        self._taken: list[Tensor] = []
         self._prepare(model)
 
     @abstractmethod
     def _prepare(self, model: Transformer) -> None:
-        """Sets up what a step needs beside the states."""
+        """Sets up what an update needs beside the states, `_taken` too."""
 
     @abstractmethod
+    def _update(self, gradients: dict[str, Tensor], factor_1: Tensor) -> Tensor:
+        """What `step` says, for gradients [R, ...] by name, which it may overwrite."""
+
+    @torch.no_grad()
     def step(self, factor_1: Tensor) -> Tensor:
         """Clips each replica's gradient and takes a step; the gradient norms [R] before clipping.
 
         factor_1: what `schedule` says of the step, one element on the model's device, so that a
         captured CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
         """
+        gradients = {}
+        for name, weight in self._weights.items():
+            assert weight.value.grad is not None, f"{name} has no gradient"
+            gradients[name] = weight.value.grad
+        norms_R = self._update(gradients, factor_1)
+        self.clear_gradients()
+        return norms_R
 
-    @abstractmethod
-    def use(self, compile: Compile) -> None:
+    def use(self, compile: Compile) -> None:  # noqa: B027 - torch's own kernels gain nothing
         """Compiles what a step gains by."""
 
-    @abstractmethod
     def set_steps(self, steps: int) -> None:
         """Says how many steps the tensors in `state` have seen."""
+        for taken in self._taken:
+            taken.fill_(steps)
 
     def state(self) -> dict[str, Tensor]:
         """All that a step changes, stacked over replicas as the parameters are: "state/tensor" -> [R, ...]."""
         return {f"{state}/{name}": t for state, of_name in self._states.items() for name, t in of_name.items()}
-
-    def _gradients(self) -> dict[str, Tensor]:
-        """The gradient of every tensor [R, ...] by name."""
-        gradients = {name: weight.value.grad for name, weight in self._weights.items()}
-        without = [name for name, gradient in gradients.items() if gradient is None]
-        assert not without, f"{', '.join(without)} have no gradient"
-        return {name: gradient for name, gradient in gradients.items() if gradient is not None}
 
     def clear_gradients(self) -> None:
         """Drops the gradients of the model's parameters."""
@@ -133,31 +135,23 @@ class StackedOptimizer(ReplicaOptimizer):
         self._peaks_TR, self._decays_TR = (
             torch.tensor(list(of_name.values()), device=model.device) for of_name in (self._peaks, self._decays)
         )
-        self._taken = torch.zeros((), device=model.device)
+        self._taken = [torch.zeros((), device=model.device)]
 
     def use(self, compile: Compile) -> None:
         """As of `ReplicaOptimizer`."""
         self._clip_and_update = compile(_clip_and_update) or _clip_and_update
 
-    @torch.no_grad()
-    def step(self, factor_1: Tensor) -> Tensor:
-        """As of `ReplicaOptimizer`."""
-        norms_R = self._clip_and_update(
+    def _update(self, gradients: dict[str, Tensor], factor_1: Tensor) -> Tensor:
+        return self._clip_and_update(
             self.update,
             self._tensors,
-            list(self._gradients().values()),
+            list(gradients.values()),
             self._states_T,
             self._peaks_TR * factor_1,
             self._decays_TR,
-            self._taken,
+            *self._taken,
             self._settings,
         )
-        self.clear_gradients()
-        return norms_R
-
-    def set_steps(self, steps: int) -> None:
-        """As of `ReplicaOptimizer`."""
-        self._taken.fill_(steps)
 
 
 def _clip_and_update(
@@ -183,12 +177,6 @@ def _clip_and_update(
     return norms_R
 
 
-def make_optimizer(
-    model: Transformer,
-    factors: Sequence[Mapping[str, Factors]],
-    learning_rates: Sequence[float],
-    settings: TrainingSettings,
-) -> ReplicaOptimizer:
-    """The optimizer that the settings name."""
-    make: Callable[..., ReplicaOptimizer] = pkgutil.resolve_name(OPTIMIZERS[settings.optimizer].made_by)
-    return make(model, factors, learning_rates, settings)
+def optimizer_of(settings: TrainingSettings) -> Callable[..., ReplicaOptimizer]:
+    """What makes the optimizer that the settings name; takes what `ReplicaOptimizer` does."""
+    return pkgutil.resolve_name(OPTIMIZERS[settings.optimizer].made_by)  # type: ignore[no-any-return]

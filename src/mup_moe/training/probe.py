@@ -5,19 +5,18 @@ Axes: R replicas, N tokens, D width, K top-k, E experts.
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from mup_moe import provenance
-from mup_moe.config.cell import Cell
 from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, write_csv, write_json
-from mup_moe.model.tap import Tap
+from mup_moe.model.layers import Tap
 from mup_moe.ops.device import claim_device
 from mup_moe.sweep import one_of
 from mup_moe.training.request import TrainingRequest
@@ -64,10 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     with claim_device(arguments.device or execution.device) as device:
         for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
-            rows += [
-                _row(request.cell, step, *item)
-                for step, item in measure(request, probe.measure, probe.steps, tokens, device)
-            ]
+            model = (request.cell.parametrization, request.cell.width, request.cell.seed)
+            for step, (key, value) in measure(request, probe.measure, probe.steps, tokens, device):
+                rows.append((*model, step, *key, f"{value:.9g}"))
     write_csv(out, COLUMNS, rows)
     write_json(
         out.with_suffix(".json"),
@@ -81,10 +79,6 @@ def run(arguments: argparse.Namespace) -> None:
             "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
         },
     )
-
-
-def _row(cell: Cell, step: int, key: tuple[str, str], value: float) -> list[object]:
-    return [cell.parametrization, cell.width, cell.seed, step, *key, f"{value:.9g}"]
 
 
 def measure(
@@ -113,30 +107,22 @@ def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
 
     The gradients are those of the mean cross-entropy, without the auxiliary losses that are minimised too.
     """
-    with _tapped(trainer) as seen:
-        trainer.losses(windows_RBS)["train_loss"].sum().backward()
-    for parameter in trainer.model.parameters():
-        parameter.grad = None
-    return seen
-
-
-@contextmanager
-def _tapped(trainer: Trainer) -> Iterator[Seen]:
     seen: Seen = {}
 
-    def watch(path: str, tap: Tap) -> torch.utils.hooks.RemovableHandle:
-        def keep(_module: object, _inputs: object, output: Tensor) -> None:
-            output.retain_grad()
-            seen[path] = output
+    def keep(path: str, _module: object, _inputs: object, output: Tensor) -> None:
+        output.retain_grad()
+        seen[path] = output
 
-        return tap.register_forward_hook(keep)
-
-    handles = [watch(path, module) for path, module in trainer.model.named_modules() if isinstance(module, Tap)]
+    taps = {path: module for path, module in trainer.model.named_modules() if isinstance(module, Tap)}
+    handles = [tap.register_forward_hook(partial(keep, path)) for path, tap in taps.items()]
     try:
-        yield seen
+        trainer.losses(windows_RBS)["train_loss"].sum().backward()
     finally:
         for handle in handles:
             handle.remove()
+    for parameter in trainer.model.parameters():
+        parameter.grad = None
+    return seen
 
 
 def activations(seen: Seen) -> Values:

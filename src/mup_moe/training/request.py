@@ -23,25 +23,11 @@ class TrainingRequest:
     training: TrainingSettings
     parametrization: Parametrization
 
-    def to_json(self) -> str:
-        """One line of JSON, equal for equal requests; `from_json` reads it back."""
-        return self._json(self.cell.id)
-
-    @property
-    def settings(self) -> str:
-        """What `to_json` says of all but the cell."""
-        return self._json(None)
-
-    def _json(self, cell: str | None) -> str:
-        return json.dumps(
-            {
-                "cell": cell,
-                "model": _plain(self.model),
-                "training": _plain(self.training),
-                "parametrization": self.parametrization.as_row(),
-            },
-            sort_keys=True,
-        )
+    def to_json(self, cell: bool = True) -> str:
+        """One line of JSON, equal for equal requests; `from_json` reads it back. cell: whether it says which."""
+        parts = {"model": _plain(self.model), "training": _plain(self.training)}
+        rules = self.parametrization.as_row()
+        return json.dumps(parts | {"cell": self.cell.id if cell else None, "parametrization": rules}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -49,17 +35,11 @@ class TrainingRequest:
         try:
             fields: Mapping[str, Any] = json.loads(text)
             cell = Cell.parse(fields["cell"])
-            training: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()
-            }
             model = ModelSettings(**fields["model"])
             model.check(cell)
-            return cls(
-                cell=cell,
-                model=model,
-                training=TrainingSettings(**training),
-                parametrization=Parametrization.parse(cell.parametrization, fields["parametrization"]),
-            )
+            training: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()}
+            rules = Parametrization.parse(cell.parametrization, fields["parametrization"])
+            return cls(cell, model, TrainingSettings(**training), rules)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"the training request is not one of this version's ({error}): make it again by export-jobs"
@@ -77,8 +57,7 @@ class TrainingRequest:
 
 def fingerprint_of(request: str, tokens_digest: str, version: int = VERSION) -> str:
     """The `TrainingRequest.fingerprint` of the request with this digest."""
-    made_of = [request, tokens_digest, f"version {version}"]
-    return hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{request}\n{tokens_digest}\nversion {version}".encode()).hexdigest()[:16]
 
 
 # A sweep has thousands of cells of a few set-ups.

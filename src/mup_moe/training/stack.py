@@ -15,18 +15,18 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
 from mup_moe.model.initialize import initialize
+from mup_moe.model.inventory import ModelShape
+from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
-from mup_moe.model.weight import weights_of
 from mup_moe.training.device import allow_nondeterministic, indexed, is_lost_device, is_out_of_memory
-from mup_moe.training.optimizer import make_optimizer
+from mup_moe.training.optimizer import optimizer_of
 from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
@@ -51,15 +51,12 @@ _INDUCTOR: dict[str, Any] = {"triton.autotune_pointwise": False}
 class Stack:
     """Models, optimizer and step of cells that differ in parametrization, learning rate and seed only.
 
-    Args:
-        requests: one per replica. shape: that of all of them. device: where the tensors live; for
-            "graph" the current one. precision: "float32" or "bfloat16" (autocast).
-        step_mode: "eager", "compiled" (torch.compile), or "graph" (compiled, replayed as one CUDA graph).
-        seeds: U of them, those of all requests and maybe more, in the order of the blocks.
-        block_steps: K, the steps that `load_block` takes at most.
-        may_fall_back: a step that cannot be captured is compiled, and one that cannot be compiled is eager,
-            which is said on stderr. Otherwise UserError is raised.
-
+    requests: one per replica. shape: that of all of them. device: where the tensors live; for "graph" the current
+    one. precision: "float32" or "bfloat16" (autocast). step_mode: "eager", "compiled" (torch.compile), or "graph"
+    (compiled, replayed as one CUDA graph). seeds: U of them, those of all requests and maybe more, in the order of
+    the blocks. block_steps: K, the steps that `load_block` takes at most. may_fall_back: a step that cannot be
+    captured is compiled, and one that cannot be compiled is eager, which is said on stderr; otherwise UserError is
+    raised.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class Stack:
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
-        self._optimizer = make_optimizer(self.model, factors, rates, first.training)
+        self._optimizer = optimizer_of(first.training)(self.model, factors, rates, first.training)
         self._optimizer.use(self._compile)
         self._compiled = self._compile(self.losses)
         self._precision = precision
@@ -107,14 +104,13 @@ class Stack:
         """
         inputs, targets = windows_RBS[..., :-1].contiguous(), windows_RBS[..., 1:].contiguous()
         with torch.autocast(windows_RBS.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
+            losses: dict[str, Tensor]
             if places is None or len(places) == self.model.replicas:
-                return self.model.losses(inputs, targets)
-            whole = _Losses(self.model)
-            part = {
-                name: tensor[places.start : places.stop]
-                for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
-            }
-            losses: dict[str, Tensor] = functional_call(whole, part, (inputs, targets))
+                losses = self.model(inputs, targets)
+            else:
+                whole = (*self.model.named_parameters(), *self.model.named_buffers())
+                part = {name: tensor[places.start : places.stop] for name, tensor in whole}
+                losses = functional_call(self.model, part, (inputs, targets))
             return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
@@ -243,15 +239,3 @@ class Stack:
     def _state(self) -> dict[str, Tensor]:
         parameters = {f"parameter/{name}": weight.value.detach() for name, weight in weights_of(self.model).items()}
         return parameters | self._optimizer.state()
-
-
-class _Losses(nn.Module):
-    """A model's losses as a module, which `functional_call` calls with other tensors in place of its own."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """As `Transformer.losses`."""
-        return self.model.losses(inputs_RBS, targets_RBS)

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mup_moe.model.inventory import model_size
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.shape import ModelShape
 from mup_moe.model.transformer import Transformer
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import precision_on
@@ -26,37 +25,31 @@ from mup_moe.training.stack import Stack
 # step it is found at does not depend on their length.
 BLOCK_STEPS = 20
 
+# The columns of checkpoints that do not name them.
+_UNNAMED = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 _LOSS, _NORM = METRICS.index("train_loss"), METRICS.index("gradient_norm")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one cell ended.
+    """How one cell ended; the losses are mean cross-entropies in nats, None for a diverged cell."""
 
-    status: "finished" or "diverged". history_TM: a row of `METRICS` per step, up to the step that
-    diverged. train_loss: mean cross-entropy (nats) of the last `final_loss_steps`; valid_loss: of
-    the fixed validation batches; both None for a diverged cell.
-    """
-
-    status: str
-    history_TM: np.ndarray
-    train_loss: float | None
-    valid_loss: float | None
+    status: str  # "finished" or "diverged"
+    history_TM: np.ndarray  # a row of `METRICS` per step, up to the step that diverged
+    train_loss: float | None  # of the last `final_loss_steps`
+    valid_loss: float | None  # of the fixed validation batches
 
 
 class Trainer:
     """Trains cells that differ in parametrization, learning rate and seed only.
 
-    Args:
-        requests: one per replica; ValueError where they disagree on anything else.
-        train, valid: flat token files. vocabulary: their number of ids.
-        device: where tensors live. step_mode, may_fall_back: how steps are issued (`Stack`). The same
-            requests, tokens, device, step mode and thread count give the same bits, however often the
-            run is interrupted; on a GPU as far as torch's kernels are deterministic.
+    requests: one per replica; ValueError where they disagree on anything else. train, valid: flat token files.
+    vocabulary: their number of ids. device: where tensors live. step_mode, may_fall_back: how steps are issued
+    (`Stack`).
 
-    A replica that has diverged is taken out of the stack, where steps are compiled with at least half of
-    the others: it stays as it was and costs no more time.
-
+    The same requests, tokens, device, step mode and thread count give the same bits, however often the run is
+    interrupted; on a GPU as far as torch's kernels are deterministic. A replica that has diverged is taken out of the
+    stack, where steps are compiled with at least half of the others: it stays as it was and costs no more time.
     """
 
     def __init__(
@@ -83,10 +76,8 @@ class Trainer:
         self.precision = precision_on(device, self.settings)
         self.size = model_size(self._shape, first.model)
         self.step = 0
-        self.ended: dict[int, Outcome] = {}
-        """How those replicas ended that are no longer in the stack, by their index."""
-        self.step_mode = step_mode
-        """How steps are issued: what was asked for, or what that fell back to."""
+        self.ended: dict[int, Outcome] = {}  # of replicas that are no longer in the stack, by their index
+        self.step_mode = step_mode  # what was asked for, or what that fell back to
         self._may_fall_back = may_fall_back
         # A compiled step is compiled anew for every number of replicas: not for less than half of them.
         self._least_share_to_shed = 0.0 if step_mode == "eager" else 0.5
@@ -150,9 +141,8 @@ class Trainer:
     def _draw_block(self, first: int) -> tuple[Tensor, Tensor]:
         steps = range(first, min(first + BLOCK_STEPS, self.settings.steps))
         # Those of replicas that left, too: the stack can change before the block comes to it.
-        windows = (torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps)
-        windows_KUBS = torch.stack(list(windows))
-        return windows_KUBS, torch.tensor([schedule(step, self.settings) for step in steps])
+        windows_K = [torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps]
+        return torch.stack(windows_K), torch.tensor([schedule(step, self.settings) for step in steps])
 
     def _collect(self) -> None:
         """Fetches the metrics of the steps since the last time."""
@@ -252,8 +242,10 @@ class Trainer:
     def states(self) -> dict[int, dict[str, Tensor]]:
         """All that changes with a step, of each replica in the stack by its index: tensors by name."""
         self._collect()
+        history_RMT = self._history_TRM[: self.step].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+        names = [f"history/{name}" for name in METRICS]
         return {
-            replica: self._stack.state(place) | {"history": self._history_TRM[: self.step, replica]}
+            replica: self._stack.state(place) | dict(zip(names, history_RMT[replica], strict=True))
             for place, replica in enumerate(self._active)
         }
 
@@ -261,7 +253,12 @@ class Trainer:
         """Continues from a state for every request as it was after `step` steps, to the bit."""
         self._stack.load_state(step, states)
         for replica, state in enumerate(states):
-            self._history_TRM[:step, replica] = state["history"]
+            if "history" in state:
+                columns = zip(_UNNAMED, state["history"].unbind(1), strict=True)
+                state = {f"history/{name}": history_T for name, history_T in columns}
+            for m, name in enumerate(METRICS):
+                # A metric that is newer than the checkpoint was not seen before.
+                self._history_TRM[:step, replica, m] = state.get(f"history/{name}", math.nan)
         self.step = self._seen = step
         self._loaded = None
 

@@ -1,0 +1,25 @@
+"""Entries of the config that start from another one of their section by `like`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Far beyond any config.
+_LONGEST_CHAIN = 100
+
+
+def without_like(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry says itself."""
+    return {key: value for key, value in entry.items() if key != "like"}
+
+
+def lineage(section: str, table: Mapping[str, Any], name: str) -> list[Any]:
+    """The entry of a name, last, and before it those that it starts from. Raises ValueError naming the key."""
+    names = [name]
+    while isinstance(own := table[names[-1]], Mapping) and "like" in own:
+        key, parent = f"`{section}.{names[-1]}.like`", own["like"]
+        if not isinstance(parent, str) or parent not in table or parent in names:
+            raise ValueError(f"{key} is {parent!r}, which must name another entry, without a circle")
+        if len(names) > _LONGEST_CHAIN:
+            raise ValueError(f"{key} goes on a chain of more than {_LONGEST_CHAIN} entries")
+        names.append(parent)
+    return [table[of_one] for of_one in reversed(names)]

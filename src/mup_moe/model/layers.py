@@ -1,0 +1,102 @@
+"""What the model's parts are made of: parameters of R replicas, norms, the feed-forward layer, and taps.
+
+Axes: R replicas, N tokens, D width, F feed-forward size, I inputs and O outputs of a product.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model.inventory import ModelShape, TensorSpec, feed_forward_tensors, norm_tensors
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+# Each with torch's own eps.
+_NORMS: dict[str, Callable[..., Tensor]] = {"layernorm": F.layer_norm, "rmsnorm": F.rms_norm}
+
+
+class Tap(nn.Identity):
+    """A named place where a forward hook finds a tensor; without one it does nothing."""
+
+
+class Weight(nn.Module):
+    """One tensor of the inventory, stacked over R replicas: `value` [R, *spec.shape], uninitialised."""
+
+    def __init__(self, spec: TensorSpec, replicas: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.value = nn.Parameter(torch.empty(replicas, *spec.shape))
+        # One per replica, or None where all are 1 and the product is left out.
+        self.register_buffer("multiplier_R", None, persistent=False)
+        self.multiplier_R: Tensor | None
+
+    def scale(self, x_RXY: Tensor) -> Tensor:
+        """`x_RXY` times the multiplier of each replica."""
+        return x_RXY if self.multiplier_R is None else (x_RXY * self.multiplier_R[:, None, None]).to(x_RXY.dtype)
+
+    def times(self, x_RNI: Tensor) -> Tensor:
+        """Each row times the matrix and the multiplier, [R, N, O].
+
+        Of a stack of E matrices, each is for one of E runs of rows, all of one length.
+        """
+        if self.value.dim() == 3:
+            return self.scale(x_RNI @ self.value)
+        replicas, experts, fan_in, fan_out = self.value.shape
+        # Replicas and experts are one batch of matrix products: (R E) C I @ (R E) I O.
+        product = torch.bmm(x_RNI.view(replicas * experts, -1, fan_in), self.value.flatten(0, 1))
+        return self.scale(product.view(replicas, -1, fan_out))
+
+
+def weights_of(model: nn.Module) -> dict[str, Weight]:
+    """All weights of a model by name. Raises ValueError for a parameter outside of a `Weight`."""
+    weights = {name: module for name, module in model.named_modules() if isinstance(module, Weight)}
+    for name, _ in model.named_parameters():
+        if name.removesuffix(".value") not in weights:
+            raise ValueError(f"parameter {name!r} has no role: create it as a Weight")
+    return weights
+
+
+class Norm(nn.Module):
+    """LayerNorm with gain and bias, or RMSNorm with a gain (Zhang and Sennrich, 2019); each replica its own."""
+
+    def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
+        super().__init__()
+        tensors = norm_tensors(shape, settings)
+        self.normalize = _NORMS[settings.norm]
+        self.gain = Weight(tensors["gain"], replicas)
+        self.bias = Weight(tensors["bias"], replicas) if "bias" in tensors else None
+
+    def forward(self, x_RND: Tensor) -> Tensor:
+        """Normalised tokens [R, N, D]."""
+        y_RND = self.gain.scale(self.normalize(x_RND, x_RND.shape[-1:]) * self.gain.value[:, None])
+        return y_RND if self.bias is None else y_RND + self.bias.scale(self.bias.value[:, None])
+
+
+def feed_forward(
+    x_RNI: Tensor, up: Weight, gate: Weight | None, down: Weight, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """down(activation(up(x))); with a gate down(activation(gate(x)) * up(x)) (Shazeer 2020, eq. 6).
+
+    Of tokens, or of experts' rows, as the weights are (`Weight.times`).
+    """
+    if gate is None:
+        return down.times(activation(up.times(x_RNI)))
+    return down.times(activation(gate.times(x_RNI)) * up.times(x_RNI))
+
+
+class FeedForward(nn.Module):
+    """The dense twin of the MoE layer."""
+
+    def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
+        super().__init__()
+        tensors = feed_forward_tensors(shape, settings)
+        self.activation = ACTIVATIONS[settings.activation]
+        self.up = Weight(tensors["up"], replicas)
+        self.gate = Weight(tensors["gate"], replicas) if "gate" in tensors else None
+        self.down = Weight(tensors["down"], replicas)
+
+    def forward(self, x_RND: Tensor) -> tuple[Tensor, None]:
+        """Tokens [R, N, D] to tokens [R, N, D]; no router, nothing routed."""
+        return feed_forward(x_RND, self.up, self.gate, self.down, self.activation), None
