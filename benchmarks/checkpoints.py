@@ -27,7 +27,7 @@ from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint
 from mup_moe.ops.device import keep_freed_pages
 from mup_moe.ops.heartbeat import Heartbeat
-from mup_moe.ops.memory import replicas_on
+from mup_moe.training.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 

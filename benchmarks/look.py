@@ -46,9 +46,9 @@ from mup_moe.files import UserError
 from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
 from mup_moe.ops.device import claim_device, keep_compiled_code_apart, keep_freed_pages, step_on
-from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.training.device import is_lost_device, precision_on
+from mup_moe.training.memory import stack_bytes
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 

@@ -29,7 +29,7 @@ from variants import CURVE, OURS, PEER, VOCABULARY, Variant, default_variant, re
 
 from mup_moe.files import write_csv
 from mup_moe.model.inventory import ModelShape, model_size
-from mup_moe.ops.memory import replicas_on
+from mup_moe.training.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 
 COLUMNS = (

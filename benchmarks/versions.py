@@ -24,7 +24,7 @@ from variants import CURVE, VOCABULARY, default_variant, read_request
 
 from mup_moe.files import UserError, write_csv
 from mup_moe.model.inventory import size_of
-from mup_moe.ops.memory import replicas_on
+from mup_moe.training.memory import replicas_on
 
 COLUMNS = (
     *("architecture", "width", "replicas", "precision", "step", "other", "tokens_per_second"),

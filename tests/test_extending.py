@@ -93,7 +93,7 @@ def test_another_metric_is_a_function_and_a_line(project):
 def test_a_new_kind_of_figure_is_a_module_and_a_line_of_the_registry(project):
     module, line, config = recipe("A new kind of figure")
     (project / "src/mup_moe/figures/histories.py").write_text(module)
-    registry = project / "src/mup_moe/figures/kinds.py"
+    registry = project / "src/mup_moe/config/kinds.py"
     registry.write_text(registry.read_text().replace("KINDS = {\n", f"KINDS = {{\n{line}"))
     assert make(project, "results/histories.pdf", config) == []
     assert (project / "results/histories.pdf").read_bytes().startswith(b"%PDF")

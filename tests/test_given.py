@@ -17,7 +17,7 @@ from conftest import ROOT, make_project, read_config, snakemake
 from mup_moe.config.document import ConfigError, document_text, read_document, read_value
 from mup_moe.config.given import Layers, check_options, read_given
 from mup_moe.config.load import overlay, validate
-from mup_moe.config.options import CONFIG_VARIABLE, add_sweep_arguments, read_layers
+from mup_moe.options import CONFIG_VARIABLE, add_sweep_arguments, read_layers
 
 DEFAULTS = read_document(ROOT / "config.yaml")
 VALUES = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text("abz01.-")

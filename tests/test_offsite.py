@@ -29,12 +29,12 @@ from mup_moe.files import read_json
 from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, CellFiles, Result, keep_all, read_result
-from mup_moe.ops.memory import stack_bytes
 from mup_moe.ops.offsite import run_jobs
 from mup_moe.ops.offsite.archive import CellArchives, read_archive
 from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
 from mup_moe.provenance import versions
+from mup_moe.training.memory import stack_bytes
 from mup_moe.training.version import VERSION
 from test_analysis import summary_of
 

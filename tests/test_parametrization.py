@@ -302,7 +302,7 @@ def test_a_tensor_without_a_role_is_refused():
 
 
 def test_tensors_are_counted_and_scaled_without_torch():
-    modules = ("mup_moe.model.inventory", "mup_moe.model.scaling", "mup_moe.ops.memory")
+    modules = ("mup_moe.model.inventory", "mup_moe.model.scaling", "mup_moe.training.memory")
     code = f"import sys; sys.modules['torch'] = None; import {', '.join(modules)}"
     subprocess.run([sys.executable, "-c", code], check=True)
 

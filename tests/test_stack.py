@@ -31,11 +31,11 @@ from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
 from mup_moe.model.operators import cross_entropy
 from mup_moe.model.scaling import factors
-from mup_moe.ops.memory import memory_mb
 from mup_moe.training import optimizer
 from mup_moe.training import stack as stack_module
 from mup_moe.training.adamw import StackedAdamW
 from mup_moe.training.device import indexed
+from mup_moe.training.memory import memory_mb
 from mup_moe.training.optimizer import StackedOptimizer
 from mup_moe.training.stack import Stack
 from mup_moe.training.trainer import BLOCK_STEPS, Trainer, learning_rate

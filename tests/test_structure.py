@@ -10,11 +10,10 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "mup_moe"
-# The one door to the rest: results are read where they are kept, and a command on a GPU claims it.
+# The one door to the rest: results are read where they are kept.
 DOORS = {
     ("analysis/aggregate.py", "ops.cell_folder"),
     ("analysis/record.py", "ops.cell_folder"),
-    ("training/probe.py", "ops.device"),
 }
 
 
@@ -49,12 +48,26 @@ def test_the_model_knows_settings_and_the_parametrization_only(module):
 
 @pytest.mark.parametrize("module", modules("training"))
 def test_training_needs_nothing_that_draws_it_or_keeps_it_alive(module):
-    assert not parts_imported_by(module) & {"ops", "analysis", "figures", "tables"}
+    assert not parts_imported_by(module) & {"ops", "sweep", "options", "analysis", "figures", "tables"}
 
 
 @pytest.mark.parametrize("module", modules("analysis"))
 def test_the_analysis_needs_nothing_that_draws_it_or_keeps_it_alive(module):
     assert not parts_imported_by(module) & {"ops", "figures", "tables"}
+
+
+@pytest.mark.parametrize("module", modules("config"))
+def test_the_config_knows_the_parametrization_and_files_only(module):
+    assert parts_imported_by(module) <= {"config", "parametrization", "files", "encoding"}
+
+
+@pytest.mark.parametrize("module", modules("data"))
+def test_the_data_needs_settings_and_files_only(module):
+    assert parts_imported_by(module) <= {"data", "config", "files", "encoding", "provenance"}
+
+
+def test_a_sweep_needs_nothing_that_runs_it():
+    assert not parts_imported_by("sweep.py") & {"ops", "options", "analysis", "figures", "tables"}
 
 
 def test_every_door_is_used():

@@ -15,8 +15,8 @@ from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.tokens import Tokens
 from mup_moe.figures.shown import drawn_in_paper
 from mup_moe.files import UserError
-from mup_moe.ops.memory import memory_mb
 from mup_moe.sweep import Sweep, digest, one_of
+from mup_moe.training.memory import memory_mb
 
 SWEEP = Sweep(CONFIG)
 CELL = "small_moe_mup_w64_e8_g1_lr2^-6_s0"

@@ -29,10 +29,10 @@ from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import Checkpoint, Checkpoints, DamagedCheckpointError, common_steps
 from mup_moe.ops.device import step_on
 from mup_moe.ops.heartbeat import Heartbeat, SignsOfLife
-from mup_moe.ops.memory import memory_mb, replicas_on
 from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.training import stack, trainer
 from mup_moe.training.batches import Batches
+from mup_moe.training.memory import memory_mb, replicas_on
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest, fingerprint_of
 from mup_moe.training.trainer import Trainer

@@ -19,14 +19,14 @@ from mup_moe.files import UserError, explain_disk_error
 # that training starts without pandas.
 GROUPS = {
     "make results by hand": {
-        "tokenize": ("turns a corpus into tokens", "data.tokenize", "python --threads 2"),
+        "tokenize": ("turns a corpus into tokens", "ops.tokenize", "python --threads 2"),
         "train": ("trains cells", "ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
         "aggregate": ("collects the results of a figure's cells in one table", "analysis.aggregate", "figure1"),
         "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
         "collect": ("joins the tables of all figures", "analysis.collect", "runs"),
         "figure": ("draws a figure, a composition or what a probe measured", "figures.command", "figure1"),
         "reference": ("compares a figure's losses with published ones", "analysis.reference", "figure1"),
-        "probe": ("measures the models of one width in their first steps", "training.probe", "lemma_b1 --width 64"),
+        "probe": ("measures the models of one width in their first steps", "ops.probe", "lemma_b1 --width 64"),
         "slopes": ("fits how a probe's values scale with width", "analysis.slopes", "coordinate_check"),
         "claims": ("decides on the paper's claims", "analysis.claims", "--preset gpu"),
         "table1": ("writes the table of parametrizations", "tables.table1", ""),
@@ -111,7 +111,7 @@ def _run(argv: list[str]) -> int:
 
 def parser_of(name: str) -> argparse.ArgumentParser:
     """What reads the arguments of a command; `run` of what it finds is the command's own."""
-    from mup_moe.config.options import add_config_arguments
+    from mup_moe.options import add_config_arguments
 
     purpose, path, example = COMMANDS[name]
     module = importlib.import_module(f"mup_moe.{path}")

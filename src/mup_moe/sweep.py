@@ -19,8 +19,8 @@ from mup_moe.config.settings import Config
 from mup_moe.data.corpus import tokenizer_paths, vocabulary_of
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError
-from mup_moe.ops.memory import memory_mb
 from mup_moe.parametrization import Parametrization, parse_table
+from mup_moe.training.memory import memory_mb
 from mup_moe.training.request import TrainingRequest
 
 SPLITS = ("train", "valid")

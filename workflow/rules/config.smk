@@ -10,7 +10,7 @@ from snakemake.profiles import ProfileConfigFileParser
 
 from mup_moe.config.document import ConfigError
 from mup_moe.config.given import Layers, check_options
-from mup_moe.config.options import CONFIG_VARIABLE
+from mup_moe.options import CONFIG_VARIABLE
 from mup_moe.training.version import VERSION
 
 # Here a run keeps its config for its jobs, which go by that whatever is edited or started meanwhile.

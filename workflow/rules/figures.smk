@@ -1,4 +1,4 @@
-# What is drawn: the figures, compositions and probes of the config. mup_moe/figures/kinds.py has their kinds.
+# What is drawn: the figures, compositions and probes of the config. mup_moe/config/kinds.py has their kinds.
 from mup_moe.analysis.published import find_reference
 from mup_moe.figures.shown import all_names, category_of, files_of, told_of
 from mup_moe.figures.shown import settings_of as figure_settings

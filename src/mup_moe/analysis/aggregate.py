@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mup_moe.config.cell import Cell, LearningRate
-from mup_moe.config.options import read_sweep, takes
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, write_csv
 from mup_moe.ops.cell_folder import DamagedResultError, Result, read_result
+from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 from mup_moe.training.version import VERSION
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import signed
 from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
-from mup_moe.config.options import read_sweep
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
+from mup_moe.options import read_sweep
 
 
 def run(arguments: argparse.Namespace) -> None:

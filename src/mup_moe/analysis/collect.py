@@ -5,8 +5,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.files import UserError, cannot_be_read, write_csv
+from mup_moe.options import add_config_arguments, read_sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ import pandas as pd
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
 from mup_moe.analysis.transfer import measure_transfer
-from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, write_csv
+from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 
 add_arguments = takes("figure", "its name in the config")

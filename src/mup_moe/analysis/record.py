@@ -13,10 +13,10 @@ import yaml
 from mup_moe.analysis.runs import read_runs
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.load import preset_files
-from mup_moe.config.options import read_layers, takes
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
+from mup_moe.options import read_layers, takes
 from mup_moe.sweep import Sweep
 
 add_arguments = takes("name", "what to call the record, such as the preset")

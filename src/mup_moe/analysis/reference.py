@@ -13,8 +13,8 @@ from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.published import Point, find_reference, read_published
 from mup_moe.analysis.runs import figure_curves, read_runs, read_table
 from mup_moe.config.cell import LearningRate
-from mup_moe.config.options import read_layers, takes
 from mup_moe.files import write_csv
+from mup_moe.options import read_layers, takes
 
 add_arguments = takes("name", "a figure of the config that has a reference")
 

@@ -11,8 +11,8 @@ import pandas as pd
 
 from mup_moe.analysis.runs import read_table
 from mup_moe.analysis.transfer import regress
-from mup_moe.config.options import read_sweep, takes
 from mup_moe.files import UserError, read_json, write_csv
+from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 
 add_arguments = takes("probe", "its name in the config")

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, LearningRate, check_range, grid
+from mup_moe.config.kinds import KINDS
 from mup_moe.config.optimizers import OPTIMIZERS
-from mup_moe.figures.kinds import KINDS
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.

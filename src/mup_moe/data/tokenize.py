@@ -3,7 +3,6 @@
 What it has done so far stands in the folder's `.work/`: killed, the same command continues there.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -20,10 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mup_moe import provenance
-from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import work
-from mup_moe.data.corpus import remark_of, tokenizer_paths
+from mup_moe.data.corpus import tokenizer_paths
 from mup_moe.data.documents import Batch, Place, open_source, read_batches, source_files
 from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
 from mup_moe.files import (
@@ -36,7 +34,6 @@ from mup_moe.files import (
     write_json,
     write_text,
 )
-from mup_moe.sweep import one_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,35 +42,6 @@ TOKENIZER = "tokenizer.json"
 WORK = ".work"
 _TEXT = "text"
 _Made: TypeAlias = dict[str, bytes]  # what is appended to each file
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("corpus", help="its name in the config")
-    add_config_arguments(parser)
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads that encode; the files do not depend on it"
-    )
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Runs the command. Raises UserError."""
-    sweep = read_sweep(arguments)
-    folder = sweep.tokens(one_of(arguments.corpus, sweep.config.corpora, "corpora"))
-    tokenize(sweep.config.corpora[arguments.corpus], folder, arguments.threads)
-    if said := remark_of(folder):
-        _say(f"corpus {folder.name}: {said}")
-
-
-def _say(sentence: str) -> None:
-    """Prints to stderr, and to stdout where that leads elsewhere: the workflow keeps stderr in a log."""
-    print(sentence, file=sys.stderr, flush=True)
-    try:
-        apart = not os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
-    except (AttributeError, OSError):  # one of them is closed
-        return
-    if apart:
-        print(sentence, flush=True)
 
 
 def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, Any]:

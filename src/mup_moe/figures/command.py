@@ -3,9 +3,9 @@
 import argparse
 import importlib
 
-from mup_moe.config.options import read_layers, takes
 from mup_moe.figures.shown import kind_of
 from mup_moe.figures.style import drawing_style, save
+from mup_moe.options import read_layers, takes
 
 add_arguments = takes("name", "one of the config's figures, compositions or probes")
 

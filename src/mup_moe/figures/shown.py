@@ -10,8 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mup_moe.analysis.figure_spec import FigureSpec
+from mup_moe.config.kinds import HEADINGS, KINDS
 from mup_moe.config.settings import Config
-from mup_moe.figures.kinds import HEADINGS, KINDS
 from mup_moe.files import UserError
 
 

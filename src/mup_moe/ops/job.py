@@ -26,7 +26,7 @@ from mup_moe.ops.cell_folder import CellFiles, keep_all
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, load_together
 from mup_moe.ops.device import explain_out_of_memory, step_on
 from mup_moe.ops.heartbeat import Pulse, SignsOfLife
-from mup_moe.ops.memory import by_shape, replicas_on
+from mup_moe.training.memory import by_shape, replicas_on
 from mup_moe.training.trainer import Outcome, Trainer
 
 

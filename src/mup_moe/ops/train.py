@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from mup_moe.config.jobs import even_parts
-from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import STEPS
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, explain_disk_error
@@ -28,6 +27,7 @@ from mup_moe.ops.device import (
 )
 from mup_moe.ops.job import Job, stacks_of_shapes
 from mup_moe.ops.offsite.job_list import chosen_jobs, read_jobs
+from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.training.request import TrainingRequest
 
 

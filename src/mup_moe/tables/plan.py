@@ -16,7 +16,6 @@ import pandas as pd
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.config.cell import Cell
 from mup_moe.config.optimizers import OPTIMIZERS
-from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.corpus import vocabulary_of
 from mup_moe.data.documents import source_files
@@ -24,6 +23,7 @@ from mup_moe.data.tokens import dtype_for
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import write_csv
 from mup_moe.model.inventory import ModelSize, size_of
+from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import Sweep
 from mup_moe.tables.machine import START_SECONDS, Machine
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.config.options import read_sweep
 from mup_moe.files import write_csv, write_text
+from mup_moe.options import read_sweep
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
 
 COLUMNS = ("parametrization", "role", *FACTORS)

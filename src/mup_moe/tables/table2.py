@@ -14,12 +14,12 @@ from typing import Any
 from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.config.cell import Cell
-from mup_moe.config.options import read_sweep
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.tokens import MANIFEST
 from mup_moe.figures.plotting import EngFormatter
 from mup_moe.files import UserError, read_json, write_csv, write_text
 from mup_moe.model.inventory import ModelShape, ModelSize, model_size
+from mup_moe.options import read_sweep
 
 _SHAPE = ("setup", "architecture", "width", "experts", "granularity")  # of a cell: the same for cells of one model
 # Settings that each model's own part has.

@@ -1,29 +1,20 @@
-"""Measures what goes on inside models over their first steps: python -m mup_moe probe.
+"""What goes on inside models over their first steps: the coordinate check and Lemma B.1.
 
 Axes: R replicas, N tokens, D width, K top-k, E experts.
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mup_moe import provenance
-from mup_moe.config.options import add_config_arguments, read_sweep
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, write_csv, write_json
 from mup_moe.model.layers import Tap
-from mup_moe.ops.device import claim_device
-from mup_moe.sweep import one_of
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
-from mup_moe.training.version import VERSION
 
-COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
 # A tap's name -> what is seen there, in the order of the columns that are drawn.
 ACTIVATIONS = {
     "embedded": "embedding",
@@ -37,48 +28,6 @@ COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits
 # (quantity, block) -> its value; block "" is outside of the blocks.
 Values = dict[tuple[str, str], float]
 Seen = dict[str, Tensor]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("probe", help="its name in the config")
-    parser.add_argument("--width", required=True, type=int, metavar="N", help="that of the models to measure")
-    add_config_arguments(parser)
-    how = parser.add_argument_group("how to train (default: `execution` of the config)")
-    how.add_argument("--device", choices=["auto", "cpu", "cuda"])
-    how.add_argument("--threads", type=int, metavar="N")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Measures one model after the other; a row per model, step, quantity and block."""
-    sweep = read_sweep(arguments)
-    name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
-    probe, paths = sweep.config.probes[name], sweep.probe_values(name)
-    if arguments.width not in paths:
-        raise UserError(f"`probes.{name}` has no width {arguments.width}: choose from {', '.join(map(str, paths))}")
-    out = paths[arguments.width]
-    requests = [sweep.request(cell) for cell in sweep.probe_cells(name, arguments.width)]
-    torch.set_num_threads(arguments.threads or execution.threads)
-    tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
-    rows = []
-    with claim_device(arguments.device or execution.device) as device:
-        for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
-            model = (request.cell.parametrization, request.cell.width, request.cell.seed)
-            for step, (key, value) in measure(request, probe.measure, probe.steps, tokens, device):
-                rows.append((*model, step, *key, f"{value:.9g}"))
-    write_csv(out, COLUMNS, rows)
-    write_json(
-        out.with_suffix(".json"),
-        {
-            "requests": {request.cell.id: request.digest for request in requests},
-            "tokens": tokens.digests,
-            "version": VERSION,
-            "code": provenance.code_digest(),
-            "device": device.type,
-            "machine": provenance.machine(),
-            "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
-        },
-    )
 
 
 def measure(

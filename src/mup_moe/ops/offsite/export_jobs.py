@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
-from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.data.tokens import MANIFEST, Tokens
 from mup_moe.files import UserError
 from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
+from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from mup_moe.ops.memory import by_shape, stack_bytes
 from mup_moe.ops.offsite.job_list import ListedJob
+from mup_moe.training.memory import by_shape, stack_bytes
 
 # Starting, building and compiling, before a job has told; and what an estimate is short of, at most.
 _START_SECONDS, _MARGIN = 60.0, 1.15

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
-from mup_moe.config.options import add_sweep_arguments, read_layers
 from mup_moe.files import UserError
 from mup_moe.ops.progress.forecast import duration
 from mup_moe.ops.status.survey import CellStatus, State
 from mup_moe.ops.status.sweep import SweepStatus, TimeLeft
+from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep
 
 # What a screen holds; --json has all.
