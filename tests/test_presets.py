@@ -17,6 +17,7 @@ from mup_moe.config.jobs import jobs
 from mup_moe.config.load import overlay, read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
+from mup_moe.sweep import Sweep
 from mup_moe.tables import plan
 
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -71,7 +72,7 @@ def test_a_presets_cells_are_no_other_presets(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_text_lasts_for_an_epoch(name):
     config = preset(name)
-    rows = {row.sweep: row for row in plan.plan(config, plan.Machine.read(ROOT / "benchmarks" / "step.csv"))}
+    rows = {row.sweep: row for row in plan.plan(Sweep(config), plan.Machine.read(ROOT / "benchmarks" / "step.csv"))}
     for figure in config.figures.values():
         setup = config.setups[figure.setup]
         kept = 1 - config.corpora[setup.corpus].validation_fraction

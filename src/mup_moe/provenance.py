@@ -41,12 +41,11 @@ def _cpu() -> str:
     return platform.processor()
 
 
-# What can change a cell's result. Reading requests, writing files and finding a GPU are left out: they cannot.
+# What can change a cell's numbers, and more.
 _PACKAGE = Path(__file__).parent
-SOURCES = tuple(
-    [_PACKAGE / "parametrization.py", *sorted(_PACKAGE.glob("model/*.py"))]
-    + [_PACKAGE / "config" / "learning_rate.py", _PACKAGE / "data" / "tokens.py"]
-    + [_PACKAGE / "training" / name for name in ("adamw.py", "batches.py", "optimizer.py", "stack.py", "trainer.py")]
+SOURCES = (
+    _PACKAGE / "parametrization.py",
+    *sorted(path for part in ("data", "model", "training") for path in _PACKAGE.glob(f"{part}/*.py")),
 )
 
 

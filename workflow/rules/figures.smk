@@ -7,6 +7,7 @@ from mup_moe.figures.shown import settings_of as figure_settings
 def reference_of(figure):
     """A figure's published losses, found and read before anything runs."""
     try:
+        literal([CONFIG.figures[figure].reference])
         (path,) = literal([str(find_reference(CONFIG, figure))])
     except UserError as error:
         raise WorkflowError(
