@@ -3,24 +3,17 @@ from mup_moe.analysis.published import find_reference
 from mup_moe.figures.shown import all_names, category_of, files_of, told_of
 from mup_moe.figures.shown import settings_of as figure_settings
 
-
-def reference_of(figure):
-    """A figure's published losses, found and read before anything runs."""
-    try:
-        literal([CONFIG.figures[figure].reference])
-        (path,) = literal([str(find_reference(CONFIG, figure))])
-    except UserError as error:
-        raise WorkflowError(
-            f"config.yaml: `figures.{figure}.reference`: {error}"
-        ) from None
-    return path
-
-
-REFERENCES = {
-    name: reference_of(name)
-    for name, figure in CONFIG.figures.items()
-    if figure.reference is not None
-}
+# Published losses are found and read before anything runs.
+REFERENCES = {}
+for name, figure in CONFIG.figures.items():
+    if figure.reference is not None:
+        try:
+            literal([figure.reference])
+            (REFERENCES[name],) = literal([str(find_reference(CONFIG, name))])
+        except UserError as error:
+            raise WorkflowError(
+                f"config.yaml: `figures.{name}.reference`: {error}"
+            ) from None
 # For report/figure.rst: a caption is no part of what a figure depends on.
 config["captions"] = {name: told_of(CONFIG, name) for name in all_names(CONFIG)}
 
