@@ -28,7 +28,8 @@ from variants import VOCABULARY, default_variant, read_request, token_stream
 
 from mup_moe.config.cell import LearningRate
 from mup_moe.config.settings import STEPS
-from mup_moe.data.tokens import MANIFEST, SPLITS
+from mup_moe.data.corpus import SPLITS
+from mup_moe.data.tokens import MANIFEST
 from mup_moe.files import read_json, write_csv, write_json
 from mup_moe.ops.offsite.job_list import ListedJob, write_jobs
 from mup_moe.training.device import precision_on

@@ -25,7 +25,8 @@ from mup_moe.analysis.collect import join_tables
 from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import Cell
 from mup_moe.data import work
-from mup_moe.data.tokens import SPLITS, Tokens
+from mup_moe.data.corpus import SPLITS
+from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError, claim_folder, hold_folder, is_held, read_json, settle_times
 from mup_moe.ops import checkpoint
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, DamagedResultError, Result, keep_all, read_result

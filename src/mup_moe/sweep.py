@@ -16,14 +16,12 @@ from pathlib import Path
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
 from mup_moe.config.settings import Config
-from mup_moe.data.corpus import tokenizer_paths, vocabulary_of
+from mup_moe.data.corpus import SPLITS, tokenizer_paths, vocabulary_of
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError
 from mup_moe.parametrization import Parametrization, parse_table
 from mup_moe.training.memory import memory_mb
 from mup_moe.training.request import TrainingRequest
-
-SPLITS = ("train", "valid")
 
 
 class Sweep:
@@ -145,9 +143,8 @@ class Sweep:
 
     def memory_mb(self, cells: Collection[Cell | str]) -> int:
         """About how much memory a job of these cells takes, in MB."""
-        requests = [self.request(cell) for cell in cells]
-        execution = self.config.execution
-        vocabulary = self.vocabulary(self.config.setups[requests[0].cell.setup].corpus)
+        requests, execution = [self.request(cell) for cell in cells], self.config.execution
+        vocabulary = self.vocabulary(self.corpus(next(iter(cells))))
         return memory_mb(requests, vocabulary, execution.device, str(execution.replicas))
 
     def benchmark(self, folder: Path = Path("benchmarks")) -> Path:

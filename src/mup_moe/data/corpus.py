@@ -14,6 +14,7 @@ from mup_moe.config.settings import CorpusSettings
 from mup_moe.encoding import read_text
 from mup_moe.files import UserError, expand_home, read_json
 
+SPLITS = ("train", "valid")
 GPT2_VOCABULARY = 50_257
 _GIVE = "give GPT-2's vocab.json and merges.txt, in this order, as `tokenizer_files`"
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import c4, python_source, text_files
-from mup_moe.data.tokens import SPLITS
+from mup_moe.data.corpus import SPLITS
 from mup_moe.data.work import Spool
 from mup_moe.encoding import NO_TEXT
 

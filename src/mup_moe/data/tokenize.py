@@ -21,9 +21,9 @@ from tqdm import tqdm
 from mup_moe import provenance
 from mup_moe.config.settings import CorpusSettings
 from mup_moe.data import work
-from mup_moe.data.corpus import tokenizer_paths
+from mup_moe.data.corpus import SPLITS, tokenizer_paths
 from mup_moe.data.documents import Batch, Place, open_source, read_batches, source_files
-from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, SPLITS, dtype_for
+from mup_moe.data.tokens import END_OF_TEXT, MANIFEST, dtype_for
 from mup_moe.files import (
     UserError,
     atomic_write,

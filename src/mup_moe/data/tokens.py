@@ -7,10 +7,10 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mup_moe.data.corpus import SPLITS
 from mup_moe.files import UserError, file_digest, read_json
 
 TokenArray: TypeAlias = NDArray[np.uint16] | NDArray[np.uint32]
-SPLITS = ("train", "valid")
 MANIFEST = "manifest.json"
 END_OF_TEXT = "<|endoftext|>"
 
