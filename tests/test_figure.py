@@ -88,7 +88,7 @@ def config_of(requests, **sections):
     figures = {name: spec_of(request).figure for name, request in requests.items()}
     rules = [rule for figure in figures.values() for rule in figure.axes.parametrization]
     (analysis,) = {json.dumps(request["analysis"]): request["analysis"] for request in requests.values()}.values()
-    empty = {"compositions": {}, "probes": {}, "claims": replace(CONFIG.claims, table={})}
+    empty = {"compositions": {}, "trends": {}, "probes": {}, "claims": replace(CONFIG.claims, table={})}
     table = dict.fromkeys(rules, CONFIG.parametrizations["sp"]) | CONFIG.parametrizations
     parts = {"figures": figures, "parametrizations": table, "analysis": AnalysisSettings(**analysis)}
     return replace(CONFIG, **empty | parts | sections)

@@ -162,7 +162,7 @@ def rows_of(path):
 def test_the_whole_paper_is_made_with_names_that_read_like_something_else(tmp_path):
     project = make_project(tmp_path / "project")
     document = yaml.safe_load((project / "config.yaml").read_text())
-    document |= {"figures": {}, "compositions": {}, "probes": {}}
+    document |= {"figures": {}, "compositions": {}, "trends": {}, "probes": {}}
     document["claims"]["table"] = {}
     (project / "config.yaml").write_text(yaml.safe_dump(document))
     (project / "names.yaml").write_text(ALIKE)

@@ -55,7 +55,7 @@ def small_config(**axes: list[Any]) -> dict[str, Any]:
     figure = document["figures"]["figure1"]
     both = figure | {"axes": figure["axes"] | axes}
     document["figures"] = {"both": both, "narrow": both | {"axes": both["axes"] | {"width": [32]}}}
-    document |= {"compositions": {"all": ["both", "narrow"]}, "probes": {}}
+    document |= {"compositions": {"all": ["both", "narrow"]}, "trends": {}, "probes": {}}
     document["claims"]["table"] = {}
     return document
 

@@ -23,6 +23,8 @@ GROUPS = {
         "train": ("trains cells", "ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
         "aggregate": ("collects the results of a figure's cells in one table", "analysis.aggregate", "figure1"),
         "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
+        "attribution": ("says what each group of roles contributes", "analysis.attribution", "attribution"),
+        "sensitivity": ("says which groups of roles a set-up sees", "analysis.sensitivity", "sensitivity"),
         "collect": ("joins the tables of all figures", "analysis.collect", "runs"),
         "figure": ("draws a figure, a composition or what a probe measured", "figures.command", "figure1"),
         "reference": ("compares a figure's losses with published ones", "analysis.reference", "figure1"),

@@ -7,7 +7,7 @@ import math
 import re
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
@@ -17,6 +17,18 @@ from mup_moe.config.like import lineage, without_like
 ROLES = ("embedding", "norm", "attention", "feed_forward", "expert_up", "expert_down", "router", "unembedding")
 FACTORS = ("init_variance", "multiplier", "lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
+# What is told apart where roles are varied: a control leaves one group as under STANDARD.
+STANDARD = "sp"
+GROUPS = {
+    "embedding": ("embedding",),
+    "norm": ("norm",),
+    "attention": ("attention", ATTENTION_LOGITS),
+    "feed-forward": ("feed_forward",),
+    "experts": ("expert_up", "expert_down"),
+    "router": ("router",),
+    "unembedding": ("unembedding",),
+}
+CONTROL = re.compile(rf"(?P<row>.+)-(?P<what>without|only)-(?P<group>{'|'.join(GROUPS)})")
 VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")
 # An axis and a setting have these names, and count at granularity 1; a rule counts what a layer has.
 _NOT_IN_RULES = {"experts": "total_experts", "top_k": "active_experts"}
@@ -99,6 +111,7 @@ class Parametrization:
     name: str
     rules: Mapping[str, Rule]
     attention_logits: Power
+    lr_scale: Mapping[str, float] = field(default_factory=dict)  # role -> factor, beside its rule's
 
     @classmethod
     def parse(cls, name: str, row: Mapping[str, Any]) -> Self:
@@ -132,6 +145,16 @@ class Parametrization:
         rules = {role: rule.as_row() for role, rule in self.rules.items()}
         return rules | {ATTENTION_LOGITS: str(self.attention_logits)}
 
+    def scaled(self, group: str, factor: float) -> Self:
+        """The row with the learning rates of a group of roles multiplied by a factor, at every shape."""
+        return replace(self, lr_scale=dict.fromkeys(GROUPS[group], factor))
+
+    def with_roles_of(self, other: Self, group: str, name: str) -> Self:
+        """The row with a group's roles as another row has them, under a name of its own."""
+        rules = {role: (other if role in GROUPS[group] else self).rules[role] for role in self.rules}
+        logits = (other if ATTENTION_LOGITS in GROUPS[group] else self).attention_logits
+        return replace(self, name=name, rules=rules, attention_logits=logits)
+
     def rule(self, role: str) -> Rule:
         """The rule of a role. Raises ValueError for a role that the table does not have."""
         if role not in self.rules:
@@ -140,6 +163,22 @@ class Parametrization:
 
 
 def parse_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Parametrization]:
-    """All rows of the table, `like` resolved. Raises ValueError naming the key."""
+    """The rows of the table as written, `like` resolved. Raises ValueError naming the key."""
     rows = {name: ChainMap(*map(without_like, reversed(lineage("parametrizations", table, name)))) for name in table}
     return {name: Parametrization.parse(name, row) for name, row in rows.items()}
+
+
+def control(table: Mapping[str, Parametrization], name: str) -> Parametrization | None:
+    """What a row says of one group of roles alone; None for any other name.
+
+    RULE-without-GROUP is the row with that group left as under SP; RULE-only-GROUP is SP with that group as the
+    row has it. Groups of which the row says what SP says have neither.
+    """
+    match = CONTROL.fullmatch(name)
+    row, standard = (table.get(match["row"]), table.get(STANDARD)) if match else (None, None)
+    if match is None or row is None or standard is None:
+        return None
+    without = row.with_roles_of(standard, match["group"], name)
+    if (without.rules, without.attention_logits) == (row.rules, row.attention_logits):
+        return None
+    return without if match["what"] == "without" else standard.with_roles_of(row, match["group"], name)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from mup_moe.config.cell import Cell
 from mup_moe.config.jobs import jobs
-from mup_moe.config.settings import Config
+from mup_moe.config.settings import Config, without_neutral
 from mup_moe.data.corpus import SPLITS, tokenizer_paths, vocabulary_of
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError
-from mup_moe.parametrization import Parametrization, parse_table
+from mup_moe.parametrization import Parametrization, control, parse_table
 from mup_moe.training.memory import memory_mb
 from mup_moe.training.request import TrainingRequest
 
@@ -60,14 +60,22 @@ class Sweep:
 
     @cached_property
     def parametrizations(self) -> dict[str, Parametrization]:
-        """The rows of the table."""
+        """The rows of the table, as the config lists them."""
         return parse_table(self.config.parametrizations)
+
+    def rules(self, name: str) -> Parametrization:
+        """A row of the table, or one that is made of two (`parametrization.control`). Raises KeyError."""
+        found = self.parametrizations.get(name) or control(self.parametrizations, name)
+        if found is None:
+            raise KeyError(name)
+        return found
 
     def chosen(self, names: Sequence[str] | None) -> dict[str, list[Cell]]:
         """The cells of figures and of compositions' figures, in their order; None: of all. Raises UserError."""
         if names is None:
             return self.figures
-        known, parts = [*self.config.figures, *self.config.compositions], self.config.compositions
+        parts = self.config.parts
+        known = [*self.config.figures, *parts]
         named = (parts.get(one_of(name, known, "figures"), (name,)) for name in names)
         return {figure: self.figures[figure] for figure in chain.from_iterable(named)}
 
@@ -79,7 +87,7 @@ class Sweep:
             found = Cell.parse(cell) if isinstance(cell, str) else cell
             setup = self.config.setups[found.setup]
             setup.model.check(found)
-            rules = self.parametrizations[found.parametrization]
+            rules = self.rules(found.parametrization)
         except KeyError as error:
             raise UserError(f"cell {cell}: config.yaml lists no {error}") from None
         except ValueError as error:
@@ -92,6 +100,11 @@ class Sweep:
         # They are those of a set-up and a row: thousands of cells have a few.
         one_of_each = {(of.cell.setup, of.cell.parametrization): of for of in map(self.request, cells)}
         return digest(*sorted(request.to_json(cell=False) for request in one_of_each.values()))
+
+    def setup_digest(self, setup: str) -> str:
+        """Of all that a set-up says, whatever it is called."""
+        told = self.config.setups[setup]
+        return digest(told.corpus, without_neutral(told.model), without_neutral(told.training))
 
     def fingerprints(self, figure: str) -> dict[str, str]:
         """What the rows of a figure's runs have as fingerprints; empty where its tokens are not here."""
@@ -174,6 +187,13 @@ class Sweep:
     def optima(self, figure: str) -> Path:
         """The table of a figure's optima."""
         return self.results / figure / "optima.csv"
+
+    def sensitivities(self) -> list[Path]:
+        """The tables of what set-ups see that are here, the recorded ones last."""
+        return [
+            *sorted(self.results.glob("*/sensitivity.csv")),
+            *sorted(self.results.glob("recorded/*/*/sensitivity.csv")),
+        ]
 
     def probe_values(self, probe: str) -> dict[int, Path]:
         """What a probe measured, by width."""

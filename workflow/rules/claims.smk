@@ -6,16 +6,8 @@ CLAIMS = CONFIG.claims.table.values()
 
 rule claims:
     input:
-        runs=sorted(
-            {f"results/{d.figure}/runs.csv" for claim in CLAIMS for d in claim.drifts}
-        ),
-        optima=sorted(
-            {
-                f"results/{d.figure}/optima.csv"
-                for claim in CLAIMS
-                for d in claim.drifts
-            }
-        ),
+        runs=expand("results/{figure}/runs.csv", figure=CONFIG.claims.figures),
+        optima=expand("results/{figure}/optima.csv", figure=CONFIG.claims.figures),
         slopes=sorted(
             {f"results/{s.probe}.csv" for claim in CLAIMS for s in claim.slopes}
         ),

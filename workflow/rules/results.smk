@@ -1,5 +1,7 @@
 # From cells to the tables of a figure's runs and optima.
 from mup_moe.analysis.figure_spec import FigureSpec
+from mup_moe.config.kinds import KINDS
+from mup_moe.figures.shown import category_of
 
 
 rule aggregate:
@@ -50,6 +52,35 @@ rule optima:
         ),
     shell:
         "python -m mup_moe optima {wildcards.figure} 2> {log}"
+
+
+rule table_of_kind:
+    input:
+        runs="results/{figure}/runs.csv",
+        optima="results/{figure}/optima.csv",
+    output:
+        csv="results/{figure}/{kind}.csv",
+        md="results/{figure}/{kind}.md",
+        html=report(
+            "results/{figure}/{kind}.html",
+            category=lambda wildcards: category_of(CONFIG, wildcards.figure),
+            labels={"result": "{figure}", "format": "page"},
+        ),
+    log:
+        "results/logs/{kind}/{figure}.log",
+    benchmark:
+        "results/benchmarks/{kind}/{figure}.tsv"
+    wildcard_constraints:
+        kind="|".join(kind for kind in KINDS if KINDS[kind].table),
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+        settings=lambda wildcards: digest(
+            FigureSpec.of(CONFIG, wildcards.figure).settings
+        ),
+    shell:
+        "python -m mup_moe {wildcards.kind} {wildcards.figure} 2> {log}"
 
 
 rule collect:

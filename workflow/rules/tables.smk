@@ -1,4 +1,6 @@
 # Tables of what the config says; they train nothing.
+from mup_moe.files import file_digest
+
 rule table1:
     output:
         csv="results/table1.csv",
@@ -81,6 +83,8 @@ rule plan:
         code=ANALYSIS_CODE,
         version=VERSION,
         config=digest(CONFIG),
+        # No inputs: they tell more where they are.
+        sights=[file_digest(path) for path in SWEEP.sensitivities()],
         # A function's text is not searched for wildcards.
         layers=lambda wildcards: str(LAYERS),
     shell:

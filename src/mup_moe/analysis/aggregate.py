@@ -26,7 +26,7 @@ LOSSES = ("train_loss", "valid_loss")
 _COPIED = ("steps", "tokens", "wall_seconds", "flops", "parameters", "active_parameters", "device")
 COLUMNS = (
     *("cell", "setup", "architecture", "parametrization", "width", "learning_rate", "log2_learning_rate"),
-    *("granularity", "experts", "seed", "status", *LOSSES, *_COPIED, "torch", "fingerprint"),
+    *("granularity", "experts", "seed", "learning_rate_of", "status", *LOSSES, *_COPIED, "torch", "fingerprint"),
 )
 # What cells of one set-up must share, and what is said of those that do not.
 SHARED = {"tokens_digest": "on other tokens", "version": "by another version", "precision": "in another precision"}

@@ -11,12 +11,15 @@ from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
 
+# What becomes of a control by the test that it is to fail.
+FATES = {"replicated": "passes", "not replicated": "fails", "inconclusive": "undecided"}
+
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the claims. Raises UserError for results that are missing or damaged."""
     sweep = read_sweep(arguments)
     settings, results = sweep.config.claims, sweep.results
-    evidence = read_evidence(settings, results)
+    evidence = read_evidence(sweep.config, results)
     tests = {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
     report = markdown(settings, tests, sweep.layers, sweep.config.analysis.confidence)
     write_csv(results / "claims/tests.csv", Test._fields, (test for found in tests.values() for test in found))
@@ -27,13 +30,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
     """A row of claims.csv. Estimates and intervals are those of the tests, in their order, with ";" between."""
-    verdict = verdict_of(tests)
+    verdict, controls = verdict_of(tests), [test for test in tests if test.kind == "control"]
+    tests = [test for test in tests if test.kind != "control"]
     return {
         "claim": name,
         "says": claim.says,
         "criterion": "; ".join(dict.fromkeys(criterion(test) for test in tests)),
         "estimate": "; ".join(_number(test.estimate) for test in tests),
         "interval": "; ".join(_interval(test) for test in tests),
+        "controls": "; ".join(f"{test.panel} {FATES[test.verdict]}" for test in controls),
         "verdict": verdict,
         "rests_on": "; ".join(_results(tests)),
         "decided_by": _decided_by(claim, tests) if verdict == "inconclusive" else "",
@@ -43,8 +48,9 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
 def criterion(test: Test) -> str:
     """What would replicate a test, in words."""
     bounds = f"within {_number(test.expected - test.margin)} to {_number(test.expected + test.margin)}"
+    excess = "" if math.isnan(test.excess_margin) else f", excess at most {test.excess_margin:g} nats"
     return {
-        "keeps": f"interval {bounds}",
+        "keeps": f"interval {bounds}{excess}",
         "falls": f"interval below 0 and not {bounds}",
         "moves": f"interval without 0 and not {bounds}",
     }[test.expect]
@@ -63,7 +69,8 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
     ]
     overview = []
     for name, claim in settings.table.items():
-        estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in tests[name])
+        own = [test for test in tests[name] if test.kind != "control"]
+        estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in own)
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = _text(", ".join(_results(tests[name])))
         row = [f"**{_text(name)}** {_text(claim.says)}", f"**{verdict_of(tests[name])}**", estimates, rests]
@@ -79,6 +86,11 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         "",
         f"- *keeps*: the interval lies within the margin, ±{settings.drift_margin:g} for a drift and "
         f"±{settings.slope_margin:g} around the predicted slope; refuted where interval and margin do not meet.",
+        "- A panel that *keeps* its best learning rate also has an excess of at most "
+        f"{settings.excess_margin:g} nats: what the base's best learning rate costs at the far end of the axis, over "
+        "the lowest loss that any row of the figure or of its controls has there.",
+        "- Such a test counts only where its controls fail it: rows that are wrong in what the claim is about. Where "
+        "one of them passes, the sweep cannot tell, and the test is inconclusive.",
         "- *falls*, *moves*: the interval excludes 0 (from below, from either side) and is not within the margin; "
         "refuted where it is, or lies above 0 where it should fall.",
         f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "
@@ -94,18 +106,30 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         lines += ["", f"### {_text(name)}: {verdict_of(tests[name])}", "", _text(claim.says), ""]
         rows = (
             [
-                *(_text(test.result), _text(f"{test.what} {test.expect if test.kind == 'drift' else ''}")),
-                *(criterion(test), _number(test.estimate), _interval(test), test.verdict),
+                *(_text(test.result), _text(_tested(test)), criterion(test) if test.kind != "control" else "the same"),
+                *(_number(test.estimate), _interval(test), _excess(test)),
+                FATES[test.verdict] if test.kind == "control" else test.verdict,
             ]
             for test in tests[name]
         )
-        headings = ("result", "test", "criterion", "estimate", "interval", "verdict")
+        headings = ("result", "test", "criterion", "estimate", "interval", "excess", "verdict")
         lines.append(markdown_table(headings, rows).rstrip())
-        undecided = [t for t in tests[name] if t.verdict == "inconclusive"]
+        undecided = [t for t in tests[name] if t.verdict == "inconclusive" and t.kind != "control"]
         if undecided:
             lines += ["", *(f"- {_text(f'{t.result}, {t.what}: {t.reason}.')}" for t in undecided), ""]
             lines.append(f"What would decide it: {_text(_decided_by(claim, tests[name]))}.")
     return "\n".join(lines) + "\n"
+
+
+def _tested(test: Test) -> str:
+    return {"control": f"control: {test.what}", "drift": f"{test.what} {test.expect}", "slope": test.what}[test.kind]
+
+
+def _excess(test: Test) -> str:
+    if math.isnan(test.excess):
+        return "--"
+    bound = "\N{GREATER-THAN OR EQUAL TO}\N{NO-BREAK SPACE}" if math.isinf(test.excess_high) else ""
+    return f"{bound}{test.excess:.3f}"
 
 
 def _results(tests: Sequence[Test]) -> list[str]:

@@ -79,6 +79,10 @@ class Curve:
         """How many of the S x R losses were not measured."""
         return int(np.isinf(self.losses).sum())
 
+    def seed(self, index: int) -> "Curve":
+        """The curve of one of the S seeds."""
+        return self.resampled(np.array([index]))
+
     def resampled(self, seeds: npt.NDArray[np.int64]) -> "Curve":
         """The curve of the chosen seeds (indices, repeats allowed)."""
         return Curve(self.log2_lr, self.losses[seeds])

@@ -1,5 +1,7 @@
 """How parametrizations, axes and numbers are written in figures and tables."""
 
+from mup_moe.parametrization import CONTROL
+
 MINUS = "\N{MINUS SIGN}"
 _TITLES = {"sp": "SP", "simplep": "simpleP", "mup": "μP", "experts-only": "experts-only router"}
 _AXES = {"experts": "number of experts"}
@@ -7,6 +9,9 @@ _AXES = {"experts": "number of experts"}
 
 def parametrization_title(name: str) -> str:
     """The paper's spelling of a parametrization it has; any other name as the config spells it."""
+    match = CONTROL.fullmatch(name)
+    if match and name not in _TITLES:
+        return f"{_TITLES.get(match['row'], match['row'])} {match['what']} {match['group']}"
     return _TITLES.get(name, name)
 
 

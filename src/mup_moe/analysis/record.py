@@ -12,6 +12,7 @@ import yaml
 
 from mup_moe.analysis.runs import read_runs
 from mup_moe.config.given import Layers, read_given
+from mup_moe.config.kinds import KINDS
 from mup_moe.config.load import preset_files
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
@@ -92,6 +93,8 @@ def _files(results: Path, config: Config) -> Iterator[Path]:
         yield from (results / name / f"w{width}.{kind}" for width in probe.axes.width for kind in ("csv", "json"))
     for name, figure in config.figures.items():
         yield from [results / name / "reference.csv"] if figure.reference else []
+        tables = [figure.kind] if KINDS[figure.kind].table else []
+        yield from (results / name / f"{kind}.{suffix}" for kind in tables for suffix in ("csv", "md", "html"))
 
 
 def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

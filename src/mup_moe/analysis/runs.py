@@ -70,8 +70,9 @@ def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, C
     losses = chosen[spec.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)
     # The cells are the product of the axes, so the losses are an array with one dimension per axis;
-    # all but four have length one.
-    array = losses.reshape([len(getattr(figure.axes, axis)) for axis in AXES])
+    # all but four have length one, once groups of roles have their own learning rates left out.
+    array = losses.reshape([len(figure.axes.values(axis)) for axis in AXES])
+    array = array.take([0], axis=AXES.index("learning_rate_of"))
     order = [AXES.index(axis) for axis in (figure.panel, figure.curve, "seed", "learning_rate")]
     losses_PCSR = np.moveaxis(array, order, range(4)).reshape([array.shape[axis] for axis in order])
 

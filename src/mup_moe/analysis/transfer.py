@@ -75,7 +75,7 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
     optima = {value: find_optimum(curve, analysis.fit_points) for value, curve in curves.items()}
     found = [value for value, best in optima.items() if np.isfinite(best.log2_lr)]
     own = {
-        (seed, value): find_optimum(curves[value].resampled(np.array([seed])), analysis.fit_points)
+        (seed, value): find_optimum(curves[value].seed(seed), analysis.fit_points)
         for value in found
         for seed in range(curves[value].seeds)
     }

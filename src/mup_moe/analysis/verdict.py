@@ -2,8 +2,9 @@
 
 A test is a number with its interval and an expectation; `judge` compares them, and what the
 measurement cannot bear stays inconclusive: also a drift in a panel from which a cell was left out,
-wherever it lay, since results must not improve by what is taken away. A claim is replicated if all its tests are, not
-replicated if one is not, and otherwise inconclusive.
+wherever it lay, since results must not improve by what is taken away. That a panel keeps its best learning rate counts
+only where controls, which are wrong in what the claim is about, do not: else the sweep cannot tell. A claim is
+replicated if all its tests are, not replicated if one is not, and otherwise inconclusive.
 """
 
 import math
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from mup_moe.analysis.excess import Panels, largest_excess
+from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.optima import OptimumRow
-from mup_moe.analysis.runs import read_rows, read_table
+from mup_moe.analysis.runs import figure_curves, read_rows, read_runs, read_table
 from mup_moe.analysis.slopes import Slope
-from mup_moe.config.settings import ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
+from mup_moe.config.settings import ClaimSettings, ClaimsSettings, Config, DriftTest, SlopeTest
 
 Expectation = Literal["keeps", "moves", "falls"]
 Verdict = Literal["replicated", "not replicated", "inconclusive"]
@@ -41,25 +44,31 @@ def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdic
 
 
 class Test(NamedTuple):
-    """One test of a claim.
+    """One test of a claim, or what one of its controls comes to by the same test.
 
-    kind: "drift" or "slope". estimate, low, high: a drift in octaves of learning rate per octave of
+    kind: "drift", "slope" or "control". estimate, low, high: a drift in octaves of learning rate per octave of
     the axis, or a slope; NaN where there is none. expected: what is subtracted before the
-    comparison with the margin. octaves: of the axis, over the points that entered; tokens: of a
-    cell, 0 for a slope. missing: cells that were left out of the runs. verdict: replicated, not
-    replicated, or inconclusive for the `reason`.
+    comparison with the margin. excess, excess_low, excess_high: nats at the far end of the axis (`analysis.excess`),
+    of a panel that is to keep its best learning rate; NaN elsewhere. octaves: of the axis, over the points that
+    entered; tokens: of a cell, 0 for a slope. missing: cells that were left out of the runs. verdict: replicated, not
+    replicated, or inconclusive for the `reason`; a control's own, which is not the claim's.
     """
 
     claim: str
     result: str
+    panel: str
     kind: str
     what: str
     expect: str
     expected: float
     margin: float
+    excess_margin: float = math.nan
     estimate: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    excess: float = math.nan
+    excess_low: float = math.nan
+    excess_high: float = math.nan
     octaves: float = 0.0
     tokens: int = 0
     missing: int = 0
@@ -69,21 +78,25 @@ class Test(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What tests are read from: figure -> its optima and the most tokens of a cell; probe -> slopes."""
+    """What tests are read from: figure -> its optima, the most tokens of a cell, its curves; probe -> slopes."""
 
     optima: Mapping[str, Sequence[OptimumRow]]
     tokens: Mapping[str, int]
+    curves: Mapping[str, Panels]
+    specs: Mapping[str, FigureSpec]
     slopes: Mapping[str, Sequence[Slope]]
 
 
-def read_evidence(settings: ClaimsSettings, results: Path) -> Evidence:
+def read_evidence(config: Config, results: Path) -> Evidence:
     """Reads what the tests of all claims rest on. Raises UserError."""
-    claims = settings.table.values()
-    figures = dict.fromkeys(drift.figure for claim in claims for drift in claim.drifts)
-    probes = dict.fromkeys(slope.probe for claim in claims for slope in claim.slopes)
+    figures = config.claims.figures
+    specs = {name: FigureSpec.of(config, name) for name in figures}
+    probes = dict.fromkeys(slope.probe for claim in config.claims.table.values() for slope in claim.slopes)
     return Evidence(
         optima={name: read_rows(results / name / "optima.csv", OptimumRow) for name in figures},
         tokens={name: _most_tokens(results / name / "runs.csv") for name in figures},
+        curves={name: figure_curves(read_runs(results / name / "runs.csv"), specs[name]) for name in figures},
+        specs=specs,
         slopes={name: read_rows(results / f"{name}.csv", Slope) for name in probes},
     )
 
@@ -93,23 +106,33 @@ def _most_tokens(runs: Path) -> int:
 
 
 def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
-    """Every test of a claim; a slope is tested in each block."""
+    """Every test of a claim, and after a test its controls; a slope is tested in each block."""
     for drift in claim.drifts:
-        yield _drift_test(name, drift, settings, evidence)
+        test = _drift_test(name, drift, settings, evidence)
+        where = drift.controls
+        own = [DriftTest(figure=where.figure, panel=panel, expect="keeps") for panel in where.panels] if where else []
+        controls = [_drift_test(name, control, settings, evidence, control_of=drift) for control in own]
+        yield _with_controls(test, controls) if drift.expect == "keeps" else test
+        yield from (control._replace(kind="control") for control in controls)
     for slope in claim.slopes:
         yield from _slope_tests(name, slope, settings, evidence)
 
 
-def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence: Evidence) -> Test:
+def _drift_test(
+    name: str, drift: DriftTest, settings: ClaimsSettings, evidence: Evidence, control_of: DriftTest | None = None
+) -> Test:
+    """One panel by a test's criterion, whatever its controls say. control_of: the test that it is a control of."""
     rows = [row for row in evidence.optima[drift.figure] if row.panel == drift.panel]
     test = Test(
         claim=name,
         result=drift.figure,
+        panel=drift.panel,
         kind="drift",
         what=f"drift, {parametrization_title(drift.panel)}",
         expect=drift.expect,
         expected=0.0,
         margin=settings.drift_margin,
+        excess_margin=settings.excess_margin if drift.expect == "keeps" else math.nan,
         tokens=evidence.tokens[drift.figure],
         reason=f"{drift.figure} has no panel {drift.panel}",
     )
@@ -127,13 +150,48 @@ def _drift_test(name: str, drift: DriftTest, settings: ClaimsSettings, evidence:
     if test.missing:
         reason = f"{test.missing} of the panel's cells are missing, having been left out: their say is not known"
         return test._replace(reason=reason)
+    # A control is to fail here, which takes no larger a sweep than this one.
     large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
+    large = large or control_of is not None
     says = judge(drift.expect, test.low, test.high, settings.drift_margin)
+    if drift.expect == "keeps":
+        test = _with_excess(test, drift, evidence, control_of or drift)
+        if test.excess_low > settings.excess_margin:
+            return _with_verdict(test, "not replicated", large)
+        if says == "replicated" and not test.excess_high <= settings.excess_margin:
+            return test._replace(reason="the excess at the far end of the axis neither exceeds its margin nor keeps it")
     seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
     if seems_small and any(row.at_edge or math.isnan(row.log2_lr) for row in rows):
         reason = "an optimum lies at the grid's end, or is missing, so that the drift may be larger than it seems"
         return test._replace(reason=reason)
     return _with_verdict(test, says, large)
+
+
+def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, whole: DriftTest) -> Test:
+    """The test with its excess over all rows of the figure and of its controls'."""
+    figures = dict.fromkeys([whole.figure, *([whole.controls.figure] if whole.controls else []), drift.figure])
+    panels = {str(panel): curves for name in figures for panel, curves in evidence.curves[name].items()}
+    spec = evidence.specs[drift.figure]
+    found = largest_excess(panels, drift.panel, spec.base, spec.analysis)
+    return test._replace(excess=found.nats, excess_low=found.low, excess_high=found.high)
+
+
+def _with_controls(test: Test, controls: Sequence[Test]) -> Test:
+    """The test of a panel that is to keep its best learning rate, in the light of its controls."""
+    if test.verdict != "replicated":
+        return test
+    if not controls:
+        return test._replace(verdict="inconclusive", reason="no control says whether a wrong rule would pass")
+    passing = [control.panel for control in controls if control.verdict == "replicated"]
+    if passing:
+        titles = " and ".join(map(parametrization_title, passing))
+        reason = f"this sweep cannot tell: {titles} {'passes' if len(passing) == 1 else 'pass'} the same test"
+        return test._replace(verdict="inconclusive", reason=reason)
+    for control in controls:
+        if control.verdict == "inconclusive":
+            reason = f"its control {parametrization_title(control.panel)} is inconclusive: {control.reason}"
+            return test._replace(verdict="inconclusive", reason=reason)
+    return test
 
 
 def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
@@ -143,6 +201,7 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
     test = Test(
         claim=name,
         result=slope.probe,
+        panel=slope.parametrization,
         kind="slope",
         what=what,
         expect="keeps",
@@ -182,7 +241,7 @@ def _with_verdict(test: Test, says: Verdict, large: bool) -> Test:
 
 def verdict_of(tests: Sequence[Test]) -> Verdict:
     """A claim's verdict from those of its tests."""
-    verdicts = {test.verdict for test in tests}
+    verdicts = {test.verdict for test in tests if test.kind != "control"}
     if "not replicated" in verdicts:
         return "not replicated"
     return "replicated" if verdicts == {"replicated"} else "inconclusive"

@@ -5,7 +5,9 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
+
+from mup_moe.parametrization import GROUPS
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_ID = 200
@@ -60,12 +62,34 @@ class LearningRate(float):
         return core_schema.no_info_after_validator_function(cls, number_or_text)
 
 
+class GroupRate(NamedTuple):
+    """A factor on the learning rate of a group of roles (a key of `parametrization.GROUPS`)."""
+
+    group: str
+    factor: LearningRate
+
+    def __str__(self) -> str:
+        return f"{self.group}-lr{self.factor}"
+
+    @classmethod
+    def parse(cls, text: str) -> "GroupRate":
+        """Reads its text, such as "experts-lr2^-3". Raises ValueError."""
+        group, mark, factor = text.rpartition("-lr")
+        if not mark or group not in GROUPS:
+            raise ValueError(f"{text!r} is not the learning rate of a group of roles: write experts-lr2^-3")
+        found = cls(group, LearningRate(factor))
+        if str(found) != text:
+            raise ValueError(f"{text!r} is spelt {str(found)!r}")
+        return found
+
+
 @dataclass(frozen=True, order=True)
 class Cell:
     """One point of the sweep. Every field but `setup` is an axis that a figure may span.
 
     `experts` counts the experts at granularity 1: `experts * granularity` are instantiated. A
-    dense cell has neither, and says so with experts = granularity = 1.
+    dense cell has neither, and says so with experts = granularity = 1. `learning_rate_of` is empty, or
+    multiplies the learning rate of a group of roles: `GroupRate.parse` reads it.
     """
 
     setup: str
@@ -76,6 +100,7 @@ class Cell:
     granularity: int
     learning_rate: LearningRate
     seed: int
+    learning_rate_of: str = ""
 
     def __post_init__(self) -> None:
         for name in ("setup", "parametrization"):
@@ -89,6 +114,8 @@ class Cell:
             raise ValueError(f"{self.id[:60]}... is longer than a file's name may be: shorten its names")
         if self.architecture == "dense" and (self.experts, self.granularity) != (1, 1):
             raise ValueError("a dense cell has no experts: set experts and granularity to [1]")
+        if self.learning_rate_of:
+            GroupRate.parse(self.learning_rate_of)
 
     @property
     def id(self) -> str:
@@ -101,17 +128,20 @@ class Cell:
 
     def name(self, without: Collection[str] = ()) -> str:
         """The id, or what is left of it without some axes: the name of cells that differ in those alone."""
-        return "_".join(f"{mark}{getattr(self, part)}" for part, mark in _MARKS.items() if part not in without)
+        parts = {part: str(getattr(self, part)) for part in _MARKS if part not in without}
+        return "_".join(f"{_MARKS[part]}{value}" for part, value in parts.items() if value)
 
     @classmethod
     def parse(cls, text: str) -> "Cell":
         """The cell of an id. Raises ValueError for text that no cell has as its id."""
         match = _ID.fullmatch(text)
         if not match:
-            scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in _MARKS.items())
+            marks = {part: mark for part, mark in _MARKS.items() if part != "learning_rate_of"}
+            scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in marks.items())
             raise ValueError(f"{text!r} is not a cell's id, which reads {scheme}")
-        setup, kind, rules, width, experts, granularity, rate, seed = match.groups()
-        cell = cls(setup, kind, rules, int(width), int(experts), int(granularity), LearningRate(rate), int(seed))
+        setup, kind, rules, width, experts, granularity, rate, seed, group = match.groups()
+        counts = (int(width), int(experts), int(granularity))
+        cell = cls(setup, kind, rules, *counts, LearningRate(rate), int(seed), group or "")
         if cell.id != text:
             raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
         return cell
@@ -130,8 +160,11 @@ def check_range(axis: str, value: Any) -> None:
 _MARKS = {
     **dict.fromkeys(("setup", "architecture", "parametrization"), ""),
     **{"width": "w", "experts": "e", "granularity": "g", "learning_rate": "lr", "seed": "s"},
+    "learning_rate_of": "",
 }
-_ID = re.compile(r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)")
+_ID = re.compile(
+    r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)(?:_([a-z-]+-lr[0-9.e^+-]+))?"
+)
 AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
 
 

@@ -17,14 +17,18 @@ class Kind:
     that it shows, {reference} for those that have a `reference`, {cell} for each of their cells, {width} for each
     width of a probe.
     category: the heading in the report; they are sorted. {heading} is that of a figure's subject (HEADINGS).
+    axes: what may have several values, besides panel, curve, learning_rate and seed.
     caption: what to look for, in the report, as reStructuredText; a long one is in workflow/report/figure.rst instead.
     of: the section of the config whose entries are of this kind.
+    table: whether the command of the kind's name makes a table of a figure, RESULTS/FIGURE/KIND.csv, .md and .html.
     """
 
     reads: tuple[str, ...]
     category: str
+    axes: tuple[str, ...] = ()
     caption: str = ""
-    of: Literal["figures", "compositions", "probes"] = "figures"
+    of: Literal["figures", "compositions", "trends", "probes"] = "figures"
+    table: bool = False
 
 
 # By what a figure is about: the curves' axis, or models that are all dense.
@@ -37,8 +41,36 @@ HEADINGS = {
 _TRANSFER_READS = ("{figure}/runs.csv", "{figure}/optima.csv", "{reference}/reference.csv")
 _PROBE_READS = ("{name}/w{width}.csv", "{name}.csv")
 
+ATTRIBUTION = """
+What each group of roles contributes to transfer. A row *without* a group leaves it as under SP, a row *only* with it
+leaves everything else so. Look at the rows that lack what a claim is about: where such a row lies in both grey bands,
+as the rule itself does, this sweep cannot tell whether the rule is right there.
+"""
+SENSITIVITY = """
+What this set-up sees: the nats that it loses when one group of roles is trained with another learning rate. A line
+that stays below the dotted one belongs to roles of which a sweep of this set-up says nothing.
+"""
+TREND = """
+The drift of the best learning rate over widths, against the steps of training, a line per base width. Transfer is a
+statement about a limit: look at whether the drift comes closer to 0 with more steps and from a wider base.
+"""
+
 KINDS = {
     "transfer": Kind(reads=_TRANSFER_READS, category="{heading}"),
+    "attribution": Kind(
+        reads=("{figure}/attribution.csv",),
+        category="{heading}",
+        caption=ATTRIBUTION,
+        table=True,
+    ),
+    "sensitivity": Kind(
+        reads=("{figure}/sensitivity.csv",),
+        category="{heading}",
+        axes=("learning_rate_of",),
+        caption=SENSITIVITY,
+        table=True,
+    ),
+    "trend": Kind(reads=("{figure}/optima.csv",), category="{heading}", caption=TREND, of="trends"),
     "composition": Kind(reads=_TRANSFER_READS, category="{heading}", of="compositions"),
     "activations": Kind(reads=_PROBE_READS, category="5 Coordinate check", of="probes"),
     "covariance": Kind(reads=_PROBE_READS, category="6 Lemma B.1", of="probes"),

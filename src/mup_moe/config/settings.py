@@ -8,13 +8,14 @@ ranges and relations here, so that they hold on every path, on a machine without
 import math
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
-from mup_moe.config.cell import AXES, NAME, Cell, LearningRate, check_range, grid
+from mup_moe.config.cell import AXES, NAME, Cell, GroupRate, LearningRate, check_range, grid
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.optimizers import OPTIMIZERS
+from mup_moe.parametrization import GROUPS, control, parse_table
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.
@@ -68,7 +69,8 @@ def neutral(value: Any) -> Any:
     At this value everything is as before the setting existed: it is left out of a request's identity, so that
     the results from before stay.
     """
-    return field(default=value, metadata={"neutral": value})
+    metadata = {"neutral": value}
+    return field(default_factory=dict, metadata=metadata) if value == {} else field(default=value, metadata=metadata)
 
 
 def without_neutral(settings: Any) -> dict[str, Any]:
@@ -257,20 +259,32 @@ class AxesSettings(_Section):
     granularity: tuple[int, ...]
     learning_rate: tuple[LearningRate, ...]
     seed: tuple[int, ...]
+    # Group of roles -> factors on its learning rate. They are tried one group at a time, beside none.
+    learning_rate_of: Mapping[str, tuple[LearningRate, ...]] = neutral({})
 
     def __post_init__(self) -> None:
+        for group in self.learning_rate_of:
+            _require(group in GROUPS, f"`learning_rate_of` has {group!r} but the groups are {', '.join(GROUPS)}")
         for axis in AXES:
-            values = getattr(self, axis)
+            values = self.values(axis)
             _require(len(values) > 0, f"`{axis}` is empty: list at least one value")
             for value in values:
                 check_range(axis, value)
             often, times = Counter(values).most_common(1)[0]
             _require(times == 1, f"`{axis}` lists {often} more than once")
 
+    def values(self, axis: str) -> tuple[Any, ...]:
+        """An axis of `Cell`, as its cells have it."""
+        if axis != "learning_rate_of":
+            return tuple(getattr(self, axis))
+        rates = self.learning_rate_of.items()
+        # Factor 1 is that of a cell that names none.
+        return ("", *(str(GroupRate(group, by)) for group, factors in rates for by in factors if float(by) != 1))
+
     @property
     def size(self) -> int:
         """The number of their combinations."""
-        return math.prod(len(getattr(self, axis)) for axis in AXES)
+        return math.prod(len(self.values(axis)) for axis in AXES)
 
 
 CurveAxis = Literal["width", "experts", "granularity"]
@@ -286,7 +300,7 @@ class CellsSettings(_Section):
 
     def cells(self) -> list[Cell]:
         """The product of the axes, the first axis outermost, in the order of the config."""
-        return list(grid(self.setup, {axis: getattr(self.axes, axis) for axis in AXES}))
+        return list(grid(self.setup, {axis: self.axes.values(axis) for axis in AXES}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,8 +317,8 @@ class FigureSettings(CellsSettings):
         _require(self.kind in known, f"`kind` is {self.kind!r} but must be one of {', '.join(known)}")
         _require(self.panel != self.curve, f"`panel` and `curve` are both {self.curve}")
         for axis in AXES:
-            values = getattr(self.axes, axis)
-            free = axis in (self.panel, self.curve, "learning_rate", "seed")
+            values = self.axes.values(axis)
+            free = axis in (self.panel, self.curve, "learning_rate", "seed", *KINDS[self.kind].axes)
             _require(free or len(values) == 1, f"`{axis}` has {len(values)} values but is neither panel nor curve")
 
 
@@ -340,12 +354,30 @@ class ProbeSettings(CellsSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Controls(_Section):
+    """Rows that break what a claim is about, each in a panel of a figure over the same values."""
+
+    figure: str
+    panels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(bool(self.panels), "`panels` of `controls` is empty: name those that break the claim")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DriftTest(_Section):
-    """What a claim says of the drift of the best learning rate in one panel of a figure."""
+    """What a claim says of the drift of the best learning rate in one panel of a figure.
+
+    A panel that keeps it is told from one that cannot move by its controls; without them it replicates nothing.
+    """
 
     figure: str
     panel: str
     expect: Literal["keeps", "moves", "falls"]
+    controls: Controls | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.expect == "keeps" or self.controls is None, "`controls` belong to a test that `keeps`")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,10 +409,18 @@ class ClaimsSettings(_Section):
     """The criteria of all claims, fixed before the runs."""
 
     drift_margin: Annotated[float, _POSITIVE]  # octaves of learning rate per octave of the axis
+    excess_margin: Annotated[float, _POSITIVE]  # nats per token at the far end of the axis
     slope_margin: Annotated[float, _POSITIVE]
     refuting_tokens: Annotated[int, _at_least(0)]  # a cell's, from which on a sweep can speak against a claim
     refuting_octaves: Annotated[float, _at_least(0)]  # of the axis, likewise
     table: dict[str, ClaimSettings]
+
+    @property
+    def figures(self) -> list[str]:
+        """The figures that the tests of all claims rest on, their controls among them."""
+        drifts = [drift for claim in self.table.values() for drift in claim.drifts]
+        controls = [drift.controls.figure for drift in drifts if drift.controls]
+        return list(dict.fromkeys([*(drift.figure for drift in drifts), *controls]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,7 +446,7 @@ class ExecutionSettings(_Section):
 
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, _at_least(1, 2**12)]
-    lockstep: tuple[Literal["learning_rate", "seed", "parametrization"], ...]
+    lockstep: tuple[Literal["learning_rate", "seed", "parametrization", "learning_rate_of"], ...]
     replicas: Annotated[int | Literal["auto"], _at_least(1)]
     cells_per_job: Annotated[int, _at_least(1, MOST_CELLS_PER_JOB)]
     step: Literal["auto", "eager", "compiled", "graph"]
@@ -430,7 +470,8 @@ class Config(_Section):
     corpora: dict[str, CorpusSettings]
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
-    compositions: dict[str, tuple[str, ...]]
+    compositions: dict[str, tuple[str, ...]]  # figures drawn as one
+    trends: dict[str, tuple[str, ...]]  # figures whose drifts are drawn as one
     probes: dict[str, ProbeSettings]
     claims: ClaimsSettings
     analysis: AnalysisSettings
@@ -447,13 +488,9 @@ class Config(_Section):
         self._check_cell_count()
         for name, figure in self.figures.items():
             self._check_figure(name, figure)
-        for name, parts in self.compositions.items():
-            for part in parts:
-                _require(part in self.figures, f"`compositions.{name}` names {part!r}, which `figures` does not list")
-                kind = self.figures[part].kind
-                _require(kind == "transfer", f"`compositions.{name}` names {part!r} of kind {kind}, not transfer")
-            _require(bool(parts), f"`compositions.{name}` is empty: list figures")
-            _require(len(set(parts)) == len(parts), f"`compositions.{name}` lists a figure more than once")
+        for section in ("compositions", "trends"):
+            for name, parts in getattr(self, section).items():
+                self._check_parts(f"{section}.{name}", parts)
         for name, probe in self.probes.items():
             self._check_cells(f"probes.{name}", probe)
             steps = self.setups[probe.setup].training.steps
@@ -464,6 +501,19 @@ class Config(_Section):
         for name, claim in self.claims.table.items():
             self._check_claim(f"claims.table.{name}", claim)
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The figures that each composition and each trend is made of."""
+        return self.compositions | self.trends
+
+    def _check_parts(self, key: str, parts: tuple[str, ...]) -> None:
+        for part in parts:
+            _require(part in self.figures, f"`{key}` names {part!r}, which `figures` does not list")
+            kind = self.figures[part].kind
+            _require(kind == "transfer", f"`{key}` names {part!r} of kind {kind}, not transfer")
+        _require(bool(parts), f"`{key}` is empty: list figures")
+        _require(len(set(parts)) == len(parts), f"`{key}` lists a figure more than once")
+
     def _check_cell_count(self) -> None:
         sizes = {f"figures.{name}": figure.axes.size for name, figure in self.figures.items()}
         sizes |= {f"probes.{name}": probe.axes.size for name, probe in self.probes.items()}
@@ -473,7 +523,7 @@ class Config(_Section):
     def _check_result_names(self) -> None:
         _require(bool(self.figures), "`figures` is empty: name at least one")
         owner: dict[str, str] = dict.fromkeys(RESERVED, "the workflow")
-        for section in ("figures", "compositions", "probes"):
+        for section in ("figures", "compositions", "trends", "probes"):
             for name in getattr(self, section):
                 _check_name(section, name, RESULT_NAME, "'-' or '_'")
                 _require(
@@ -493,19 +543,40 @@ class Config(_Section):
     def _check_cells(self, key: str, result: CellsSettings) -> None:
         _require_listed("setups", self.setups, f"{key}.setup", result.setup, "is")
         for parametrization in result.axes.parametrization:
-            _require_listed("parametrizations", self.parametrizations, f"{key}.axes.parametrization", parametrization)
+            self._check_rule(f"{key}.axes.parametrization", parametrization)
         try:
             for cell in result.cells():
                 self.setups[result.setup].model.check(cell)
         except ValueError as error:
             raise ValueError(f"`{key}.axes`: {error}") from None
 
+    def _check_controls(self, key: str, figure: str, controls: Controls) -> None:
+        for panel in controls.panels:
+            self._check_panel(key, controls.figure, panel)
+        ours, theirs = self.figures[figure], self.figures[controls.figure]
+        for name in ("setup", "panel", "curve"):
+            _require(
+                getattr(ours, name) == getattr(theirs, name),
+                f"`{key}` names {controls.figure!r}, whose `{name}` is not that of {figure!r}: controls are compared"
+                " with the panel that they belong to",
+            )
+
+    def _check_panel(self, key: str, figure: str, panel: str) -> None:
+        _require_listed("figures", self.figures, key, figure)
+        if self.figures[figure].panel == "parametrization":
+            self._check_rule(key, panel, "names panel")
+
+    def _check_rule(self, key: str, name: str, verb: str = "names") -> None:
+        if name not in self.parametrizations:
+            made = control(parse_table(self.parametrizations), name)
+            _require_listed("parametrizations", [made.name] if made else [], key, name, verb)
+
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
         # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
         for drift in claim.drifts:
-            _require_listed("figures", self.figures, f"{key}.drifts", drift.figure)
-            if self.figures[drift.figure].panel == "parametrization":
-                _require_listed("parametrizations", self.parametrizations, f"{key}.drifts", drift.panel, "names panel")
+            self._check_panel(f"{key}.drifts", drift.figure, drift.panel)
+            if drift.controls:
+                self._check_controls(f"{key}.drifts.controls", drift.figure, drift.controls)
         for slope in claim.slopes:
             _require_listed("probes", self.probes, f"{key}.slopes", slope.probe)
             _require_listed("parametrizations", self.parametrizations, f"{key}.slopes", slope.parametrization)

@@ -1,7 +1,7 @@
 """What the figures of a config are: their kinds, what drawing each of them takes, and what the report says.
 
 Standard library and the config only, so that a Snakefile can import it. A figure here is any that is drawn: one of
-the config's figures, compositions or probes.
+the config's figures, compositions, trends or probes.
 """
 
 import json
@@ -17,12 +17,12 @@ from mup_moe.files import UserError
 
 def all_names(config: Config) -> list[str]:
     """Everything that can be drawn."""
-    return [*config.figures, *config.compositions, *config.probes]
+    return [*config.figures, *config.parts, *config.probes]
 
 
 def drawn_in_paper(config: Config) -> list[str]:
     """What the whole paper draws: a figure that is part of a composition is drawn there."""
-    parts = {part for parts in config.compositions.values() for part in parts}
+    parts = {part for parts in config.parts.values() for part in parts}
     return [name for name in all_names(config) if name not in parts]
 
 
@@ -32,6 +32,8 @@ def kind_of(config: Config, name: str) -> str:
         return config.figures[name].kind
     if name in config.compositions:
         return "composition"
+    if name in config.trends:
+        return "trend"
     if name in config.probes:
         return config.probes[name].measure
     raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
@@ -58,7 +60,10 @@ def settings_of(config: Config, name: str) -> str:
     """All that a figure depends on besides those files and the code, as JSON."""
     probe = config.probes.get(name)
     figures = {part: FigureSpec.of(config, part).settings for part in _parts(config, name)}
-    return json.dumps({"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe)})
+    claims = config.claims
+    margins = (claims.drift_margin, claims.excess_margin)
+    parts = {"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe), "margins": margins}
+    return json.dumps(parts)
 
 
 def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
@@ -75,7 +80,7 @@ def category_of(config: Config, name: str) -> str:
 
 def _parts(config: Config, name: str) -> tuple[str, ...]:
     """The figures of the config that a figure shows: itself, those of a composition, or, for a probe, none."""
-    return () if name in config.probes else config.compositions.get(name, (name,))
+    return () if name in config.probes else config.parts.get(name, (name,))
 
 
 def _subject(config: Config, name: str) -> str | None:

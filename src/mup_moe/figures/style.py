@@ -13,6 +13,7 @@ from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, SubFigure,
 from mup_moe.files import atomic_write
 
 WIDTH = 7.0  # inches: the text width of a paper
+NARROW = 4.6  # inches, of a figure of one panel
 LINE = 0.15  # inches, of a line of text
 MARGIN = 0.1  # inches, beside what is fitted
 INK, FAINT = "#222222", "#8c8c8c"

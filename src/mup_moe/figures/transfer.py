@@ -35,6 +35,7 @@ from mup_moe.figures.style import (
     FAINT,
     INK,
     MARGIN,
+    NARROW,
     RC,
     WIDTH,
     add_lines,
@@ -46,7 +47,6 @@ from mup_moe.figures.style import (
 from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
 
 COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
-NARROW = 4.6  # inches, of a figure of one panel
 PANEL_HEIGHT = 2.1  # inches, of the axes alone
 Y_LABEL = 0.6  # inches, of the label and numbers left of the panels
 LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most

@@ -34,7 +34,7 @@ def factors(
         result[name] = Factors(
             init_std=math.sqrt(variance * rule.init_variance.ratio(sizes, base_sizes)),
             multiplier=rule.multiplier.ratio(sizes, base_sizes),
-            lr=rule.lr.ratio(sizes, base_sizes),
+            lr=rule.lr.ratio(sizes, base_sizes) * parametrization.lr_scale.get(tensor.role, 1.0),
             weight_decay=rule.weight_decay.ratio(sizes, base_sizes),
         )
     return result

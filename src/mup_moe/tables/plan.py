@@ -5,7 +5,8 @@ from what was measured on finished runs. Needs neither tokens nor cells.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.sensitivity import measured, seen
 from mup_moe.config.cell import Cell
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.settings import CorpusSettings, FigureSettings, SetupSettings
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows, out = plan(sweep, machine), sweep.results / "plan"
     write_csv(out.with_suffix(".csv"), [*PlanRow._fields, "machine"], ([*row, machine.name] for row in rows))
     shown = [_shown(row) for row in rows]
-    notes = [f"The config: {sweep.layers}.", *_notes(rows, machine)]
+    notes = [f"The config: {sweep.layers}.", *_notes(rows, machine), *_sights(sweep)]
     table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
     write_page(out, "The bill", "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""]))
     print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
@@ -216,6 +218,24 @@ def _shown(row: PlanRow) -> list[str]:
         with_prefix(row.checkpoint_bytes, "B"),
         "" if row.saving is None else f"{row.saving:.1f}x",
     ]
+
+
+def _sights(sweep: Sweep) -> Iterator[str]:
+    """What each figure over widths will see of the groups of roles, where that has been measured."""
+    known, margin = measured(sweep.sensitivities()), sweep.config.claims.excess_margin
+    for name, figure in sweep.config.figures.items():
+        if figure.curve != "width" or figure.kind == "sensitivity" or figure.axes.architecture != ("moe",):
+            continue
+        base = sweep.config.setups[figure.setup].model.base_width
+        octaves = math.log2(max(figure.axes.width) / base)
+        rows = [row for row in known.get(sweep.setup_digest(figure.setup), []) if row.width == base]
+        if rows:
+            yield f"{name}, {octaves:g} octaves of width, {seen(rows, octaves, margin)} ({margin:g} nats or more)."
+        else:
+            yield (
+                f"{name}: which roles it can see is not measured for the set-up {figure.setup}; a figure of kind"
+                " sensitivity does that in a minute."
+            )
 
 
 def _notes(rows: Iterable[PlanRow], machine: Machine) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
-from mup_moe.config.cell import Cell
+from mup_moe.config.cell import Cell, GroupRate
 from mup_moe.config.settings import ModelSettings, TrainingSettings, without_neutral
 from mup_moe.files import UserError
 from mup_moe.parametrization import Parametrization
@@ -44,6 +44,12 @@ class TrainingRequest:
             raise UserError(
                 f"the training request is not one of this version's ({error}): make it again by export-jobs"
             ) from None
+
+    @property
+    def rules(self) -> Parametrization:
+        """The row, with the learning rate of the group that the cell names."""
+        of_group = self.cell.learning_rate_of
+        return self.parametrization.scaled(*GroupRate.parse(of_group)) if of_group else self.parametrization
 
     @property
     def digest(self) -> str:

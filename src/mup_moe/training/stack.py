@@ -77,7 +77,7 @@ class Stack:
         with device:
             self.model = Transformer(shape, first.model, len(requests))
         base = ModelShape.base_of(first.cell, first.model, shape.vocabulary)
-        factors = initialize(self.model, base, [(r.parametrization, r.cell.seed) for r in requests])
+        factors = initialize(self.model, base, [(r.rules, r.cell.seed) for r in requests])
         rates = [request.cell.learning_rate for request in requests]
         self.step_mode = step_mode
         self._may_fall_back = may_fall_back
