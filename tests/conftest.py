@@ -94,7 +94,9 @@ def tokenize_command(corpus: Mapping[str, Any], out: Path, threads: int = 1) -> 
 def config_of(cells: Sequence[Cell], **parts: Any) -> Config:
     """A config with one figure, of just these cells, which are of one set-up. parts: of that set-up."""
     first = cells[0]
-    axes = {axis: tuple(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES if axis != "learning_rate_of"}
+    axes = {
+        axis: tuple(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES if axis != "learning_rate_of"
+    }
     figure = FigureSettings(setup=first.setup, panel="width", curve="experts", axes=AxesSettings(**axes))
     setups = CONFIG.setups | {first.setup: replace(CONFIG.setups[first.setup], **parts)}
     claims = replace(CONFIG.claims, table={})

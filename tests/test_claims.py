@@ -270,7 +270,7 @@ def judge_slope(folder: Path, slope: float, values: list[float], predicted: floa
     ]
     columns = ["parametrization", "width", "seed", "step", "quantity", "block", "value"]
     write_csv(folder / "p/values.csv", columns, rows)
-    write_csv(folder / "p.csv", Slope._fields, slopes(read_values([folder / "p/values.csv"]), 0.95))
+    write_csv(folder / "p.csv", Slope._fields, slopes(read_values(folder / "p/values.csv"), 0.95))
     test = {"probe": "p", "parametrization": "mup", "quantity": "inner product", "step": 2, "slope": predicted}
     claim = {"says": "It.", "decided_by": "more", "drifts": [], "slopes": [test]}
     assert run_step("claims", config=deciding(claim, p=CONFIG.probes["lemma_b1"]), results=folder) == 0
@@ -401,10 +401,7 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
             estimates.append((slope, low, high))
         for test in claim.slopes:
             probe = config.probes[test.probe]
-            values = pd.concat(
-                pd.read_csv(folder / test.probe / f"w{width}.csv", dtype={"block": "str"}).fillna({"block": ""})
-                for width in probe.axes.width
-            )
+            values = pd.read_csv(folder / test.probe / "values.csv", dtype={"block": "str"}).fillna({"block": ""})
             chosen = values[
                 (values["parametrization"] == test.parametrization)
                 & (values["quantity"] == test.quantity)

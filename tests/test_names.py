@@ -57,11 +57,11 @@ def test_optima_and_runs_keep_every_name(tmp_path, figure, setup, rules):
 @in_a_folder
 @given(rules=st.lists(names, min_size=1, max_size=3, unique=True), quantity=names, block=names | st.just(""))
 def test_values_and_slopes_keep_every_name(tmp_path, rules, quantity, block):
-    path, out = tmp_path / "w8.csv", tmp_path / "slopes.csv"
+    path, out = tmp_path / "values.csv", tmp_path / "slopes.csv"
     rows = [(rule, width, 0, 1, quantity, block, float(width)) for rule in rules for width in (8, 16)]
     write_csv(path, list(VALUES), rows)
-    assert list(read_values([path]).itertuples(index=False, name=None)) == rows
-    write_csv(out, Slope._fields, slopes(read_values([path]), 0.9))
+    assert list(read_values(path).itertuples(index=False, name=None)) == rows
+    write_csv(out, Slope._fields, slopes(read_values(path), 0.9))
     found = read_rows(out, Slope)
     assert [(slope.parametrization, slope.quantity, slope.block) for slope in found] == [
         (rule, quantity, block) for rule in rules
@@ -188,5 +188,5 @@ def test_the_whole_paper_is_made_with_names_that_read_like_something_else(tmp_pa
     assert {row["corpus"] for row in rows_of(results / "table2.csv")} == {"none"}
     config = ["--config", str(project / "config.yaml"), str(project / "names.yaml")]
     assert main(["record", "nan", "--results", str(results), *config]) == 0
-    for table in ("runs.csv", "optima.csv", "claims.csv", "true.csv", "true/w8.csv", "inf/reference.csv"):
+    for table in ("runs.csv", "optima.csv", "claims.csv", "true.csv", "true/values.csv", "inf/reference.csv"):
         assert (results / "recorded/nan" / table).read_bytes() == (results / table).read_bytes()

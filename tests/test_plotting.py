@@ -45,11 +45,10 @@ def inputs(tmp_path_factory):
     }
     for probe in probes:
         (folder / probe).mkdir()
-        values = [folder / probe / f"w{width}.csv" for width in axes.width]
-        for width, path in zip(axes.width, values, strict=True):
-            rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for seed in (0, 1) for step in (0, 2)]
-            path.write_text(MEASURED + "".join(rows))
-            path.with_suffix(".json").write_text("{}")
+        values = folder / probe / "values.csv"
+        models = [(width, seed, step) for width in axes.width for seed in (0, 1) for step in (0, 2)]
+        rows = [f"mup,{width},{seed},{step},logits,,{(seed + 1) / width}\n" for width, seed, step in models]
+        values.write_text(MEASURED + "".join(rows))
         write_csv(folder / f"{probe}.csv", Slope._fields, slopes(read_values(values), 0.9))
     requests = {"f": make_request(("sp", "mup"), (32, 64)), "g": over("experts", (2, 8), 8)}
     config = compose(folder, requests)

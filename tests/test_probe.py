@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -128,37 +127,16 @@ def test_the_command_measures_all_it_is_asked_for(config, tokens, tmp_path):
     folder.mkdir(parents=True)
     write_tokens(folder, tokens)
     asked = {"config": config, "results": tmp_path}
-    assert run_step("probe", "coordinate_check", "--width", "8", "--device", "cpu", **asked) == 0
+    assert run_step("probe", "coordinate_check", "--device", "cpu", **asked) == 0
     values = tmp_path / "coordinate_check"
-    table = pd.read_csv(values / "w8.csv", dtype={"block": str})
-    assert len(table) == 2 * 2 * (2 + 3 * 2)
-    cells = [cell.id for cell in config.probes["coordinate_check"].cells() if cell.width == 8]
-    assert list(json.loads((values / "w8.json").read_text())["requests"]) == cells
-    for name in ("w16", "w32"):
-        for suffix in ("csv", "json"):
-            shutil.copy2(values / f"w8.{suffix}", values / f"{name}.{suffix}")
+    table = pd.read_csv(values / "values.csv", dtype={"block": str})
+    assert len(table) == 3 * 2 * 2 * (2 + 3 * 2)
+    cells = [cell.id for cell in config.probes["coordinate_check"].cells()]
+    assert sorted(json.loads((values / "values.json").read_text())["requests"]) == sorted(cells)
     assert run_step("slopes", "coordinate_check", **asked) == 0
-    assert all(math.isnan(slope.slope) for slope in read_rows(tmp_path / "coordinate_check.csv", Slope))
-
-
-def test_a_width_that_a_probe_lacks_is_refused(config, tmp_path, capsys):
-    assert run_step("probe", "coordinate_check", "--width", "9", config=config, results=tmp_path) == 1
-    assert "`probes.coordinate_check` has no width 9: choose from 8, 16, 32" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("key", "told"), [("tokens", "other tokens"), ("version", "another version of the numbers")])
-def test_widths_that_were_measured_otherwise_have_no_slope(config, tmp_path, capsys, key, told):
-    made_by = {"tokens": {"train": "a", "valid": "b"}, "version": 1}
-    (tmp_path / "coordinate_check").mkdir()
-    paths = [tmp_path / f"coordinate_check/w{width}.csv" for width in (8, 16, 32)]
-    for width, path in zip((8, 16, 32), paths, strict=True):
-        path.write_text(f"parametrization,width,seed,step,quantity,block,value\nmup,{width},0,0,logits,,1\n")
-        path.with_suffix(".json").write_text(json.dumps(made_by))
-    asked = {"config": config, "results": tmp_path}
-    assert run_step("slopes", "coordinate_check", **asked) == 0
-    paths[1].with_suffix(".json").write_text(json.dumps(made_by | {key: "another"}))
-    assert run_step("slopes", "coordinate_check", **asked) == 1
-    assert f"{paths[1]} was measured with {told} than {paths[0]}: delete" in capsys.readouterr().err
+    found = read_rows(tmp_path / "coordinate_check.csv", Slope)
+    assert found
+    assert all(slope.points == slope.models == 6 for slope in found)
 
 
 # ---------------------------------------------------------------- slopes

@@ -433,14 +433,14 @@ def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(
     assert "failed" not in told(sweep)["corpora"]["tiny"]
 
 
-def test_probes_are_told_by_their_widths_where_no_figure_is_chosen(tmp_path, ask):
+def test_probes_are_listed_where_no_figure_is_chosen(tmp_path, ask):
     document = small_config()
     probe = yaml.safe_load((ROOT / "config.yaml").read_text())["probes"]["coordinate_check"]
     document["probes"] = {"check": probe | {"setup": "small"}}
     sweep = Sweep(tmp_path, document)
     (sweep.results / "check").mkdir(parents=True)
-    (sweep.results / "check" / "w64.csv").touch()
-    assert "probe check: 1 of 4 widths" in ask(sweep)
+    (sweep.results / "check" / "values.csv").touch()
+    assert "probe check: measured" in ask(sweep)
     assert "probe check" not in ask(sweep, "--figures", "both")
 
 

@@ -325,7 +325,7 @@ def test_results_are_recorded_with_what_made_them(project):
     assert record(project).returncode == 0
     folder = project / "results/recorded/smoke"
     names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "figure2.png", "claims.md", "claims/tests.csv"}
-    names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/w8.csv", "lemma_b1/w8.json"}
+    names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/values.csv", "lemma_b1/values.json"}
     names |= {"config.yaml", "smoke.yaml", "provenance.json"}
     assert names <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     provenance = json.loads((folder / "provenance.json").read_text())

@@ -118,10 +118,6 @@ class Sweep:
             return dict.fromkeys((cell.id for cell in cells), "")
         return {cell.id: self.request(cell).fingerprint(tokens) for cell in cells}
 
-    def probe_cells(self, probe: str, width: int) -> list[Cell]:
-        """The models of one width of a probe."""
-        return [cell for cell in self.config.probes[probe].cells() if cell.width == width]
-
     # ------------------------------------------------------------ corpora
 
     def corpus(self, cell: Cell | str) -> str:
@@ -195,10 +191,9 @@ class Sweep:
             *sorted(self.results.glob("recorded/*/*/sensitivity.csv")),
         ]
 
-    def probe_values(self, probe: str) -> dict[int, Path]:
-        """What a probe measured, by width."""
-        widths = self.config.probes[probe].axes.width
-        return {width: self.results / probe / f"w{width}.csv" for width in widths}
+    def probe_values(self, probe: str) -> Path:
+        """The table of what a probe measured."""
+        return self.results / probe / "values.csv"
 
     def slopes(self, probe: str) -> Path:
         """The table of a probe's slopes."""

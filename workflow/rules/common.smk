@@ -31,7 +31,6 @@ wildcard_constraints:
     corpus="|".join(CONFIG.corpora),
     figure="|".join(CONFIG.figures),
     probe="|".join(CONFIG.probes) or NOTHING,
-    width=r"\d+",
 
 
 def in_a_sentence(function):

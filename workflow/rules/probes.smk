@@ -1,4 +1,4 @@
-# What goes on inside models, against width: one job per width, slopes from them.
+# What goes on inside models, against width: one job per probe, slopes from it.
 from mup_moe.figures.shown import category_of
 
 
@@ -10,12 +10,12 @@ rule probe:
             SWEEP.token_files(SWEEP.probe_corpus(wildcards.probe))
         ),
     output:
-        csv="results/{probe}/w{width}.csv",
-        json="results/{probe}/w{width}.json",
+        csv="results/{probe}/values.csv",
+        json="results/{probe}/values.json",
     log:
-        "results/logs/probe/{probe}/w{width}.log",
+        "results/logs/probe/{probe}.log",
     benchmark:
-        "results/benchmarks/probe/{probe}/w{width}.tsv"
+        "results/benchmarks/probe/{probe}.tsv"
     conda:
         "../../environment.yml"
     threads: CONFIG.execution.threads
@@ -29,21 +29,16 @@ rule probe:
         requests=lambda wildcards: digest(
             [
                 SWEEP.request(cell).digest
-                for cell in SWEEP.probe_cells(wildcards.probe, int(wildcards.width))
+                for cell in CONFIG.probes[wildcards.probe].cells()
             ]
         ),
     shell:
-        "python -m mup_moe probe {wildcards.probe} --width {wildcards.width} --threads {threads} 2> {log}"
+        "python -m mup_moe probe {wildcards.probe} --threads {threads} 2> {log}"
 
 
 rule slopes:
     input:
-        values=lambda wildcards: SWEEP.probe_values(wildcards.probe).values(),
-        # They vouch that all widths were measured alike.
-        made_by=lambda wildcards: [
-            path.with_suffix(".json")
-            for path in SWEEP.probe_values(wildcards.probe).values()
-        ],
+        "results/{probe}/values.csv",
     output:
         report(
             "results/{probe}.csv",

@@ -1,6 +1,7 @@
 # Tables of what the config says; they train nothing.
 from mup_moe.files import file_digest
 
+
 rule table1:
     output:
         csv="results/table1.csv",

@@ -89,8 +89,7 @@ def _files(results: Path, config: Config) -> Iterator[Path]:
         stem = Path(name).stem
         yield from (path for path in sorted(results.glob(f"{stem}.*")) if path.suffix in SUFFIXES)
     yield results / "claims/tests.csv"
-    for name, probe in config.probes.items():
-        yield from (results / name / f"w{width}.{kind}" for width in probe.axes.width for kind in ("csv", "json"))
+    yield from (results / name / f"values.{kind}" for name in config.probes for kind in ("csv", "json"))
     for name, figure in config.figures.items():
         yield from [results / name / "reference.csv"] if figure.reference else []
         tables = [figure.kind] if KINDS[figure.kind].table else []

@@ -1,8 +1,7 @@
 """Slopes of what a probe measured, log2 of the quantity on log2 of the width, with their intervals."""
 
 import argparse
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -11,7 +10,7 @@ import pandas as pd
 
 from mup_moe.analysis.runs import read_table
 from mup_moe.analysis.transfer import regress
-from mup_moe.files import UserError, read_json, write_csv
+from mup_moe.files import UserError, write_csv
 from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 
@@ -44,28 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes a probe's slopes. Raises UserError for values that are missing or damaged."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.probe, sweep.config.probes, "probes")
-    paths = list(sweep.probe_values(name).values())
-    _check_alike(paths)
-    found = slopes(read_values(paths), sweep.config.analysis.confidence)
+    found = slopes(read_values(sweep.probe_values(name)), sweep.config.analysis.confidence)
     write_csv(sweep.slopes(name), Slope._fields, found)
 
 
-def _check_alike(paths: Sequence[Path]) -> None:
-    """Raises UserError where widths were measured on different tokens or by different versions."""
-    for first, path in pairwise(paths):
-        told, other = (read_json(one.with_suffix(".json")) for one in (first, path))
-        for key, what in {"tokens": "other tokens", "version": "another version of the numbers"}.items():
-            if told.get(key) != other.get(key):
-                raise UserError(
-                    f"{path} was measured with {what} than {first}: delete {path.parent} and run the same command again"
-                )
-
-
-def read_values(paths: Sequence[Path]) -> pd.DataFrame:
-    """The values of all widths in one table. Raises UserError."""
-    table = pd.concat([read_table(path, VALUES) for path in paths], ignore_index=True)
+def read_values(path: Path) -> pd.DataFrame:
+    """What a probe measured. Raises UserError."""
+    table = read_table(path, VALUES)
     if table.empty:
-        raise UserError(f"{paths[0]} holds no value: delete it and run the same command again")
+        raise UserError(f"{path} holds no value: delete it and run the same command again")
     return table
 
 

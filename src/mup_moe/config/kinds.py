@@ -14,8 +14,7 @@ class Kind:
     That module has `draw(config, name, results) -> Figure`, called within `style.drawing_style`.
 
     reads: files in the folder of results. {name} is the figure's own name; {figure} means one file for each figure
-    that it shows, {reference} for those that have a `reference`, {cell} for each of their cells, {width} for each
-    width of a probe.
+    that it shows, {reference} for those that have a `reference`, {cell} for each of their cells.
     category: the heading in the report; they are sorted. {heading} is that of a figure's subject (HEADINGS).
     axes: what may have several values, besides panel, curve, learning_rate and seed.
     caption: what to look for, in the report, as reStructuredText; a long one is in workflow/report/figure.rst instead.
@@ -39,7 +38,7 @@ HEADINGS = {
     "dense": "4 Dense models",
 }
 _TRANSFER_READS = ("{figure}/runs.csv", "{figure}/optima.csv", "{reference}/reference.csv")
-_PROBE_READS = ("{name}/w{width}.csv", "{name}.csv")
+_PROBE_READS = ("{name}/values.csv", "{name}.csv")
 
 ATTRIBUTION = """
 What each group of roles contributes to transfer. A row *without* a group leaves it as under SP, a row *only* with it

@@ -16,9 +16,9 @@ from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_wid
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 
 
-def draw(config: Config, name: str, results: Path) -> Figure:
+def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (as every kind has it)
     """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
-    return draw_activations(*read_probe(config, name, results))
+    return draw_activations(*read_probe(name, results))
 
 
 def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:

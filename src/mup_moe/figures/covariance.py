@@ -28,9 +28,9 @@ FIRST: dict[str, Any] = {"ls": (0, (3, 1.5)), "mfc": "white"}  # how the first s
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def draw(config: Config, name: str, results: Path) -> Figure:
+def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (as every kind has it)
     """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
-    return draw_covariance(*read_probe(config, name, results))
+    return draw_covariance(*read_probe(name, results))
 
 
 def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:

@@ -46,7 +46,6 @@ def files_of(config: Config, name: str) -> list[str]:
         "figure": lambda: parts,
         "reference": lambda: [part for part in parts if config.figures[part].reference is not None],
         "cell": lambda: dict.fromkeys(cell.id for part in parts for cell in config.figures[part].cells()),
-        "width": lambda: config.probes[name].axes.width,
         "name": lambda: [name],
     }
     found = []

@@ -9,7 +9,6 @@ import pandas as pd
 
 from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, log2_of_positive, read_values
-from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, MaxNLocator, NullLocator, sns
 from mup_moe.figures.style import WIDTH
 from mup_moe.figures.ticks import excess, label_axis, thinned
@@ -18,10 +17,9 @@ ROW_HEIGHT = 1.45  # inches
 Y_LABELS = 0.55  # inches, of the labels beside a panel
 
 
-def read_probe(config: Config, name: str, results: Path) -> tuple[pd.DataFrame, list[Slope]]:
+def read_probe(name: str, results: Path) -> tuple[pd.DataFrame, list[Slope]]:
     """What a probe measured, and its slopes. Raises UserError for what is missing or damaged."""
-    values = [results / name / f"w{width}.csv" for width in config.probes[name].axes.width]
-    return read_values(values), read_rows(results / f"{name}.csv", Slope)
+    return read_values(results / name / "values.csv"), read_rows(results / f"{name}.csv", Slope)
 
 
 def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:

@@ -1,4 +1,4 @@
-"""Measures the models of one width of a probe: python -m mup_moe probe."""
+"""Measures the models of a probe, one after the other: python -m mup_moe probe."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import UserError, write_csv, write_json
+from mup_moe.files import write_csv, write_json
 from mup_moe.ops.device import claim_device
 from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import one_of
@@ -20,7 +20,6 @@ COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "val
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("probe", help="its name in the config")
-    parser.add_argument("--width", required=True, type=int, metavar="N", help="that of the models to measure")
     add_config_arguments(parser)
     how = parser.add_argument_group("how to train (default: `execution` of the config)")
     how.add_argument("--device", choices=["auto", "cpu", "cuda"])
@@ -28,14 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measures one model after the other; a row per model, step, quantity and block."""
+    """Writes RESULTS/PROBE/values.csv, a row per model, step, quantity and block. Raises UserError."""
     sweep = read_sweep(arguments)
     name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
-    probe, paths = sweep.config.probes[name], sweep.probe_values(name)
-    if arguments.width not in paths:
-        raise UserError(f"`probes.{name}` has no width {arguments.width}: choose from {', '.join(map(str, paths))}")
-    out = paths[arguments.width]
-    requests = [sweep.request(cell) for cell in sweep.probe_cells(name, arguments.width)]
+    probe, out = sweep.config.probes[name], sweep.probe_values(name)
+    # The widest last: its memory is given back as the process ends.
+    requests = [sweep.request(cell) for cell in sorted(probe.cells(), key=lambda cell: cell.width)]
     torch.set_num_threads(arguments.threads or execution.threads)
     tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
     rows = []

@@ -121,9 +121,9 @@ def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
         rows.append(_of_figure(_row("figure", name, figure.setup, bills, known), figure, setup, bills))
         known |= bills
     for name, probe in config.probes.items():
-        # A measurement goes forward and backward once, beside the steps; one job has all models of a width.
+        # A measurement goes forward and backward once, beside the steps; one job has all models.
         tokens = (probe.steps[-1] + len(probe.steps)) * config.setups[probe.setup].tokens_per_step
-        start = START_SECONDS * len(probe.axes.width) / len(probe.cells())
+        start = START_SECONDS / len(probe.cells())
         bills = {f"{name}/{cell.id}": _bill(sweep, machine, cell, tokens, start, 0) for cell in probe.cells()}
         rows.append(_row("probe", name, probe.setup, bills, known))
         known |= bills

@@ -48,7 +48,7 @@ def lines(status: SweepStatus) -> Iterator[str]:
     training = f"{processes or 'no'} {_plural(processes, 'process trains', 'processes train')} cells"
     yield f"{'a' if status.snakemake else 'no'} Snakemake is working in {status.results}; {training}"
     yield from (f"corpus {name}: {state}" for name, state in status.corpora.items())
-    yield from (f"probe {name}: {done} of {widths} widths" for name, (done, widths) in status.probes.items())
+    yield from (f"probe {name}: {'' if done else 'not '}measured" for name, done in status.probes.items())
     yield ""
     yield from _table(status)
     yield from _list("running", [_running(group) for group in _jobs(status, State.RUNNING)])

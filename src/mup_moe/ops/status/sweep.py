@@ -55,7 +55,7 @@ class SweepStatus:
         self.snakemake = is_held(sweep.results)
         corpora = dict.fromkeys([*map(sweep.corpus, every), *map(sweep.probe_corpus, probes)])
         self.corpora = {corpus: corpus_state(corpus, sweep.results) for corpus in corpora}
-        self.probes = {name: _measured(sweep.probe_values(name).values()) for name in probes}
+        self.probes = {name: sweep.probe_values(name).exists() for name in probes}
         self.cells = {status.cell: status for status in survey(sweep, every, now)}
         self.time_left = time_left(sweep, list(self.cells.values()), benchmark)
 
@@ -77,7 +77,7 @@ class SweepStatus:
         return {
             "snakemake": self.snakemake,
             "corpora": self.corpora,
-            "probes": {name: {"measured": done, "widths": widths} for name, (done, widths) in self.probes.items()},
+            "probes": self.probes,
             "figures": {name: self.count(cells) for name, cells in self.figures.items()},
             "total": self.count(self.cells),
             "time_left": asdict(self.time_left),
@@ -91,10 +91,6 @@ class SweepStatus:
                 for cell, status in self.cells.items()
             },
         }
-
-
-def _measured(values: Collection[Path]) -> tuple[int, int]:
-    return sum(path.exists() for path in values), len(values)
 
 
 def time_left(sweep: Sweep, cells: Sequence[CellStatus], benchmark: Path) -> TimeLeft:
