@@ -56,7 +56,7 @@ soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/slurm/soak.py
 
 # At home: what gpu-check takes along, in results/gpu and results/data.
-GPU_FIGURES := figure1 control figure3 figure2b
+GPU_FIGURES := figure1 attribution figure3 figure2b
 gpu-jobs: $(VENV)/run.stamp
 	$(BIN)/snakemake results/data/python-large/manifest.json --cores $(CORES) --config preset=gpu
 	for preset in gpu gpu-visit; do \

@@ -535,7 +535,7 @@ class Config(_Section):
         self._check_cells(f"figures.{name}", figure)
         model = self.setups[figure.setup].model
         _require(
-            figure.curve != "width" or model.base_width in figure.axes.width,
+            figure.curve != "width" or figure.kind == "sensitivity" or model.base_width in figure.axes.width,
             f"`figures.{name}.axes.width` lacks the base width {model.base_width}, from which transfer is measured:"
             " add it, or change `base_width` of the set-up",
         )
