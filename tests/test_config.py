@@ -229,10 +229,8 @@ def test_a_mistake_ends_in_one_sentence_naming_the_key(key, value, expected):
 
 def test_rotary_positions_need_heads_of_even_size():
     document = copy.deepcopy(DOCUMENT)
-    _set(document, f"{MODEL}.positions", "rotary")
-    assert validate(document).setups["small"].model.positions == "rotary"
-    _set(document, f"{MODEL}.heads", None)
-    _set(document, f"{MODEL}.head_size", 1)
+    assert validate(document).setups["mixtral"].model.positions == "rotary"
+    document["setups"]["mixtral"]["model"] |= {"heads": None, "head_size": 1}
     with pytest.raises(ConfigError, match="its size is 1 at `width` 32: change `head_size` so that it is even"):
         validate(document)
 
@@ -260,6 +258,7 @@ def test_a_cell_too_long_for_a_file_name_is_refused():
 
 def test_a_grid_is_the_product_of_its_axes():
     axes = DOCUMENT["figures"]["figure1"]["axes"] | {"learning_rate": [LearningRate("2^-9"), LearningRate(0.1)]}
+    axes["learning_rate_of"] = [""]
     ids = [cell.id for cell in grid("small", axes)]
     assert len(ids) == len(set(ids)) == 3 * len(axes["width"]) * 2
 
@@ -272,9 +271,9 @@ def test_an_entry_starts_from_another_key_by_key():
     first, second = config.figures["figure1"], config.figures["figure2a"]
     assert second.axes.learning_rate == first.axes.learning_rate
     assert second.axes.experts != first.axes.experts
-    small, medium = config.setups["small"], config.setups["medium"]
-    assert medium.training == small.training
-    assert medium.model.base_experts != small.model.base_experts
+    small, other = config.setups["mixtral"], config.setups["mixtral-16"]
+    assert other.training == small.training
+    assert other.model.base_experts != small.model.base_experts
 
 
 @pytest.mark.parametrize("section", ["corpora", "setups", "figures", "probes"])

@@ -27,7 +27,8 @@ from mup_moe.config.settings import Config
 from mup_moe.model.dispatch import capacity
 from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.model.scaling import attention_logit_scale, factors
-from mup_moe.parametrization import ROLES, VARIABLES, parse_table
+from mup_moe.parametrization import ROLES, VARIABLES
+from mup_moe.sweep import Sweep
 from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
@@ -81,14 +82,14 @@ BUILT: set[tuple[Any, ...]] = set()
 
 def use(config: Config) -> None:
     """Makes of a config all that comes before the training of its cells."""
-    table = parse_table(config.parametrizations)
+    sweep = Sweep(config)
     jobs({name: figure.cells() for name, figure in config.figures.items()}, config.execution.lockstep)
     for name in config.figures:
         FigureSpec.of(config, name)
     for result in [*config.figures.values(), *config.probes.values()]:
         setup, cells = config.setups[result.setup], result.cells()
         for cell in {cells[0], cells[-1]}:
-            request = TrainingRequest(cell, setup.model, setup.training, table[cell.parametrization])
+            request = TrainingRequest(cell, setup.model, setup.training, sweep.rules(cell.parametrization))
             assert TrainingRequest.from_json(request.to_json()) == request
             if request.digest not in BUILT:
                 build(request)
@@ -350,12 +351,12 @@ def test_at_the_ends_of_ranges_a_cell_finishes_or_diverges(change, tokens):
         ("figures: {figure1: {axes: {width: [32, 1000000000]}}}", "width 1000000000 must lie between 1 and 2"),
         (
             "setups: {small: {model: {base_width: 1048576, base_experts: 65536}}}",
-            "`base_width` 1048576, `base_experts` 65536 and `ffn_ratio` 3 make a tensor",
+            "`base_width` 1048576, `base_experts` 65536 and `ffn_ratio` 2 make a tensor",
         ),
         ("setups: {small: {model: {base_width: 7}}}", "`base_width` 7 is not divisible by `heads` 4"),
         ("figures: {figure1: {axes: {width: [32, 1000000], experts: [1000000]}}}", "make a tensor of more than"),
         ("figures: {figure1: {axes: {learning_rate: [1.7976931348623157e+308]}}}", "learning_rate 1.79"),
-        (f"figures: {{figure1: {{axes: {{seed: {list(range(2000))}}}}}}}", "`figures.figure1.axes` make it"),
+        (f"figures: {{figure1: {{axes: {{seed: {list(range(2000))}}}}}}}", "`figures.attribution.axes` make it"),
         ("parametrizations: {mup: {router: [1, fan_in^17, 1, 1]}}", "`parametrizations.mup.router` has a power"),
     ],
     ids=lambda value: value[:60],

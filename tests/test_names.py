@@ -1,14 +1,15 @@
 """A name comes back as it was from every table, also one that reads like nothing, a truth or a number."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import make_project, snakemake, spec_of
+from conftest import CONFIG, make_project, snakemake, spec_of
 from mup_moe.__main__ import main
 from mup_moe.analysis import verdict
 from mup_moe.analysis.optima import OptimumRow, read_optima
@@ -16,10 +17,10 @@ from mup_moe.analysis.published import read_published
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
 from mup_moe.analysis.slopes import VALUES, Slope, read_values, slopes
 from mup_moe.config.cell import NAME
-from mup_moe.config.settings import RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
+from mup_moe.config.settings import RESERVED, RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import csv_text, write_csv
 from mup_moe.tables.machine import Machine
-from test_figure import make_request, write_optima
+from test_figure import config_of, make_request, write_optima
 
 LIKE_OTHERS = ["null", "nan", "na", "none", "true", "false", "inf", "infinity", "1e5", "007", "0", "n-a", "1-2", "0x1f"]
 names = st.sampled_from(LIKE_OTHERS) | st.from_regex(NAME, fullmatch=True).filter(lambda name: len(name) < 30)
@@ -72,6 +73,7 @@ def test_values_and_slopes_keep_every_name(tmp_path, rules, quantity, block):
 @in_a_folder
 @given(figure=result_names, probe=result_names, rule=names)
 def test_a_claim_is_tested_on_what_it_names(tmp_path, figure, probe, rule):
+    assume(figure != probe and not {figure, probe} & RESERVED)
     request = make_request([rule], (32, 64, 128))
     folder = tmp_path / "figures" / figure
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,9 +87,17 @@ def test_a_claim_is_tested_on_what_it_names(tmp_path, figure, probe, rule):
         slopes=(SlopeTest(probe=probe, parametrization=rule, quantity="logits", step=1, slope=0.5),),
     )
     claims = ClaimsSettings(
-        drift_margin=1.0, slope_margin=0.2, refuting_tokens=1, refuting_octaves=1.0, table={"c": claim}
+        drift_margin=1.0,
+        excess_margin=0.1,
+        slope_margin=0.2,
+        refuting_tokens=1,
+        refuting_octaves=1.0,
+        table={"c": claim},
     )
-    drift, slope = verdict.tests_of("c", claim, claims, verdict.read_evidence(claims, folder.parent))
+    config = config_of({figure: request})
+    probes = {probe: replace(CONFIG.probes["lemma_b1"], setup="small")}
+    config = replace(config, claims=claims, probes=probes)
+    drift, slope = verdict.tests_of("c", claim, claims, verdict.read_evidence(config, folder.parent))
     assert drift.octaves == 2
     assert (slope.estimate, slope.verdict) == (0.5, "replicated")
 

@@ -20,6 +20,7 @@ from mup_moe.data.tokens import END_OF_TEXT
 from mup_moe.sweep import Sweep
 from mup_moe.tables import plan
 
+LARGE = ("authors", "gpu", "gpu-visit", "paper")  # larger sweeps than the default
 NAMES = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
@@ -27,8 +28,8 @@ def preset(name: str) -> Config:
     return validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT / "presets", name)))
 
 
-def test_all_three_are_there():
-    assert set(NAMES) >= {"authors", "paper", "gpu"}
+def test_all_are_there():
+    assert set(NAMES) == {*LARGE, "evening", "power"}
 
 
 def test_the_default_is_the_config_itself():
@@ -36,12 +37,12 @@ def test_the_default_is_the_config_itself():
 
 
 def test_another_name_is_refused_with_those_there_are():
-    known = "default, authors, gpu, gpu-visit, paper"
+    known = "default, authors, evening, gpu, gpu-visit, paper, power"
     with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LARGE)
 def test_a_preset_has_the_papers_figures_and_probes(name):
     config = preset(name)
     assert {"figure1", "figure2a", "figure2b", "figure3", "figure4"} <= set(config.figures)
@@ -49,7 +50,9 @@ def test_a_preset_has_the_papers_figures_and_probes(name):
     assert config.figures["figure1"].axes.parametrization == ("sp", "simplep", "mup")
     for figure in config.figures.values():
         model = config.setups[figure.setup].model
-        if figure.curve == "width":
+        if figure.kind == "sensitivity":
+            assert figure.axes.width == (model.base_width,)
+        elif figure.curve == "width":
             assert figure.axes.experts == (1 if figure.axes.architecture == ("dense",) else model.base_experts,)
             assert figure.axes.granularity == (1,)
             assert max(figure.axes.width) >= 8 * model.base_width
@@ -58,6 +61,21 @@ def test_a_preset_has_the_papers_figures_and_probes(name):
             assert min(figure.axes.width) > model.base_width
             base = {"experts": model.base_experts, "granularity": 1}[figure.curve]
             assert base in getattr(figure.axes, figure.curve)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_measures_the_controls_of_every_claim(name):
+    config = preset(name)
+    tests = [drift for claim in config.claims.table.values() for drift in claim.drifts if drift.expect == "keeps"]
+    assert tests
+    for test in tests:
+        figure, beside = config.figures[test.figure], config.figures[test.controls.figure]
+        assert test.panel in figure.axes.parametrization
+        assert set(test.controls.panels) <= set(beside.axes.parametrization)
+        # The excess is that at the far end, over seeds that both have.
+        assert max(getattr(figure.axes, figure.curve)) == max(getattr(beside.axes, figure.curve))
+        assert figure.axes.seed == beside.axes.seed
+        assert figure.axes.learning_rate == beside.axes.learning_rate
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,7 +94,8 @@ def test_the_text_lasts_for_an_epoch(name):
     for figure in config.figures.values():
         setup = config.setups[figure.setup]
         kept = 1 - config.corpora[setup.corpus].validation_fraction
-        assert rows[setup.corpus].tokens * kept > setup.tokens_per_run
+        # One is there to be seen more than once.
+        assert rows[setup.corpus].tokens * kept > setup.tokens_per_run or setup.corpus == "repeated"
 
 
 def test_authors_has_the_settings_of_their_public_code():

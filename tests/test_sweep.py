@@ -44,7 +44,10 @@ def test_figures_and_compositions_are_chosen_by_name_in_the_order_asked_for():
 
 
 def test_the_paper_draws_a_figure_of_a_composition_there():
-    assert drawn_in_paper(CONFIG) == ["figure1", "figure3", "figure4", "figure2", *CONFIG.probes]
+    assert drawn_in_paper(CONFIG) == [
+        *("figure1", "figure3", "figure4", "attribution", "attribution4", "sensitivity", "figure2"),
+        *CONFIG.probes,
+    ]
 
 
 @pytest.mark.parametrize("axes", [(), ("seed",), ("learning_rate", "seed")])
