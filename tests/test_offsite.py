@@ -289,7 +289,7 @@ def test_a_kill_while_cells_are_packed_loses_none_that_was(tmp_path, monkeypatch
 def test_what_comes_back_from_a_visit_fits(tmp_path):
     """Eight files of 16 MiB, as docs/offsite.md says: archives, logs, and what look writes."""
     config = validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT / "presets", "gpu")))
-    first = [cell for figure in ("figure1", "control") for cell in config.figures[figure].cells()]
+    first = {cell for figure in ("figure1", "attribution") for cell in config.figures[figure].cells()}
     rows = config.setups["gpu"].training.steps
     options = argparse.ArgumentParser()
     run_jobs.add_arguments(options)
@@ -368,14 +368,14 @@ def test_a_job_that_cannot_end_in_time_is_not_begun_unless_it_keeps_checkpoints(
 
 
 def test_a_cell_is_exported_once_with_all_of_its_width(home):
-    figures = ("--figures", "figure1", "control", "figure3", "figure2b")
+    figures = ("--figures", "figure1", "attribution", "figure3", "figure2b")
     (home / "results" / "data" / "python-large").symlink_to(home / "results" / "data" / "tiny")
     done = command(home, "export-jobs", "--preset", "gpu", *figures, "--out", "results/gpu.jsonl")
     assert done.returncode == 0, done.stderr
     listed = read_jobs(home / "results" / "gpu.jsonl")
     ids = [request.cell.id for job in listed for request in job.requests]
     assert len(ids) == len(set(ids))
-    assert [(job.figure, len(job.requests)) for job in listed[:8]] == [("figure1", 27)] * 4 + [("control", 9)] * 4
+    assert [(job.figure, len(job.requests)) for job in listed[:8]] == [("figure1", 27)] * 4 + [("attribution", 27)] * 4
     assert [job.requests[0].cell.width for job in listed[:4]] == [64, 128, 256, 512]
     assert f"({(home / 'results' / 'gpu.jsonl').stat().st_size / 1e6:.1f} MB)" in done.stdout
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from conftest import CONFIG, ROOT, snakemake
 from mup_moe.analysis.markup import html_page, markdown_table, markdown_text
+from mup_moe.config.kinds import KINDS
 
 pytestmark = pytest.mark.workflow
 
@@ -54,6 +55,10 @@ def stand_ins(folder: Path) -> None:
     results = folder / "results"
     results.mkdir()
     names = [*DRAWN, *CONFIG.probes, "claims", "table1", "table2", "plan"]
+    tables = [f"{name}/{figure.kind}" for name, figure in CONFIG.figures.items() if KINDS[figure.kind].table]
+    for table in tables:
+        (results / table).parent.mkdir()
+        (results / f"{table}.html").write_text(html_page(table, ""))
     for index, name in enumerate(names):
         Image.new("RGB", (40, 30), (index, 2, 3)).save(results / f"{name}.png")
         (results / f"{name}.pdf").write_bytes(b"%PDF-1.4 " + name.encode())
@@ -99,11 +104,11 @@ def test_the_claims_come_first_and_figures_under_the_paper_s_headings(report):
     }
     assert of_heading == {
         HEADINGS[0]: {"claims"},
-        HEADINGS[1]: {"figure1", "figure4"},
+        HEADINGS[1]: {"figure1", "figure4", "attribution", "attribution4", "sensitivity"},
         HEADINGS[2]: {"figure2"},
         HEADINGS[3]: {"figure3"},
         HEADINGS[4]: {"coordinate_check"},
-        HEADINGS[5]: {"lemma_b1"},
+        HEADINGS[5]: {"lemma_b1", "lemma_b1_slopes"},
     }
 
 

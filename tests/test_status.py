@@ -53,7 +53,7 @@ def small_config(**axes: list[Any]) -> dict[str, Any]:
     document["setups"]["small"]["training"] |= training
     axes = {"parametrization": ["mup"], "width": [32, 64], "learning_rate": list(RATES)} | axes
     figure = document["figures"]["figure1"]
-    both = figure | {"axes": figure["axes"] | axes}
+    both = figure | {"setup": "small", "axes": figure["axes"] | axes}
     document["figures"] = {"both": both, "narrow": both | {"axes": both["axes"] | {"width": [32]}}}
     document |= {"compositions": {"all": ["both", "narrow"]}, "trends": {}, "probes": {}}
     document["claims"]["table"] = {}

@@ -63,6 +63,7 @@ rule table_of_kind:
         md="results/{figure}/{kind}.md",
         html=report(
             "results/{figure}/{kind}.html",
+            caption="../report/table_of_kind.rst",
             category=lambda wildcards: category_of(CONFIG, wildcards.figure),
             labels={"result": "{figure}", "format": "page"},
         ),
