@@ -46,8 +46,8 @@ leaves everything else so. Look at the rows that lack what a claim is about: whe
 as the rule itself does, this sweep cannot tell whether the rule is right there.
 """
 SENSITIVITY = """
-What this set-up sees: the nats that it loses when one group of roles is trained with another learning rate. A line
-that stays below the dotted one belongs to roles of which a sweep of this set-up says nothing.
+What this set-up sees: the nats that it loses when one group of roles is trained with another learning rate. Look for
+lines that stay below the dotted one: of their roles a sweep of this set-up says nothing.
 """
 TREND = """
 The drift of the best learning rate over widths, against the steps of training, a line per base width. Transfer is a
