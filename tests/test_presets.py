@@ -29,7 +29,7 @@ def preset(name: str) -> Config:
 
 
 def test_all_are_there():
-    assert set(NAMES) == {*LARGE, "evening", "power"}
+    assert set(NAMES) == {*LARGE, "evening", "power", "switch"}
 
 
 def test_the_default_is_the_config_itself():
@@ -37,7 +37,7 @@ def test_the_default_is_the_config_itself():
 
 
 def test_another_name_is_refused_with_those_there_are():
-    known = "default, authors, evening, gpu, gpu-visit, paper, power"
+    known = "default, authors, evening, gpu, gpu-visit, paper, power, switch"
     with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
 
