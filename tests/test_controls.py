@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from conftest import CONFIG, TABLE, VOCABULARY, make_request, run_step
+from mup_moe.__main__ import main
 from mup_moe.analysis.attribution import AttributionRow
 from mup_moe.analysis.curve import Curve
 from mup_moe.analysis.excess import excess, largest_excess
@@ -407,6 +408,16 @@ def test_controls_are_checked(changes, sentence):
     document = asdict(CONFIG) | {"claims": asdict(CONFIG.claims) | {"table": table}}
     with pytest.raises(ConfigError, match=sentence):
         validate(json.loads(json.dumps(document)))
+
+
+def test_verdicts_of_sweeps_are_shown_side_by_side(tmp_path, capsys):
+    judged(tmp_path / "seeing", ["mup-without-experts"])
+    judged(tmp_path / "blind", ["mup-without-experts"], levels={})
+    capsys.readouterr()
+    assert main(["verdicts", str(tmp_path / "seeing"), str(tmp_path / "blind")]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == "| claim | seeing | blind |"
+    assert table[2] == "| C9 | replicated | inconclusive: cannot tell, μP without experts passes too |"
 
 
 # ---------------------------------------------------------------- trends and power

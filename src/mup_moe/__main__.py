@@ -20,7 +20,7 @@ from mup_moe.files import UserError, explain_disk_error
 GROUPS = {
     "make results by hand": {
         "tokenize": ("turns a corpus into tokens", "ops.tokenize", "python --threads 2"),
-        "train": ("trains cells", "ops.train", "small_moe_mup_w64_e8_g1_lr2^-6_s0"),
+        "train": ("trains cells", "ops.train", "mixtral_moe_mup_w64_e8_g1_lr2^-5_s0"),
         "aggregate": ("collects the results of a figure's cells in one table", "analysis.aggregate", "figure1"),
         "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
         "attribution": ("says what each group of roles contributes", "analysis.attribution", "attribution"),
@@ -32,6 +32,7 @@ GROUPS = {
         "slopes": ("fits how a probe's values scale with width", "analysis.slopes", "coordinate_check"),
         "power": ("says how many seeds a probe needs", "analysis.power", "lemma_b1_slopes --pilot values.csv"),
         "claims": ("decides on the paper's claims", "analysis.claims", "--preset gpu"),
+        "verdicts": ("shows verdicts of recorded sweeps together", "analysis.verdicts", "results/recorded/default"),
         "table1": ("writes the table of parametrizations", "tables.table1", ""),
         "table2": ("writes the table of models", "tables.table2", ""),
         "plan": ("estimates what each sweep costs", "tables.plan", "--preset paper"),

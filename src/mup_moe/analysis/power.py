@@ -71,5 +71,5 @@ def seeds_needed(deviation: float, widths: tuple[int, ...], free: float, confide
     """
     spread = float(np.sum((np.log2(widths) - np.log2(widths).mean()) ** 2))
     freedom = len(widths) - 2
-    reach = stats.t.ppf((1 + confidence) / 2, freedom) + stats.t.ppf(power, freedom)
+    reach = float(stats.t.ppf((1 + confidence) / 2, freedom) + stats.t.ppf(power, freedom))
     return min(max(2, math.ceil((reach * deviation / free) ** 2 / spread)), MOST_SEEDS)

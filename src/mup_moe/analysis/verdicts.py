@@ -1,0 +1,44 @@
+"""Prints the verdicts of several recorded sweeps side by side, as a table in Markdown."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mup_moe.analysis.markup import markdown_table, markdown_text
+from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.runs import read_table
+
+_COLUMNS = {"claim": str, "says": str, "controls": str, "verdict": str}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    help_folders = "folders that have a claims.csv, such as results/recorded/default"
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_folders)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints a row per claim, a column per folder. Raises UserError for a table that is missing or damaged."""
+    print(side_by_side({folder.name: folder / "claims.csv" for folder in arguments.folders}), end="")
+
+
+def side_by_side(tables: Mapping[str, Path]) -> str:
+    """Verdicts by the name of their sweep, with what became of the controls. Raises UserError."""
+    read = {name: read_table(path, _COLUMNS).set_index("claim") for name, path in tables.items()}
+    claims = dict.fromkeys(claim for table in read.values() for claim in table.index)
+    rows = []
+    for claim in claims:
+        found = [_shown(table.loc[claim]) if claim in table.index else "--" for table in read.values()]
+        rows.append([markdown_text(str(claim)), *found])
+    return markdown_table(["claim", *map(markdown_text, read)], rows)
+
+
+def _shown(row: Mapping[str, str]) -> str:
+    passing = dict.fromkeys(name for name, fate in _fates(row["controls"].split("; ")) if fate == "passes")
+    titles = " and ".join(map(parametrization_title, passing))
+    note = f": cannot tell, {titles} {'passes' if len(passing) == 1 else 'pass'} too" if passing else ""
+    return markdown_text(f"{row['verdict']}{note}")
+
+
+def _fates(controls: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, fate) for name, _, fate in (text.partition(" ") for text in controls) if name]
