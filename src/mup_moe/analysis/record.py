@@ -1,4 +1,4 @@
-"""Copies the results of the whole paper to a folder that git keeps, with what made them."""
+"""Copies results to a folder that git keeps, with what made them: the whole paper, or the tables of some figures."""
 
 import argparse
 import json
@@ -17,13 +17,17 @@ from mup_moe.config.load import preset_files
 from mup_moe.config.settings import RESULT_NAME, Config
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
-from mup_moe.options import read_layers, takes
+from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep
-
-add_arguments = takes("name", "what to call the record, such as the preset")
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("name", help="what to call the record, such as the preset")
+    add_sweep_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -33,12 +37,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"the name {arguments.name!r} must be lower-case letters and digits, words joined by '-' or '_'"
         )
-    if not (results / LISTING).exists():
-        raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
     layers = read_layers(arguments)
-    cells = read_runs(results / "runs.csv").index
+    sweep = Sweep(layers.config, results)
+    if arguments.figures is None and not (results / LISTING).exists():
+        raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
+    tables = [results / "runs.csv"] if arguments.figures is None else map(sweep.runs, sweep.chosen(arguments.figures))
+    cells = dict.fromkeys(name for table in tables for name in read_runs(table).index)
     summaries = {name: read_result(results / "cells" / name) for name in cells}
-    _check_config(Sweep(layers.config, results), summaries)
+    _check_config(sweep, summaries)
     made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
@@ -47,7 +53,9 @@ def run(arguments: argparse.Namespace) -> None:
         shutil.rmtree(left, ignore_errors=True)
     make_folder(made)
     try:
-        for source in _files(results, layers.config):
+        alone = arguments.figures is not None
+        sources = [path for name in sweep.chosen(arguments.figures) for path in _of_figure(sweep, name, alone)]
+        for source in sources if alone else [*sources, *_of_paper(results, layers.config)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
             shutil.copy2(source, target)
@@ -84,16 +92,23 @@ def _keep_config(layers: Layers, folder: Path) -> list[str]:
     return names
 
 
-def _files(results: Path, config: Config) -> Iterator[Path]:
+def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
+    """The tables of one figure; alone: also those that the paper has of all figures together, and what was drawn."""
+    figure, results = sweep.config.figures[name], sweep.results
+    kinds = [figure.kind] if KINDS[figure.kind].table else []
+    yield from (results / name / f"{kind}.{suffix}" for kind in kinds for suffix in ("csv", "md", "html"))
+    yield from [results / name / "reference.csv"] if figure.reference else []
+    if alone:
+        yield from (sweep.runs(name), sweep.optima(name))
+        yield from (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in SUFFIXES)
+
+
+def _of_paper(results: Path, config: Config) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
         stem = Path(name).stem
         yield from (path for path in sorted(results.glob(f"{stem}.*")) if path.suffix in SUFFIXES)
     yield results / "claims/tests.csv"
     yield from (results / name / f"values.{kind}" for name in config.probes for kind in ("csv", "json"))
-    for name, figure in config.figures.items():
-        yield from [results / name / "reference.csv"] if figure.reference else []
-        tables = [figure.kind] if KINDS[figure.kind].table else []
-        yield from (results / name / f"{kind}.{suffix}" for kind in tables for suffix in ("csv", "md", "html"))
 
 
 def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
