@@ -309,9 +309,10 @@ def test_what_is_finished_is_collected_beside_what_fails_and_what_is_outdated(pr
     assert len(pd.read_csv(project / "results/runs.csv")) > len(pd.read_csv(project / "results/figure1/runs.csv"))
 
 
-def record(project, *over):
+def record(project, *over, figures=()):
+    alone = ["--figures", *figures] if figures else []
     return subprocess.run(
-        [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml", *over],
+        [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml", *over, *alone],
         cwd=project,
         env=os.environ | {"PYTHONPATH": "src"},
         check=False,
@@ -354,6 +355,20 @@ def test_results_are_recorded_with_what_made_them(project):
     assert done.returncode == 1
     assert "results/recorded/smoke is as it was, for a copy failed" in done.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
+
+
+def test_some_figures_are_recorded_alone(project):
+    assert smoke(project, "results/attribution/attribution.csv", "results/figure2a.pdf").returncode == 0
+    assert record(project).returncode == 1
+    done = record(project, figures=["attribution", "figure2a"])
+    assert done.returncode == 0, done.stderr
+    folder = project / "results/recorded/smoke"
+    kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    tables = {f"{figure}/{table}.csv" for figure in ("attribution", "figure2a") for table in ("runs", "optima")}
+    tables |= {f"attribution/attribution.{suffix}" for suffix in ("csv", "md", "html")}
+    assert kept == tables | {"figure2a.pdf", "figure2a.png", "config.yaml", "smoke.yaml", "provenance.json"}
+    rows = [row for figure in ("attribution", "figure2a") for row in pd.read_csv(folder / figure / "runs.csv")["cell"]]
+    assert json.loads((folder / "provenance.json").read_text())["cells"] == len(set(rows))
 
 
 def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):
