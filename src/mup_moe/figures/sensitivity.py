@@ -45,10 +45,11 @@ def draw_rows(rows: Sequence[SensitivityRow], margin: float) -> Figure:
         axes.set_xlabel("factor on the group's learning rate")
         label(axes, ticks, width / len(models) - 0.8)
     finite = [row.lost for row in rows if np.isfinite(row.lost)]
-    grid.flat[0].set_ylim(min(-margin / 2, *finite), min(max(*finite, 1.5 * margin), TOP * margin))
+    grid.flat[0].set_ylim(min(-margin / 2, *finite) - margin / 10, min(max(*finite, 1.5 * margin), TOP * margin))
     grid.flat[0].set_ylabel("nats lost")
     sns.despine(fig=figure)
     handles = {group: Line2D([], [], color=colours[group], lw=1.6, marker="o", ms=3) for group in groups}
     handles["seen from here on"] = Line2D([], [], color=FAINT, ls=DOTTED, lw=0.8)
-    draw_legend(figure, {"": Line2D([], [], ls=""), **handles}, loc="outside upper center", handlelength=1.4)
+    handles = {"learning rate of": Line2D([], [], ls=""), **handles}
+    draw_legend(figure, handles, loc="outside upper center", handlelength=1.4)
     return figure
