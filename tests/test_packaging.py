@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 
 import mup_moe
 from conftest import ROOT
+from mup_moe.analysis.names import MINUS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -65,6 +66,22 @@ def test_the_version_is_the_same_everywhere():
     assert citation["version"] == mup_moe.__version__
     heading = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
     assert heading == f"## {mup_moe.__version__} ({citation['date-released']})"
+
+
+FORMS = {"drift": "+.2f", "excess": ".3f"}
+
+
+def test_the_search_for_a_set_up_is_shown_as_it_was_recorded():
+    shown = [line.strip("| ").split(" | ") for line in (ROOT / "docs/results.md").read_text().splitlines()]
+    rows = {row[0].strip("`"): row[2:] for row in shown if row[0].startswith("`find-")}
+    recorded = {path.parent.name: path for path in (ROOT / "results/recorded/power").glob("*/attribution.csv")}
+    assert rows.keys() == recorded.keys()
+    for figure, path in recorded.items():
+        with path.open(encoding="utf-8") as file:
+            panels = {row["panel"]: row for row in csv.DictReader(file)}
+        rule, control = panels["mup"], panels["mup-without-experts"]
+        expected = [f"{float(row[key]):{form}}" for row in (rule, control) for key, form in FORMS.items()]
+        assert [number.replace(MINUS, "-") for number in rows[figure]] == expected, figure
 
 
 def test_the_readme_shows_the_recorded_claims():
