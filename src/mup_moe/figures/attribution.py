@@ -10,9 +10,8 @@ from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, sns
-from mup_moe.figures.style import FAINT, INK, RC, WIDTH, new_figure
+from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, new_figure
 
-BAND = "#ececec"
 LINE_HEIGHT = 0.2  # inches
 REACH = 6.0  # margins: an excess beyond is drawn at the end of the axis
 

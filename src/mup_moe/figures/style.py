@@ -17,6 +17,7 @@ NARROW = 4.6  # inches, of a figure of one panel
 LINE = 0.15  # inches, of a line of text
 MARGIN = 0.1  # inches, beside what is fitted
 INK, FAINT = "#222222", "#8c8c8c"
+BAND = "#ececec"  # what lies within a margin
 DOTTED = (0, (1, 2))
 LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
 RC: dict[Any, Any] = {

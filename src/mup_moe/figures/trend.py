@@ -14,9 +14,8 @@ from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, Line2D, NullLocator, sns
-from mup_moe.figures.style import FAINT, NARROW, RC, WIDTH, draw_legend, new_figure, shades
+from mup_moe.figures.style import BAND, FAINT, NARROW, RC, WIDTH, draw_legend, new_figure, shades
 
-BAND = "#ececec"
 HEIGHT = 2.4  # inches, of the panels
 
 
