@@ -10,7 +10,7 @@ from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, sns
-from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, new_figure
+from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, group_colours, new_figure
 
 LINE_HEIGHT = 0.2  # inches
 REACH = 6.0  # margins: an excess beyond is drawn at the end of the axis
@@ -29,8 +29,7 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
     """
     figure = new_figure(WIDTH, 0.75 + LINE_HEIGHT * len(rows))
     drifts, excesses = figure.subplots(1, 2, sharey=True)
-    groups = list(dict.fromkeys(row.group for row in rows if row.group))
-    colours = {"": INK, **dict(zip(groups, sns.color_palette("colorblind", len(groups)), strict=True))}
+    colours = {"": INK, **group_colours()}
     end = REACH * excess_margin
     drifts.axvspan(-drift_margin, drift_margin, color=BAND, lw=0)
     excesses.axvspan(0, excess_margin, color=BAND, lw=0)

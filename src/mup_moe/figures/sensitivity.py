@@ -10,7 +10,7 @@ from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.sensitivity import SensitivityRow
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, Line2D, sns
-from mup_moe.figures.style import DOTTED, FAINT, NARROW, RC, WIDTH, draw_legend, new_figure
+from mup_moe.figures.style import DOTTED, FAINT, NARROW, RC, WIDTH, draw_legend, group_colours, new_figure
 from mup_moe.figures.widths import label
 
 HEIGHT = 2.6  # inches, of the panels
@@ -26,7 +26,7 @@ def draw_rows(rows: Sequence[SensitivityRow], margin: float) -> Figure:
     """A panel per model; the dotted line is the loss from which on a set-up sees a group of roles."""
     models = list(dict.fromkeys((row.parametrization, row.width) for row in rows))
     groups = list(dict.fromkeys(row.group for row in rows))
-    colours = dict(zip(groups, sns.color_palette("colorblind", len(groups)), strict=True))
+    colours = group_colours()
     octaves = sorted({row.log2_factor for row in rows})
     ticks = {octave: f"$2^{{{octave:g}}}$" if octave else "1" for octave in octaves}
     width = WIDTH if len(models) > 1 else NARROW

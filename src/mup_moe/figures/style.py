@@ -11,6 +11,7 @@ import numpy as np
 
 from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, SubFigure, Text, matplotlib, sns
 from mup_moe.files import atomic_write
+from mup_moe.parametrization import GROUPS
 
 WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
@@ -30,6 +31,11 @@ RC: dict[Any, Any] = {
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3),
     **dict.fromkeys(("axes.edgecolor", "text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
+
+
+def group_colours() -> dict[str, Any]:
+    """A colour for each group of roles, the same in every figure."""
+    return dict(zip(GROUPS, sns.color_palette("colorblind", len(GROUPS)), strict=True))
 
 
 @contextmanager
