@@ -19,7 +19,7 @@ from mup_moe.config.settings import Config, without_neutral
 from mup_moe.data.corpus import SPLITS, tokenizer_paths, vocabulary_of
 from mup_moe.data.text_files import find
 from mup_moe.files import UserError
-from mup_moe.parametrization import Parametrization, control, parse_table
+from mup_moe.parametrization import Parametrization, control
 from mup_moe.training.memory import memory_mb
 from mup_moe.training.request import TrainingRequest
 
@@ -58,10 +58,10 @@ class Sweep:
         """The job that trains a cell of a figure."""
         return {cell: job for job, cells in self.jobs.items() for cell in cells}
 
-    @cached_property
+    @property
     def parametrizations(self) -> dict[str, Parametrization]:
         """The rows of the table, as the config lists them."""
-        return parse_table(self.config.parametrizations)
+        return self.config.rows
 
     def rules(self, name: str) -> Parametrization:
         """A row of the table, or one that is made of two (`parametrization.control`). Raises KeyError."""

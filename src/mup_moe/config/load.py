@@ -13,7 +13,7 @@ import pydantic
 from mup_moe.config.document import ConfigError, check_values, cut, read_document, show
 from mup_moe.config.like import lineage, without_like
 from mup_moe.config.settings import Config
-from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, parse_table
+from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization
 
 DEFAULT_PRESET = "default"  # config.yaml itself
 _ADAPTER = pydantic.TypeAdapter(Config)
@@ -51,7 +51,7 @@ def validate(document: Mapping[str, Any]) -> Config:
     try:
         resolved = _inherit(document)
         config = _ADAPTER.validate_json(json.dumps(resolved))
-        _check_table(config.parametrizations)
+        _check_table(config.rows)
     except pydantic.ValidationError as error:
         sentences = _sentences(error, document, resolved)
         more = len(sentences) - _MOST_SENTENCES
@@ -72,9 +72,9 @@ def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_table(table: Mapping[str, Mapping[str, Any]]) -> None:
-    """Parses the rows, and refuses powers whose factors would overflow. Raises ValueError naming the key."""
-    for name, row in parse_table(table).items():
+def _check_table(rows: Mapping[str, Parametrization]) -> None:
+    """Refuses powers whose factors would overflow. Raises ValueError naming the key."""
+    for name, row in rows.items():
         factors = [(role, getattr(rule, factor)) for role, rule in row.rules.items() for factor in FACTORS]
         for role, factor in (*factors, (ATTENTION_LOGITS, row.attention_logits)):
             for variable, power in factor.exponents:

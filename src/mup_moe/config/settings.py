@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 from mup_moe.config.cell import AXES, NAME, Cell, GroupRate, LearningRate, check_range, grid
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.optimizers import OPTIMIZERS
-from mup_moe.parametrization import GROUPS, control, parse_table
+from mup_moe.parametrization import GROUPS, Parametrization, control, parse_table
 
 DROPLESS = "dropless"
 # What results/ holds beside the figures' and probes' own files.
@@ -501,6 +502,11 @@ class Config(_Section):
         for name, claim in self.claims.table.items():
             self._check_claim(f"claims.table.{name}", claim)
 
+    @cached_property
+    def rows(self) -> dict[str, Parametrization]:
+        """The rows of the table. Raises ValueError naming the key."""
+        return parse_table(self.parametrizations)
+
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The figures that each composition and each trend is made of."""
@@ -568,7 +574,7 @@ class Config(_Section):
 
     def _check_rule(self, key: str, name: str, verb: str = "names") -> None:
         if name not in self.parametrizations:
-            made = control(parse_table(self.parametrizations), name)
+            made = control(self.rows, name)
             _require_listed("parametrizations", [made.name] if made else [], key, name, verb)
 
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
