@@ -487,7 +487,7 @@ def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_i
     names = [cell.id for cell in cells]
     shown, more = ", ".join(names[2:5]), len(names) - 5
     assert told_by(capsys.readouterr().err) == [
-        f"cells of small were trained on several {several}:"
+        f"cells of mixtral were trained on several {several}:"
         f" 2 {away} ({names[0]}, {names[1]}); {more + 3} {home} ({shown} and {more} more)"
     ]
     runs = pd.read_csv(folder / "figure1/runs.csv")

@@ -560,7 +560,7 @@ class Config(_Section):
         for panel in controls.panels:
             self._check_panel(key, controls.figure, panel)
         ours, theirs = self.figures[figure], self.figures[controls.figure]
-        for name in ("setup", "panel", "curve"):
+        for name in ("setup", "curve"):
             _require(
                 getattr(ours, name) == getattr(theirs, name),
                 f"`{key}` names {controls.figure!r}, whose `{name}` is not that of {figure!r}: controls are compared"
