@@ -678,7 +678,7 @@ def test_a_long_curve_is_cut_evenly_and_another_seed_changes_the_last_part():
     rates = len(axes.learning_rate)
     found, later = curve(180), curve(181)
     assert [len(cells) for cells in found.values()] == [180 * rates // 3] * 3
-    name = "small_moe_mup_w32_e8_g1"
+    name = "mixtral_moe_mup_w32_e8_g1"
     assert list(found) == list(later) == [name, f"{name}~2", f"{name}~3"]
     new = [job for job, cells in later.items() if any(cell.seed == 180 for cell in cells)]
     assert new == [f"{name}~3"]
@@ -687,9 +687,9 @@ def test_a_long_curve_is_cut_evenly_and_another_seed_changes_the_last_part():
 def test_jobs_are_named_by_what_their_cells_share():
     cells = cells_over(parametrization=["mup"], width=[32, 64])
     found = jobs({"a": cells, "b": cells[:2]}, ["learning_rate", "seed"])
-    assert list(found) == ["small_moe_mup_w32_e8_g1", "small_moe_mup_w32_e8_g1~2", "small_moe_mup_w64_e8_g1"]
+    assert list(found) == ["mixtral_moe_mup_w32_e8_g1", "mixtral_moe_mup_w32_e8_g1~2", "mixtral_moe_mup_w64_e8_g1"]
     assert all(isinstance(cell, Cell) for cells in found.values() for cell in cells)
-    assert list(jobs({"a": cells}, ["learning_rate", "seed"], 12)) == ["small_moe_mup_e8_g1"]
+    assert list(jobs({"a": cells}, ["learning_rate", "seed"], 12)) == ["mixtral_moe_mup_e8_g1"]
     assert len(jobs({"a": cells}, [])) == len(cells)
     assert math.prod(len(cells) for cells in jobs({"a": cells}, AXES[:1] + AXES[2:]).values()) > 1
 
