@@ -84,8 +84,14 @@ def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant
     return Variant(system=OURS, device=device, **{"architecture": "moe", "experts": base.cell.experts} | how | shape)
 
 
+BLOCK = (
+    *("top_k", "capacity_factor", "renormalize_gates", "activation", "gated", "ffn_ratio"),
+    *("norm", "positions", "final_norm"),
+)
+
+
 def read_request(path: Path | None, preset: str | None = None) -> TrainingRequest:
-    """The request in a file, or that of figure 1's muP MoE in config.yaml and a preset."""
+    """The request in a file, or one of the size of figure 1's muP MoE in config.yaml and a preset."""
     if path is not None:
         return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
     # These need pydantic, which a GPU machine may lack.
@@ -98,7 +104,9 @@ def read_request(path: Path | None, preset: str | None = None) -> TrainingReques
     cell = next(cell for cell in config.figures["figure1"].cells() if cell.parametrization == "mup")
     setup = config.setups[cell.setup]
     rules = parse_table(config.parametrizations)[cell.parametrization]
-    return TrainingRequest(cell, setup.model, setup.training, rules)
+    # The block of the set-up `small`: of a gated one the peers have no equal without experts.
+    block = {name: getattr(config.setups["small"].model, name) for name in BLOCK}
+    return TrainingRequest(replace(cell, setup="small"), replace(setup.model, **block), setup.training, rules)
 
 
 def token_stream(vocabulary: int = VOCABULARY) -> np.ndarray:

@@ -273,9 +273,9 @@ def test_the_bill_says_what_a_sweep_will_see(tmp_path, capsys):
     assert told in capsys.readouterr().out
     assert told in (tmp_path / "plan.md").read_text()
     # Another set-up of the same name has not been measured.
-    setup = config.setups["small"]
+    setup = config.setups["mixtral"]
     longer = replace(setup, training=replace(setup.training, steps=301))
-    other = replace(config, setups=config.setups | {"small": longer})
+    other = replace(config, setups=config.setups | {"mixtral": longer})
     assert run_step("plan", config=other, results=tmp_path) == 0
     assert "figure1: which roles it can see is not measured" in capsys.readouterr().out
 
