@@ -58,8 +58,9 @@ def test_at_the_base_width_all_parametrizations_train_the_same(tokens, changes):
         np.testing.assert_array_equal(history, histories["sp"])
 
 
-def test_above_the_base_width_all_differ(tokens):
-    losses = {name: train(tokens, parametrization=name, width=32)[-1, METRICS.index("train_loss")] for name in TABLE}
+def test_away_from_the_base_shape_all_differ(tokens):
+    shape = {"width": 32, "experts": 8}
+    losses = {name: train(tokens, parametrization=name, **shape)[-1, METRICS.index("train_loss")] for name in TABLE}
     assert len(set(losses.values())) == len(TABLE)
 
 
