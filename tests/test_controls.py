@@ -354,6 +354,7 @@ def test_a_sweep_that_a_wrong_rule_passes_cannot_tell(tmp_path):
     assert row["controls"] == "mup-without-experts passes"
     report = (tmp_path / "claims.md").read_text()
     assert "this sweep cannot tell: μP without experts passes the same test" in report
+    assert "| **C9** It. | **inconclusive**: this sweep cannot tell |" in report
     tests = pd.read_csv(tmp_path / "claims/tests.csv")
     assert tests["kind"].tolist() == ["drift", "control"]
 

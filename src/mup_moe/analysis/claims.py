@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import signed
-from mup_moe.analysis.verdict import Test, read_evidence, tests_of, verdict_of
+from mup_moe.analysis.verdict import CANNOT_TELL, Test, read_evidence, tests_of, verdict_of
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
@@ -73,7 +73,9 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in own)
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = _text(", ".join(_results(tests[name])))
-        row = [f"**{_text(name)}** {_text(claim.says)}", f"**{verdict_of(tests[name])}**", estimates, rests]
+        blind = any(test.reason.startswith(CANNOT_TELL) for test in own)
+        verdict = f"**{verdict_of(tests[name])}**{f': {CANNOT_TELL}' if blind else ''}"
+        row = [f"**{_text(name)}** {_text(claim.says)}", verdict, estimates, rests]
         overview.append(row)
     lines += [
         markdown_table(("claim", "verdict", "estimate [interval]", "rests on"), overview),

@@ -23,6 +23,7 @@ from mup_moe.config.settings import ClaimSettings, ClaimsSettings, Config, Drift
 
 Expectation = Literal["keeps", "moves", "falls"]
 Verdict = Literal["replicated", "not replicated", "inconclusive"]
+CANNOT_TELL = "this sweep cannot tell"  # the reason where a wrong rule passes a test
 
 
 def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdict:
@@ -185,7 +186,7 @@ def _with_controls(test: Test, controls: Sequence[Test]) -> Test:
     passing = [control.panel for control in controls if control.verdict == "replicated"]
     if passing:
         titles = " and ".join(map(parametrization_title, passing))
-        reason = f"this sweep cannot tell: {titles} {'passes' if len(passing) == 1 else 'pass'} the same test"
+        reason = f"{CANNOT_TELL}: {titles} {'passes' if len(passing) == 1 else 'pass'} the same test"
         return test._replace(verdict="inconclusive", reason=reason)
     for control in controls:
         if control.verdict == "inconclusive":
