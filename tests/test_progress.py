@@ -331,7 +331,7 @@ def test_many_figures_take_no_more_than_their_place():
 def test_the_forecast_has_what_the_plan_says(tmp_path):
     path = ROOT / "config.yaml"
     config = read_config(path)
-    setup = config.setups["small"]
+    setup = config.setups[config.figures["figure1"].setup]
     cells = config.figures["figure1"].cells()[::17]
     benchmark = ROOT / "benchmarks" / "step.csv"
     told = ask_forecast(yaml.safe_load(path.read_text()), [cell.id for cell in cells], tmp_path, benchmark)
