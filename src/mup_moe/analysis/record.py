@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         alone = arguments.figures is not None
         sources = [path for name in sweep.chosen(arguments.figures) for path in _of_figure(sweep, name, alone)]
+        sources += [path for name in arguments.figures or () for path in _drawn(results, name)]
         for source in sources if alone else [*sources, *_of_paper(results, layers.config)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
@@ -93,20 +94,22 @@ def _keep_config(layers: Layers, folder: Path) -> list[str]:
 
 
 def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
-    """The tables of one figure; alone: also those that the paper has of all figures together, and what was drawn."""
+    """The tables of one figure; alone: also those that the paper has of all figures together."""
     figure, results = sweep.config.figures[name], sweep.results
     kinds = [figure.kind] if KINDS[figure.kind].table else []
     yield from (results / name / f"{kind}.{suffix}" for kind in kinds for suffix in ("csv", "md", "html"))
     yield from [results / name / "reference.csv"] if figure.reference else []
     if alone:
         yield from (sweep.runs(name), sweep.optima(name))
-        yield from (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in SUFFIXES)
+
+
+def _drawn(results: Path, name: str) -> Iterator[Path]:
+    return (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in SUFFIXES)
 
 
 def _of_paper(results: Path, config: Config) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
-        stem = Path(name).stem
-        yield from (path for path in sorted(results.glob(f"{stem}.*")) if path.suffix in SUFFIXES)
+        yield from _drawn(results, Path(name).stem)
     yield results / "claims/tests.csv"
     yield from (results / name / f"values.{kind}" for name in config.probes for kind in ("csv", "json"))
 
