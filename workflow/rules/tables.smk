@@ -85,7 +85,7 @@ rule plan:
         version=VERSION,
         config=digest(CONFIG),
         # No inputs: they tell more where they are.
-        sights=[file_digest(path) for path in SWEEP.sensitivities()],
+        sights=lambda wildcards: [file_digest(p) for p in SWEEP.sensitivities()],
         # A function's text is not searched for wildcards.
         layers=lambda wildcards: str(LAYERS),
     shell:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import signed
-from mup_moe.analysis.verdict import CANNOT_TELL, Test, read_evidence, tests_of, verdict_of
+from mup_moe.analysis.verdict import CANNOT_TELL, Test, read_evidence, tests_of, verdict_of, without_controls
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
     """A row of claims.csv. Estimates and intervals are those of the tests, in their order, with ";" between."""
     verdict, controls = verdict_of(tests), [test for test in tests if test.kind == "control"]
-    tests = [test for test in tests if test.kind != "control"]
+    tests = without_controls(tests)
     return {
         "claim": name,
         "says": claim.says,
@@ -69,7 +69,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
     ]
     overview = []
     for name, claim in settings.table.items():
-        own = [test for test in tests[name] if test.kind != "control"]
+        own = without_controls(tests[name])
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in own)
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = _text(", ".join(_results(tests[name])))
@@ -116,7 +116,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         )
         headings = ("result", "test", "criterion", "estimate", "interval", "excess", "verdict")
         lines.append(markdown_table(headings, rows).rstrip())
-        undecided = [t for t in tests[name] if t.verdict == "inconclusive" and t.kind != "control"]
+        undecided = [t for t in without_controls(tests[name]) if t.verdict == "inconclusive"]
         if undecided:
             lines += ["", *(f"- {_text(f'{t.result}, {t.what}: {t.reason}.')}" for t in undecided), ""]
             lines.append(f"What would decide it: {_text(_decided_by(claim, tests[name]))}.")

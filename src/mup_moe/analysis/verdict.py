@@ -240,9 +240,14 @@ def _with_verdict(test: Test, says: Verdict, large: bool) -> Test:
     return test._replace(verdict=says, reason=reason)
 
 
+def without_controls(tests: Sequence[Test]) -> list[Test]:
+    """The tests that make a claim's verdict."""
+    return [test for test in tests if test.kind != "control"]
+
+
 def verdict_of(tests: Sequence[Test]) -> Verdict:
     """A claim's verdict from those of its tests."""
-    verdicts = {test.verdict for test in tests if test.kind != "control"}
+    verdicts = {test.verdict for test in without_controls(tests)}
     if "not replicated" in verdicts:
         return "not replicated"
     return "replicated" if verdicts == {"replicated"} else "inconclusive"
