@@ -150,11 +150,15 @@ class Sweep:
 
     # ------------------------------------------------------------ what a job takes
 
-    def memory_mb(self, cells: Collection[Cell | str]) -> int:
-        """About how much memory a job of these cells takes, in MB."""
+    def memory_mb(self, cells: Collection[Cell | str], checkpoints: bool = True) -> int:
+        """About how much memory a job of these cells takes, in MB, with the checkpoints that it writes or without."""
         requests, execution = [self.request(cell) for cell in cells], self.config.execution
         vocabulary = self.vocabulary(self.corpus(next(iter(cells))))
-        return memory_mb(requests, vocabulary, execution.device, str(execution.replicas))
+        return memory_mb(requests, vocabulary, execution.device, str(execution.replicas), checkpoints)
+
+    def probe_memory_mb(self, probe: str) -> int:
+        """About how much memory a probe takes, in MB: its models are trained one at a time, and not saved."""
+        return self.memory_mb([max(self.config.probes[probe].cells(), key=lambda cell: cell.width)], checkpoints=False)
 
     def benchmark(self, folder: Path = Path("benchmarks")) -> Path:
         """The speed of the device that will train, once it is measured, in a folder of benchmarks."""

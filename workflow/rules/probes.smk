@@ -21,7 +21,9 @@ rule probe:
     threads: CONFIG.execution.threads
     resources:
         **GPU,
-        mem_mb=lambda wildcards, attempt: growing(6000, attempt),
+        mem_mb=lambda wildcards, attempt: growing(
+            SWEEP.probe_memory_mb(wildcards.probe), attempt
+        ),
     params:
         version=VERSION,
         steps=lambda wildcards: CONFIG.probes[wildcards.probe].steps,

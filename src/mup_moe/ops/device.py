@@ -16,7 +16,7 @@ from mup_moe.files import UserError, lock_file
 from mup_moe.training.device import is_lost_device, prepare_gpus
 
 # glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 # The most that glibc takes, and what a step of a small model frees, several times over.
 _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
 # The rest is for what torch does not count, and for the job that has the GPU.
@@ -114,15 +114,19 @@ def explain_lost_device(error: BaseException) -> str | None:
     return f"{what} if it fails once more ({' '.join(str(error).split())})"
 
 
-def keep_freed_pages() -> None:
+def keep_freed_pages(of_any_size: bool = False) -> None:
     """Has malloc reuse what it frees: a step's buffers would cost a page fault each 4 KiB, every step.
 
-    Where there is no glibc, nothing changes.
+    of_any_size: buffers of more than 32 MiB too, so that the process keeps all that it ever had. Where there is no
+    glibc, nothing changes.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TOP_PAD, _MMAP_BYTES)
+        if of_any_size:
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def keep_compiled_code_apart() -> None:

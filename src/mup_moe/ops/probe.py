@@ -1,20 +1,26 @@
 """Measures the models of a probe, one after the other: python -m mup_moe probe."""
 
 import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import write_csv, write_json
-from mup_moe.ops.device import claim_device
+from mup_moe.files import write_csv, write_json, write_text
+from mup_moe.ops.device import claim_device, keep_freed_pages
 from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import one_of
 from mup_moe.training.probe import measure
 from mup_moe.training.version import VERSION
 
 COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
+
+Rows = list[list[Any]]  # of one model: step, quantity, block, value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,30 +33,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/PROBE/values.csv, a row per model, step, quantity and block. Raises UserError."""
+    """Writes RESULTS/PROBE/values.csv, a row per model, step, quantity and block. Raises UserError.
+
+    What a killed run has measured is kept beside it, and not measured again.
+    """
     sweep = read_sweep(arguments)
     name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
     probe, out = sweep.config.probes[name], sweep.probe_values(name)
     # The widest last: its memory is given back as the process ends.
     requests = [sweep.request(cell) for cell in sorted(probe.cells(), key=lambda cell: cell.width)]
     torch.set_num_threads(arguments.threads or execution.threads)
+    keep_freed_pages(of_any_size=True)
     tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
-    rows = []
+    rows: Rows = []
     with claim_device(arguments.device or execution.device) as device:
-        for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
-            model = (request.cell.parametrization, request.cell.width, request.cell.seed)
-            for step, (key, value) in measure(request, probe.measure, probe.steps, tokens, device):
-                rows.append((*model, step, *key, f"{value:.9g}"))
-    write_csv(out, COLUMNS, rows)
-    write_json(
-        out.with_suffix(".json"),
-        {
-            "requests": {request.cell.id: request.digest for request in requests},
+        alike = {
             "tokens": tokens.digests,
             "version": VERSION,
             "code": provenance.code_digest(),
             "device": device.type,
             "machine": provenance.machine(),
             "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
-        },
-    )
+        }
+        kept = _Kept(out.with_name("measured.jsonl"), alike | {"measure": probe.measure, "steps": list(probe.steps)})
+        for request in tqdm(requests, unit="model", mininterval=5, ascii=True):
+            if (found := kept.rows.get(request.digest)) is None:
+                values = measure(request, probe.measure, probe.steps, tokens, device)
+                found = [[step, *key, f"{value:.9g}"] for step, (key, value) in values]
+                kept.add(request.digest, found)
+            rows.extend([request.cell.parametrization, request.cell.width, request.cell.seed, *row] for row in found)
+    write_csv(out, COLUMNS, rows)
+    write_json(out.with_suffix(".json"), {"requests": {r.cell.id: r.digest for r in requests}} | alike)
+    kept.path.unlink()
+
+
+class _Kept:
+    """What is measured so far: a file with a line on what made it, and then one for each model."""
+
+    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
+        self.path = path
+        self.rows: dict[str, Rows] = {}
+        head, *lines = _whole_lines(path) or [""]
+        if head == _line(made_by):
+            for line in lines:
+                self.rows |= json.loads(line)
+        write_text(path, "".join([_line(made_by), *(_line({digest: rows}) for digest, rows in self.rows.items())]))
+
+    def add(self, digest: str, rows: Rows) -> None:
+        """Keeps a model's rows."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line({digest: rows}))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Its lines, but for one that a killed process has left unfinished."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True) + "\n"

@@ -41,19 +41,23 @@ def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[Model
     return shapes
 
 
-def memory_mb(requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str) -> int:
+def memory_mb(
+    requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str, checkpoints: bool = True
+) -> int:
     """The main memory, in MB, that a job of these cells asks for: a generous estimate, not a bound.
 
-    device_type: "cuda" where the models are in a GPU's own memory; "auto": whichever takes more.
+    device_type: "cuda" where the models are in a GPU's own memory; "auto": whichever takes more. checkpoints: whether
+    it saves what it trains.
     """
     shapes = by_shape(requests, vocabulary)
     devices = ("cpu", "cuda") if device_type == "auto" else (device_type,)
-    return max(_stack_mb(shape, alike, device, wanted) for shape, alike in shapes.items() for device in devices)
+    saving = _SAVING if checkpoints else 0
+    return max(_stack_mb(shape, alike, device, wanted, saving) for shape, alike in shapes.items() for device in devices)
 
 
-def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str) -> int:
+def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str, saving: int) -> int:
     parameters = model_size(shape, cells[0].model).parameters
-    saved = _SAVING * OPTIMIZERS[cells[0].training.optimizer].bytes_per_parameter * parameters
+    saved = saving * OPTIMIZERS[cells[0].training.optimizer].bytes_per_parameter * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
     replicas = min(len(cells), replicas_on(device_type, wanted, parameters) or len(cells))
