@@ -15,8 +15,10 @@ from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, slopes
 from mup_moe.analysis.transfer import regress
 from mup_moe.config.settings import ProbeSettings
+from mup_moe.ops import probe
 from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
 from mup_moe.training.trainer import Trainer
+from mup_moe.training.version import VERSION
 
 CPU = torch.device("cpu")
 
@@ -115,28 +117,65 @@ def config():
     request = make_request()
     setup = replace(CONFIG.setups["probe"], model=request.model, training=request.training)
     axes = replace(CONFIG.probes["lemma_b1"].axes, parametrization=("mup",), width=(8, 16, 32), seed=(0, 1))
-    probe = ProbeSettings(
+    checked = ProbeSettings(
         setup="probe", measure="activations", steps=(0, 2), axes=replace(axes, experts=(request.cell.experts,))
     )
-    drawn = CONFIG.probes | {"coordinate_check": probe}
+    drawn = CONFIG.probes | {"coordinate_check": checked}
     return replace(CONFIG, setups=CONFIG.setups | {"probe": setup}, probes=drawn)
 
 
-def test_the_command_measures_all_it_is_asked_for(config, tokens, tmp_path):
+@pytest.fixture
+def probe_command(config, tokens, tmp_path):
+    """Runs a step of the pipeline on the probe of `config`, beside its tokens."""
     folder = tmp_path / "data" / config.setups["probe"].corpus
     folder.mkdir(parents=True)
     write_tokens(folder, tokens)
-    asked = {"config": config, "results": tmp_path}
-    assert run_step("probe", "coordinate_check", "--device", "cpu", **asked) == 0
+    device = {"probe": ["--device", "cpu"]}
+    return lambda step: run_step(step, "coordinate_check", *device.get(step, []), config=config, results=tmp_path)
+
+
+def test_the_command_measures_all_it_is_asked_for(config, probe_command, tmp_path):
+    assert probe_command("probe") == 0
     values = tmp_path / "coordinate_check"
     table = pd.read_csv(values / "values.csv", dtype={"block": str})
     assert len(table) == 3 * 2 * 2 * (2 + 3 * 2)
     cells = [cell.id for cell in config.probes["coordinate_check"].cells()]
     assert sorted(json.loads((values / "values.json").read_text())["requests"]) == sorted(cells)
-    assert run_step("slopes", "coordinate_check", **asked) == 0
+    assert probe_command("slopes") == 0
     found = read_rows(tmp_path / "coordinate_check.csv", Slope)
     assert found
     assert all(slope.points == slope.models == 6 for slope in found)
+
+
+@pytest.mark.parametrize("version", [VERSION, VERSION + 1])
+def test_a_killed_probe_measures_only_what_is_left(config, probe_command, tmp_path, monkeypatch, version):
+    models = sorted(config.probes["coordinate_check"].cells(), key=lambda cell: cell.width)
+    assert probe_command("probe") == 0
+    values, kept = tmp_path / "coordinate_check/values.csv", tmp_path / "coordinate_check/measured.jsonl"
+    whole = values.read_bytes()
+    assert not kept.exists()
+    values.unlink()
+    measured = []
+
+    def killed_at_the_fifth(request, *rest):
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        measured.append(request.cell)
+        return measure(request, *rest)
+
+    monkeypatch.setattr(probe, "measure", killed_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        probe_command("probe")
+    assert not values.exists()
+    with kept.open("a") as file:
+        file.write('damaged\n{"half a li')
+    again = []
+    monkeypatch.setattr(probe, "measure", lambda request, *rest: again.append(request.cell) or measure(request, *rest))
+    # Another version of the training measures otherwise.
+    monkeypatch.setattr(probe, "VERSION", version)
+    assert probe_command("probe") == 0
+    assert again == (models[4:] if version == VERSION else models)
+    assert values.read_bytes() == whole
 
 
 # ---------------------------------------------------------------- slopes

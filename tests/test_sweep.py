@@ -15,6 +15,7 @@ from mup_moe.config.settings import CorpusSettings
 from mup_moe.data.tokens import Tokens
 from mup_moe.figures.shown import drawn_in_paper
 from mup_moe.files import UserError
+from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.sweep import Sweep, digest, one_of
 from mup_moe.training.memory import memory_mb
 
@@ -114,6 +115,14 @@ def test_memory_is_that_of_the_device_that_the_config_names():
     requests = [SWEEP.request(CELL)]
     for device in ("cpu", "cuda"):
         assert with_execution(device=device).memory_mb([CELL]) == memory_mb(requests, 1024, device, "auto")
+
+
+def test_a_probe_asks_for_the_memory_of_its_widest_model_without_checkpoints():
+    sweep, model = with_execution(device="cpu"), CONFIG.setups["probe"].model
+    widest = max(CONFIG.probes["lemma_b1"].cells(), key=lambda cell: cell.width)
+    parameters = model_size(ModelShape.of(widest, model, 1024), model).parameters
+    # Float32 parameters, gradients and Adam's two moments.
+    assert 16e-6 * parameters < sweep.probe_memory_mb("lemma_b1") < sweep.memory_mb([widest])
 
 
 def test_the_benchmark_is_that_of_a_gpu_where_one_was_measured_and_will_train(tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class _Kept:
         head, *lines = _whole_lines(path) or [""]
         if head == _line(made_by):
             for line in lines:
-                self.rows |= json.loads(line)
+                with suppress(ValueError, TypeError):  # a damaged line is measured again
+                    self.rows |= json.loads(line)
         write_text(path, "".join([_line(made_by), *(_line({digest: rows}) for digest, rows in self.rows.items())]))
 
     def add(self, digest: str, rows: Rows) -> None:
