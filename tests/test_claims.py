@@ -378,43 +378,53 @@ Numbers = tuple[float, float, float, float]
 
 
 def judged(
-    test: DriftTest, figures: list[FigureSettings], config: Config, runs: pd.DataFrame, is_control: bool
+    test: DriftTest, figures: list[FigureSettings], config: Config, runs: pd.DataFrame, rule: DriftTest
 ) -> tuple[str, Numbers]:
-    """A drift test without its controls: verdict, and drift with interval and excess; of sweeps of any seeds."""
-    figure, claims = config.figures[test.figure], config.claims
+    """A drift test without its controls, or a control of `rule`: verdict, and drift with interval and excess."""
+    figure, claims, is_control = config.figures[test.figure], config.claims, test is not rule
     model = config.setups[figure.setup].model
     base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
-    curves, at_edge = {}, False
+    curves: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for cell in dict.fromkeys(cell for one in figures for cell in one.cells()):
         key = (str(getattr(cell, figure.panel)), getattr(cell, figure.curve), cell.seed)
         curves.setdefault(key, []).append((math.log2(cell.learning_rate), runs.loc[cell.id, config.analysis.loss]))
-    fits = {}
-    for key, curve in curves.items():
-        log2_lr, losses = np.array(sorted(curve)).T
-        fits[key] = fit(log2_lr, losses, config.analysis.fit_points)
-        if key[0] == test.panel and key[1] in getattr(figure.axes, figure.curve):
-            lowest = int(np.nanargmin(losses))
-            at_edge |= bool(np.isnan([np.nan, *losses, np.nan][lowest : lowest + 3]).any())
+    arrays = {key: np.array(sorted(curve)).T for key, curve in curves.items()}
+    fits = {key: fit(*array, config.analysis.fit_points) for key, array in arrays.items()}
     values, seeds = getattr(figure.axes, figure.curve), figure.axes.seed
+    at_edge = False
+    for value in values:
+        losses = np.mean([arrays[test.panel, value, seed][1] for seed in seeds], axis=0)
+        lowest = int(np.nanargmin(losses))
+        at_edge |= bool(np.isnan([np.nan, *losses, np.nan][lowest : lowest + 3]).any())
     points = [(seed, math.log2(value), fits[test.panel, value, seed][0]) for seed in seeds for value in values]
     slope, low, high = line(points, config.analysis.confidence)
     octaves = np.ptp([math.log2(value) for value in values])
     tokens = runs.loc[[c.id for c in figure.cells()], "tokens"].max()
     can_refute = is_control or (octaves >= claims.refuting_octaves and tokens >= claims.refuting_tokens)
     outcome = verdict(test.expect, low, high, claims.drift_margin, can_refute)
-    excess = math.nan
-    if test.expect == "keeps":
-        assert len(seeds) == 1  # of several, the base's rate is that of their mean
-        rate = fits[test.panel, base, seeds[0]][0]
-        excess = max(
-            fits[test.panel, end, seeds[0]][2](rate)
-            - min(best for (_, at, _), (_, best, _) in fits.items() if at == end)
-            for end in {min(values), max(values)} - {base}
+    if test.expect != "keeps":
+        return outcome if outcome != "not replicated" or not at_edge else "inconclusive", (slope, low, high, math.nan)
+
+    def transferred(panel: str, end: int) -> np.ndarray:
+        of_base = [arrays[panel, base, seed] for seed in seeds]
+        rate = fit(of_base[0][0], np.mean([losses for _, losses in of_base], axis=0), config.analysis.fit_points)[0]
+        return np.array([fits[panel, end, seed][2](rate) for seed in seeds])
+
+    def lowest_of_all(end: int) -> np.ndarray:
+        return np.array([min(np.nanmin(arrays[k][1]) for k in arrays if k[1:] == (end, seed)) for seed in seeds])
+
+    found = []
+    for end in {min(values), max(values)} - {base}:
+        own = transferred(test.panel, end)
+        nats = own - transferred(rule.panel, end) if is_control else np.maximum(own - lowest_of_all(end), 0)
+        margin = (
+            stats.sem(nats) * stats.t.ppf((1 + config.analysis.confidence) / 2, len(nats) - 1) if len(nats) > 1 else 0
         )
-        excess = max(excess, 0.0)
-        if excess > claims.excess_margin:
-            return ("not replicated" if can_refute else "inconclusive"), (slope, low, high, excess)
-    if outcome == ("replicated" if test.expect == "keeps" else "not replicated") and at_edge:
+        found.append((nats.mean() - margin, nats.mean(), nats.mean() + margin))
+    least, excess, most = max(found, key=lambda bounds: bounds[0 if is_control else 2])
+    if least > claims.excess_margin:
+        outcome = "not replicated" if can_refute else "inconclusive"
+    elif outcome == "replicated" and (most > claims.excess_margin or at_edge):
         outcome = "inconclusive"
     return outcome, (slope, low, high, excess)
 
@@ -447,7 +457,7 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
                     DriftTest(figure=test.controls.figure, panel=p, expect="keeps") for p in test.controls.panels
                 ]
             figures = [config.figures[one.figure] for one in of_test]
-            told = [judged(one, figures, config, runs, is_control=one is not test) for one in of_test]
+            told = [judged(one, figures, config, runs, rule=test) for one in of_test]
             outcome, *fates = [verdict for verdict, _ in told]
             if test.expect == "keeps" and outcome == "replicated":
                 outcome = "replicated" if fates and set(fates) == {"not replicated"} else "inconclusive"

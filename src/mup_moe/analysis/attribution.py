@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mup_moe.analysis.excess import largest_excess
+from mup_moe.analysis.excess import over_lowest
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title, signed
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     optima = read_optima(sweep.optima(name), name, spec)
     found: dict[str, AttributionRow] = {}
     for panel, rows in optima.items():
-        cost = largest_excess(panels, panel, spec.base, spec.analysis)
+        cost = over_lowest(panels, panel, spec.base, spec.analysis)
         of, group = _varied(str(panel))
         drift = (rows[0].drift, rows[0].drift_low, rows[0].drift_high)
         found[str(panel)] = AttributionRow(name, str(panel), of, group, *drift, cost.nats, cost.low, cost.high)

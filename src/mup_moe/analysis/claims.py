@@ -31,13 +31,13 @@ def run(arguments: argparse.Namespace) -> None:
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
     """A row of claims.csv. Estimates and intervals are those of the tests, in their order, with ";" between."""
     verdict, controls = verdict_of(tests), [test for test in tests if test.kind == "control"]
-    tests = without_controls(tests)
+    own = without_controls(tests)
     return {
         "claim": name,
         "says": claim.says,
-        "criterion": "; ".join(dict.fromkeys(criterion(test) for test in tests)),
-        "estimate": "; ".join(_number(test.estimate) for test in tests),
-        "interval": "; ".join(_interval(test) for test in tests),
+        "criterion": "; ".join(dict.fromkeys(criterion(test) for test in own)),
+        "estimate": "; ".join(_number(test.estimate) for test in own),
+        "interval": "; ".join(_interval(test) for test in own),
         "controls": "; ".join(f"{test.panel} {FATES[test.verdict]}" for test in controls),
         "verdict": verdict,
         "rests_on": "; ".join(_results(tests)),
@@ -73,9 +73,10 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in own)
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = _text(", ".join(_results(tests[name])))
-        blind = any(test.reason.startswith(CANNOT_TELL) for test in own)
-        verdict = f"**{verdict_of(tests[name])}**{f': {CANNOT_TELL}' if blind else ''}"
-        row = [f"**{_text(name)}** {_text(claim.says)}", verdict, estimates, rests]
+        verdict = verdict_of(tests[name])
+        blind = verdict == "inconclusive" and any(test.reason.startswith(CANNOT_TELL) for test in own)
+        shown = f"**{verdict}**{f': {CANNOT_TELL}' if blind else ''}"
+        row = [f"**{_text(name)}** {_text(claim.says)}", shown, estimates, rests]
         overview.append(row)
     lines += [
         markdown_table(("claim", "verdict", "estimate [interval]", "rests on"), overview),
@@ -91,8 +92,9 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         "- A panel that *keeps* its best learning rate also has an excess of at most "
         f"{settings.excess_margin:g} nats: what the base's best learning rate costs at the far end of the axis, over "
         "the lowest loss that any row of the figure or of its controls has there.",
-        "- Such a test counts only where its controls fail it: rows that are wrong in what the claim is about. Where "
-        "one of them passes, the sweep cannot tell, and the test is inconclusive.",
+        "- Such a test counts only where its controls fail it: rows that are wrong in what the claim is about. A "
+        "control's excess is over the loss of the rule that it is wrong in. Where one of them passes, the sweep cannot "
+        "tell, and the test is inconclusive.",
         "- *falls*, *moves*: the interval excludes 0 (from below, from either side) and is not within the margin; "
         "refuted where it is, or lies above 0 where it should fall.",
         f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "

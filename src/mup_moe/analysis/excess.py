@@ -1,24 +1,25 @@
-"""What a learning rate that was tuned at the base costs elsewhere, beside the best that any row reaches there.
+"""What a learning rate that was tuned at the base costs at the other end of the axis.
 
-The drift alone does not show a rule whose optimum stays while its losses rise; this does.
+The drift alone does not show a rule whose optimum stays while its losses rise; this does. S: seeds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from mup_moe.analysis.curve import Curve, find_optimum, regret
+from mup_moe.analysis.curve import Curve, FloatArray, find_optimum, regret
 from mup_moe.config.settings import AnalysisSettings
 
-Panels = Mapping[Any, Mapping[int, Curve]]  # panel -> value of the curve axis -> curve
+Curves = Mapping[int, Curve]  # value of the curve axis -> curve
+Panels = Mapping[Any, Curves]
 
 
 @dataclass(frozen=True)
 class Excess:
-    """Nats per token above the lowest loss of any row, and Student's interval over seeds; NaN: not known.
+    """Nats per token above other losses, and Student's interval over seeds; NaN: not known.
 
     One seed has no interval: low and high are the value. at_least: the learning rate lies beyond what
     converged, so that there is no upper bound.
@@ -30,36 +31,71 @@ class Excess:
     at_least: bool
 
 
-def excess(panels: Panels, panel: Any, value: int, base: int, analysis: AnalysisSettings) -> Excess:
-    """The loss of a panel at a value, at the learning rate that is best at the panel's base value, less the lowest.
+UNKNOWN = Excess(np.nan, np.nan, np.nan, False)
 
-    The lowest is that of the optima of all panels at this value, for each seed by itself.
+
+def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSettings) -> Excess:
+    """A panel's loss at its far end, at the base's best learning rate, over the lowest that any panel has there.
+
+    The lowest is measured, not fitted: a vertex beside a cliff lies below everything that a cell reached. Never
+    negative. Of two ends the one that speaks more against the panel.
     """
-    curves = panels[panel]
+
+    def lost(end: int) -> Excess:
+        losses_S, at_least = _transferred(panels[panel], end, base, analysis)
+        lowest_PS = [_lowest(of_panel[end]) for of_panel in panels.values() if end in of_panel]
+        return _excess(np.maximum(losses_S - np.fmin.reduce(lowest_PS), 0), at_least, analysis.confidence)
+
+    return max(_at_ends(panels[panel], base, lost), key=lambda one: (one.high, one.nats), default=UNKNOWN)
+
+
+def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettings) -> Excess:
+    """A control's loss over that of the rule that it varies, each at its own base's best learning rate.
+
+    Of two ends the one that speaks more against the control; UNKNOWN where the rule lacks the base or an end.
+    """
+
+    def lost(end: int) -> Excess:
+        losses_S, at_least = _transferred(control, end, base, analysis)
+        of_rule_S, unbounded = _transferred(rule, end, base, analysis)
+        found = _excess(losses_S - of_rule_S, at_least, analysis.confidence)
+        return Excess(found.nats, -np.inf, found.high, at_least) if unbounded else found
+
+    if not {base, *far_ends(control, base)} <= rule.keys():
+        return UNKNOWN
+    return max(_at_ends(control, base, lost), key=lambda one: (one.low, one.nats), default=UNKNOWN)
+
+
+def far_ends(curves: Curves, base: int) -> set[int]:
+    """The ends of the curve axis, without the base; none where the base is not on it."""
+    return {min(curves), max(curves)} - {base} if base in curves else set()
+
+
+def _at_ends(curves: Curves, base: int, lost: Callable[[int], Excess]) -> list[Excess]:
+    """That of each end; of those that are not known, the first alone."""
+    found = [lost(end) for end in sorted(far_ends(curves, base), reverse=True)]
+    unknown = [one for one in found if np.isnan(one.nats)]
+    return unknown[:1] or found
+
+
+def _transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> tuple[FloatArray, bool]:
+    """(S,) losses at an end, at the learning rate that is best at the base; whether one is only a lower bound."""
     rate = find_optimum(curves[base], analysis.fit_points).log2_lr
-    own = [curves[value].seed(seed) for seed in range(curves[value].seeds)]
+    own = [curves[end].seed(seed) for seed in range(curves[end].seeds)]
     optima = [find_optimum(curve, analysis.fit_points) for curve in own]
-    regrets = [regret(curve, best, rate) for curve, best in zip(own, optima, strict=True)]
-    transferred = np.array([best.loss + cost.nats for best, cost in zip(optima, regrets, strict=True)])
-    lowest = [
-        [
-            find_optimum(of_panel[value].seed(seed), analysis.fit_points).loss
-            for of_panel in panels.values()
-            if value in of_panel
-        ]
-        for seed in range(len(own))
-    ]
-    values = np.maximum(transferred - np.fmin.reduce(np.array(lowest), axis=1), 0)
-    at_least = any(cost.at_least for cost in regrets)
-    mean, margin = float(values.mean()), 0.0
-    if len(values) > 1:
-        error = values.std(ddof=1) / np.sqrt(len(values))
-        margin = float(error * stats.t.ppf((1 + analysis.confidence) / 2, len(values) - 1))
+    costs = [regret(curve, best, rate) for curve, best in zip(own, optima, strict=True)]
+    losses = [best.loss + cost.nats for best, cost in zip(optima, costs, strict=True)]
+    return np.array(losses), any(cost.at_least for cost in costs)
+
+
+def _lowest(curve: Curve) -> FloatArray:
+    """(S,) the lowest loss that each seed has at any learning rate; NaN where it has none."""
+    lowest: FloatArray = np.fmin.reduce(np.where(np.isfinite(curve.losses), curve.losses, np.nan), axis=1)
+    return lowest
+
+
+def _excess(nats_S: FloatArray, at_least: bool, confidence: float) -> Excess:
+    mean, margin = float(nats_S.mean()), 0.0
+    if len(nats_S) > 1:
+        margin = float(stats.sem(nats_S) * stats.t.ppf((1 + confidence) / 2, len(nats_S) - 1))
     return Excess(mean, mean - margin, np.inf if at_least else mean + margin, at_least)
-
-
-def largest_excess(panels: Panels, panel: Any, base: int, analysis: AnalysisSettings) -> Excess:
-    """That at the far end of the curve axis: the end at which it is larger, where the base lies within."""
-    ends = {min(panels[panel]), max(panels[panel])} - {base} if base in panels[panel] else set()
-    found = [excess(panels, panel, end, base, analysis) for end in sorted(ends, reverse=True)]
-    return max(found, key=lambda one: one.nats, default=Excess(np.nan, np.nan, np.nan, False))

@@ -1,12 +1,15 @@
 """Says how many seeds a probe needs, so that the slopes of the claims can be decided; from a pilot's values.
 
-A slope's interval has to lie within the margin. With W widths and S seeds, whose values depart from a line with a
-standard deviation s each, the slope's standard error is s / sqrt(S * sum((x - mean x)^2)), x being log2 of the widths.
+A slope's interval has to lie within the margin. The mean over S seeds at a width departs from a line by noise, of
+variance n^2 / S, and by what all seeds share, of variance b^2, since a quantity need not follow a power law: more
+seeds help against the first alone. With x the log2 of the W widths, the slope's variance is
+(n^2 / S + b^2) / sum((x - mean x)^2).
 """
 
 import argparse
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,10 +18,20 @@ from scipy import stats
 from mup_moe.analysis.markup import markdown_table
 from mup_moe.analysis.slopes import log2_of_positive, read_values
 from mup_moe.config.settings import SlopeTest
+from mup_moe.files import UserError
 from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import one_of
 
-MOST_SEEDS = 1000
+
+class Spread(NamedTuple):
+    """How a pilot's values depart from a line, in octaves.
+
+    noise: of a seed's value, about the mean of its width, seeds having offsets. shared: of that mean, about the line,
+    beyond what noise explains.
+    """
+
+    noise: float
+    shared: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,10 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_pilot = "the values.csv that a pilot measured, such as that of a recorded sweep"
     parser.add_argument("--pilot", required=True, type=Path, metavar="CSV", help=help_pilot)
     help_power = "the probability that each interval lies within the margin (default: 0.9)"
-    parser.add_argument("--power", type=float, default=0.9, metavar="P", help=help_power)
+    parser.add_argument("--power", type=_share, default=0.9, metavar="P", help=help_power)
     help_off = "how far the true slope lies from the predicted one, in margins (default: 1/3)"
-    parser.add_argument("--off", type=float, default=1 / 3, metavar="F", help=help_off)
+    parser.add_argument("--off", type=_share, default=1 / 3, metavar="F", help=help_off)
     add_config_arguments(parser)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1, without 1")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,38 +58,55 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = read_sweep(arguments)
     name = one_of(arguments.probe, sweep.config.probes, "probes")
     widths, pilot, claims = sweep.config.probes[name].axes.width, read_values(arguments.pilot), sweep.config.claims
-    rows, most = [], 0
+    free = claims.slope_margin * (1 - arguments.off)
+    rows, found = [], []
     for test in (slope for claim in claims.table.values() for slope in claim.slopes if slope.probe == name):
-        for block, deviation in deviations(pilot, test).items():
-            free = claims.slope_margin * (1 - arguments.off)
-            seeds = seeds_needed(deviation, widths, free, sweep.config.analysis.confidence, arguments.power)
-            rows.append([test.quantity, str(test.step), block, f"{deviation:.3f}", str(seeds)])
-            most = max(most, seeds)
-    print(markdown_table(("quantity", "step", "block", "deviation", "seeds"), rows))
-    print(f"{most} seeds over {len(widths)} widths decide every test with a power of {arguments.power:g} each.")
+        for block, spread in spreads(pilot, test).items():
+            found.append(seeds_needed(spread, widths, free, sweep.config.analysis.confidence, arguments.power))
+            shown = [f"{octaves:.3f}" for octaves in spread]
+            rows.append([test.quantity, str(test.step), block, *shown, str(found[-1] or "no number")])
+    if not rows:
+        raise UserError(
+            f"no claim tests what {arguments.pilot} holds in {name}: name a probe of `claims`, or its pilot"
+        )
+    print(markdown_table(("quantity", "step", "block", "noise", "shared", "seeds"), rows))
+    decided = [seeds for seeds in found if seeds]
+    if decided:
+        power = f"with a power of {arguments.power:g} each"
+        print(f"{max(decided)} seeds over {len(widths)} widths decide {len(decided)} of {len(found)} tests {power}.")
+    if len(decided) < len(found):
+        print("No number of seeds decides the rest at widths like the pilot's: measure more widths, or wider ones.")
 
 
-def deviations(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, float]:
-    """Block -> standard deviation, in octaves, of a seed's value about the mean of its width; seeds have offsets."""
+def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
+    """Block -> how the values that a test reads depart from a line. Raises UserError for too small a pilot."""
     chosen = log2_of_positive(pilot)
     for column in ("parametrization", "quantity", "step"):
         chosen = chosen[chosen[column] == getattr(test, column)]
     found = {}
     for block, values in chosen.groupby("block"):
-        table = values.pivot_table(index="seed", columns="width", values="value")
-        rest = table.sub(table.mean(axis=0), axis=1)
+        table = values.pivot_table(index="seed", columns="width", values="value").dropna()
+        seeds, widths = table.shape
+        if seeds < 2 or widths < 3:
+            raise UserError(
+                "the pilot is too small: it needs two seeds or more that have a value at three widths or more"
+            )
+        means = table.mean(axis=0)
+        rest = table.sub(means, axis=1)
         rest = rest.sub(rest.mean(axis=1), axis=0)
-        freedom = (table.shape[0] - 1) * (table.shape[1] - 1)
-        found[str(block)] = float(np.sqrt(np.nansum(rest.to_numpy() ** 2) / freedom)) if freedom else math.nan
+        noise = float((rest.to_numpy() ** 2).sum()) / ((seeds - 1) * (widths - 1))
+        line = np.polynomial.Polynomial.fit(means.index, means, 1)
+        about_line = float(((means - line(means.index.to_numpy())) ** 2).sum()) / (widths - 2)
+        found[str(block)] = Spread(math.sqrt(noise), math.sqrt(max(about_line - noise / seeds, 0.0)))
     return found
 
 
-def seeds_needed(deviation: float, widths: tuple[int, ...], free: float, confidence: float, power: float) -> int:
-    """The fewest seeds whose interval reaches less than `free` from the true slope, with this probability.
+def seeds_needed(spread: Spread, widths: tuple[int, ...], free: float, confidence: float, power: float) -> int | None:
+    """The fewest seeds whose interval reaches less than `free` from the true slope with this probability; None: none.
 
     By the interval of the means over seeds, which has W - 2 degrees of freedom and is the wider one.
     """
-    spread = float(np.sum((np.log2(widths) - np.log2(widths).mean()) ** 2))
-    freedom = len(widths) - 2
+    x, freedom = np.log2(widths), len(widths) - 2
     reach = float(stats.t.ppf((1 + confidence) / 2, freedom) + stats.t.ppf(power, freedom))
-    return min(max(2, math.ceil((reach * deviation / free) ** 2 / spread)), MOST_SEEDS)
+    variance = (free / reach) ** 2 * float(np.sum((x - x.mean()) ** 2)) - spread.shared**2
+    return max(2, math.ceil(spread.noise**2 / variance)) if variance > 0 else None

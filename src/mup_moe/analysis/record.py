@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    if before.exists() and not folder.exists():
+        before.replace(folder)
     for left in (made, before):
         shutil.rmtree(left, ignore_errors=True)
     make_folder(made)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mup_moe.analysis.curve import ABSENT, Curve
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.config.cell import AXES
+from mup_moe.config.cell import AXES, Cell
 from mup_moe.files import UserError, cannot_be_read
 
 Row = TypeVar("Row")
@@ -53,6 +53,13 @@ def read_runs(path: Path) -> pd.DataFrame:
     return read_table(path, columns).drop_duplicates("cell").set_index("cell")
 
 
+def lacks(cell: Cell) -> UserError:
+    """What to raise where a figure's runs.csv has no row for one of its cells."""
+    return UserError(
+        f"the runs lack cell {cell.id}, which the figure draws: delete its runs.csv and run the same command again"
+    )
+
+
 def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, Curve]]:
     """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
 
@@ -61,11 +68,9 @@ def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, C
     """
     figure = spec.figure
     ids = [cell.id for cell in figure.cells()]
-    absent = next((name for name in ids if name not in runs.index), None)
+    absent = next((cell for cell in figure.cells() if cell.id not in runs.index), None)
     if absent is not None and spec.analysis.foreign_cells == "stop":
-        raise UserError(
-            f"the runs lack cell {absent}, which the figure draws: delete its runs.csv and run the same command again"
-        )
+        raise lacks(absent)
     chosen = runs.reindex(ids)
     losses = chosen[spec.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.analysis.runs import read_rows, read_runs
+from mup_moe.analysis.runs import lacks, read_rows, read_runs
 from mup_moe.config.cell import GroupRate
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep, takes
@@ -54,14 +54,22 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def sensitivity_rows(runs: pd.DataFrame, name: str, sweep: Sweep) -> Iterator[SensitivityRow]:
-    """A row per model, group of roles and factor, 1 among them, without cells that `runs` lacks."""
+    """A row per model, group of roles and factor, 1 among them.
+
+    A seed that lacks a cell at a learning rate does not count there. Raises UserError for a cell that `runs` lacks
+    where the config does not leave foreign ones out.
+    """
     figure, column = sweep.config.figures[name], sweep.config.analysis.loss
     settings = sweep.setup_digest(figure.setup)
     losses = runs[column].where(runs["status"] == "finished", math.inf)
     known = dict(zip(runs.index, losses, strict=True))
+    absent = [cell for cell in figure.cells() if cell.id not in known]
+    if absent and sweep.config.analysis.foreign_cells == "stop":
+        raise lacks(absent[0])
+    without = {(cell.parametrization, cell.width, cell.learning_rate, cell.seed) for cell in absent}
     of_seeds: dict[tuple[str, int], dict[float, dict[str, list[float]]]] = {}
     for cell in figure.cells():
-        if cell.id in known:
+        if (cell.parametrization, cell.width, cell.learning_rate, cell.seed) not in without:
             rates = of_seeds.setdefault((cell.parametrization, cell.width), {})
             factors = rates.setdefault(math.log2(cell.learning_rate), {})
             factors.setdefault(cell.learning_rate_of, []).append(known[cell.id])

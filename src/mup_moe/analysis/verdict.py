@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mup_moe.analysis.excess import Panels, largest_excess
+from mup_moe.analysis.excess import Panels, far_ends, over_lowest, over_rule
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.names import parametrization_title
-from mup_moe.analysis.optima import OptimumRow
+from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs, read_table
 from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, Config, DriftTest, SlopeTest
@@ -49,8 +49,9 @@ class Test(NamedTuple):
 
     kind: "drift", "slope" or "control". estimate, low, high: a drift in octaves of learning rate per octave of
     the axis, or a slope; NaN where there is none. expected: what is subtracted before the
-    comparison with the margin. excess, excess_low, excess_high: nats at the far end of the axis (`analysis.excess`),
-    of a panel that is to keep its best learning rate; NaN elsewhere. octaves: of the axis, over the points that
+    comparison with the margin. excess, excess_low, excess_high: nats at the far end of the axis (`analysis.excess`)
+    of a panel that is to keep its best learning rate, over the lowest loss there, and of a control, over its rule; NaN
+    elsewhere. octaves: of the axis, over the points that
     entered; tokens: of a cell, 0 for a slope. missing: cells that were left out of the runs. verdict: replicated, not
     replicated, or inconclusive for the `reason`; a control's own, which is not the claim's.
     """
@@ -94,7 +95,10 @@ def read_evidence(config: Config, results: Path) -> Evidence:
     specs = {name: FigureSpec.of(config, name) for name in figures}
     probes = dict.fromkeys(slope.probe for claim in config.claims.table.values() for slope in claim.slopes)
     return Evidence(
-        optima={name: read_rows(results / name / "optima.csv", OptimumRow) for name in figures},
+        optima={
+            name: [row for rows in read_optima(results / name / "optima.csv", name, spec).values() for row in rows]
+            for name, spec in specs.items()
+        },
         tokens={name: _most_tokens(results / name / "runs.csv") for name in figures},
         curves={name: figure_curves(read_runs(results / name / "runs.csv"), specs[name]) for name in figures},
         specs=specs,
@@ -156,9 +160,11 @@ def _drift_test(
     large = large or control_of is not None
     says = judge(drift.expect, test.low, test.high, settings.drift_margin)
     if drift.expect == "keeps":
-        test = _with_excess(test, drift, evidence, control_of or drift)
+        test = _with_excess(test, drift, evidence, control_of)
         if test.excess_low > settings.excess_margin:
-            return _with_verdict(test, "not replicated", large)
+            return _with_verdict(test, "not replicated", large, "excess")
+        if says == "replicated" and control_of and math.isnan(test.excess):
+            return test._replace(reason="its figure does not reach as far as that of the panel that it is a control of")
         if says == "replicated" and not test.excess_high <= settings.excess_margin:
             return test._replace(reason="the excess at the far end of the axis neither exceeds its margin nor keeps it")
     seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
@@ -168,13 +174,27 @@ def _drift_test(
     return _with_verdict(test, says, large)
 
 
-def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, whole: DriftTest) -> Test:
-    """The test with its excess over all rows of the figure and of its controls'."""
-    figures = dict.fromkeys([whole.figure, *([whole.controls.figure] if whole.controls else []), drift.figure])
-    panels = {str(panel): curves for name in figures for panel, curves in evidence.curves[name].items()}
-    spec = evidence.specs[drift.figure]
-    found = largest_excess(panels, drift.panel, spec.base, spec.analysis)
+def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: DriftTest | None) -> Test:
+    """The test with its excess: a panel's over all rows of its figure and of its controls', a control's over its rule.
+
+    That of a control is not known where its figure does not reach the ends of its rule's.
+    """
+    spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
+    if control_of is None:
+        # The figure's own curves win: that of the controls may be smaller.
+        beside = _panels(evidence, drift.controls.figure) if drift.controls else {}
+        found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
+    else:
+        rule = _panels(evidence, control_of.figure).get(control_of.panel, {})
+        control = curves[drift.panel]
+        if far_ends(control, spec.base) != far_ends(rule, spec.base):
+            return test
+        found = over_rule(control, rule, spec.base, spec.analysis)
     return test._replace(excess=found.nats, excess_low=found.low, excess_high=found.high)
+
+
+def _panels(evidence: Evidence, figure: str) -> Panels:
+    return {str(panel): curves for panel, curves in evidence.curves[figure].items()}
 
 
 def _with_controls(test: Test, controls: Sequence[Test]) -> Test:
@@ -228,11 +248,11 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
             yield _with_verdict(measured, says, measured.octaves >= settings.refuting_octaves)
 
 
-def _with_verdict(test: Test, says: Verdict, large: bool) -> Test:
-    """The test with what its interval says, unless that refutes and the sweep is not large enough to."""
+def _with_verdict(test: Test, says: Verdict, large: bool, what: str = "interval") -> Test:
+    """The test with what its interval or excess says, unless that refutes and the sweep is not large enough to."""
     if says == "not replicated" and not large:
         scale = f"{test.octaves:.1f} octaves" + (f" and {test.tokens:,} tokens a cell" if test.tokens else "")
-        reason = f"the interval speaks against the claim, but {scale} are too small a sweep to refute it"
+        reason = f"the {what} speaks against the claim, but {scale} are too small a sweep to refute it"
         return test._replace(reason=reason)
     if math.isnan(test.low):
         return test._replace(reason="too few points, or all alike, leave no interval")

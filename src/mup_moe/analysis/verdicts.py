@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a row per claim, a column per folder. Raises UserError for a table that is missing or damaged."""
-    print(side_by_side({folder.name: folder / "claims.csv" for folder in arguments.folders}), end="")
+    names = [folder.name for folder in arguments.folders]
+    named = zip(names if len(set(names)) == len(names) else map(str, arguments.folders), arguments.folders, strict=True)
+    print(side_by_side({name: folder / "claims.csv" for name, folder in named}), end="")
 
 
 def side_by_side(tables: Mapping[str, Path]) -> str:
@@ -36,7 +38,8 @@ def side_by_side(tables: Mapping[str, Path]) -> str:
 def _shown(row: Mapping[str, str]) -> str:
     passing = dict.fromkeys(name for name, fate in _fates(row["controls"].split("; ")) if fate == "passes")
     titles = " and ".join(map(parametrization_title, passing))
-    note = f": cannot tell, {titles} {'passes' if len(passing) == 1 else 'pass'} too" if passing else ""
+    blind = passing and row["verdict"] == "inconclusive"
+    note = f": cannot tell, {titles} {'passes' if len(passing) == 1 else 'pass'} too" if blind else ""
     return markdown_text(f"{row['verdict']}{note}")
 
 

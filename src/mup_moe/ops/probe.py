@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mup_moe import provenance
 from mup_moe.data.tokens import Tokens
-from mup_moe.files import write_csv, write_json, write_text
+from mup_moe.files import claim_folder, write_csv, write_json, write_text
 from mup_moe.ops.device import claim_device, keep_freed_pages
 from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import one_of
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     keep_freed_pages(of_any_size=True)
     tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
     rows: Rows = []
-    with claim_device(arguments.device or execution.device) as device:
+    with claim_folder(out.parent), claim_device(arguments.device or execution.device) as device:
         alike = {
             "tokens": tokens.digests,
             "version": VERSION,
@@ -63,9 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
                 found = [[step, *key, f"{value:.9g}"] for step, (key, value) in values]
                 kept.add(request.digest, found)
             rows.extend([request.cell.parametrization, request.cell.width, request.cell.seed, *row] for row in found)
-    write_csv(out, COLUMNS, rows)
-    write_json(out.with_suffix(".json"), {"requests": {r.cell.id: r.digest for r in requests}} | alike)
-    kept.path.unlink()
+        write_csv(out, COLUMNS, rows)
+        write_json(out.with_suffix(".json"), {"requests": {r.cell.id: r.digest for r in requests}} | alike)
+        kept.path.unlink()
 
 
 class _Kept:
