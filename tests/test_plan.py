@@ -64,6 +64,20 @@ def test_plan_needs_nothing_but_config_and_benchmark(tmp_path, monkeypatch, caps
     assert len({line.count(" | ") for line in lines if line.startswith("|")}) == 1
 
 
+def test_a_probe_pays_for_passing_over_its_parameters_on_a_cpu():
+    on_cpu, on_gpu = (
+        {row.sweep: row for row in plan.plan(Sweep(CONFIG), m)} for m in (MACHINE, replace(MACHINE, gpu=True))
+    )
+    for name in CONFIG.figures:
+        assert on_cpu[name].device_hours == on_gpu[name].device_hours
+    probe = CONFIG.probes["lemma_b1"]
+    setup = CONFIG.setups[probe.setup]
+    sizes = [size_of(cell, setup.model, vocabulary_of(CONFIG.corpora[setup.corpus])) for cell in probe.cells()]
+    updates = probe.steps[-1] * sum(size.parameters for size in sizes)
+    more = 3600 * (on_cpu["lemma_b1"].device_hours - on_gpu["lemma_b1"].device_hours)
+    assert more == pytest.approx(MACHINE.update_seconds(1, 1) * updates)
+
+
 def test_the_total_has_every_cell_once():
     rows = bill()
     cells = {cell.id: cell for figure in CONFIG.figures.values() for cell in figure.cells()}

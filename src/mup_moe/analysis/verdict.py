@@ -164,7 +164,7 @@ def _drift_test(
         if test.excess_low > settings.excess_margin:
             return _with_verdict(test, "not replicated", large, "excess")
         if says == "replicated" and control_of and math.isnan(test.excess):
-            return test._replace(reason="its figure does not reach as far as that of the panel that it is a control of")
+            return test._replace(reason=f"{drift.figure} has other seeds or ends than {control_of.figure}")
         if says == "replicated" and not test.excess_high <= settings.excess_margin:
             return test._replace(reason="the excess at the far end of the axis neither exceeds its margin nor keeps it")
     seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
@@ -177,17 +177,19 @@ def _drift_test(
 def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: DriftTest | None) -> Test:
     """The test with its excess: a panel's over all rows of its figure and of its controls', a control's over its rule.
 
-    That of a control is not known where its figure does not reach the ends of its rule's.
+    That of a control is not known where its figure has other seeds or ends than its rule's.
     """
     spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
+    others = control_of.figure if control_of else drift.controls.figure if drift.controls else drift.figure
+    same_seeds = evidence.specs[others].figure.axes.seed == spec.figure.axes.seed
     if control_of is None:
         # The figure's own curves win: that of the controls may be smaller.
-        beside = _panels(evidence, drift.controls.figure) if drift.controls else {}
+        beside = _panels(evidence, others) if same_seeds else {}
         found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
     else:
-        rule = _panels(evidence, control_of.figure).get(control_of.panel, {})
+        rule = _panels(evidence, others).get(control_of.panel, {})
         control = curves[drift.panel]
-        if far_ends(control, spec.base) != far_ends(rule, spec.base):
+        if not same_seeds or far_ends(control, spec.base) != far_ends(rule, spec.base):
             return test
         found = over_rule(control, rule, spec.base, spec.analysis)
     return test._replace(excess=found.nats, excess_low=found.low, excess_high=found.high)

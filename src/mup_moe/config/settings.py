@@ -566,11 +566,6 @@ class Config(_Section):
                 f"`{key}` names {controls.figure!r}, whose `{name}` is not that of {figure!r}: controls are compared"
                 " with the panel that they belong to",
             )
-        _require(
-            ours.axes.seed == theirs.axes.seed,
-            f"`{key}` names {controls.figure!r}, whose `axes.seed` is not that of {figure!r}: give both the same seeds,"
-            " as controls are compared seed by seed",
-        )
 
     def _check_panel(self, key: str, figure: str, panel: str) -> None:
         _require_listed("figures", self.figures, key, figure)

@@ -11,18 +11,21 @@ from mup_moe.analysis.runs import read_table
 from mup_moe.files import UserError
 
 START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
+# Of a parameter in a step of a CPU that has few tokens: memory sets its pace, not arithmetic (lemma_b1_slopes).
+_UPDATE_SECONDS = 4e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Machine:
     """What one CPU thread or one GPU achieves in training.
 
-    width: (W,), ascending; gflops: (W,), the rate measured at it.
+    width: (W,), ascending; gflops: (W,), the rate measured at it; gpu: whether it is one.
     """
 
     name: str
     width: FloatArray
     gflops: FloatArray
+    gpu: bool = False
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -35,6 +38,7 @@ class Machine:
         table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
         names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
         names += np.where(table["threads"] == 1, "", "s")
+        gpu = "gpu" in table.columns and bool((table["gpu"] != "").all())
         if "gpu" in table.columns:
             names = table["gpu"].where(table["gpu"] != "", names)
         known = list(dict.fromkeys(names))
@@ -43,9 +47,13 @@ class Machine:
         rates = table.groupby("width")["gflops"].median()
         if not (rates > 0).all():
             raise UserError(f"{path} has a rate that is not positive: measure it again with `make benchmark`")
-        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float))
+        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float), gpu)
 
     def seconds(self, flops: float, width: int) -> float:
         """How long that much training takes; a width not measured has its neighbours' rate."""
         rate = np.interp(np.log2(width), np.log2(self.width), self.gflops)
         return float(flops / (1e9 * rate))
+
+    def update_seconds(self, parameters: int, steps: int) -> float:
+        """What passing over all parameters takes on top, in steps with fewer tokens than were measured; a GPU's: 0."""
+        return 0.0 if self.gpu else _UPDATE_SECONDS * parameters * steps

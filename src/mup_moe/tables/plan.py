@@ -7,7 +7,7 @@ from what was measured on finished runs. Needs neither tokens nor cells.
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,6 +125,9 @@ def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
         tokens = (probe.steps[-1] + len(probe.steps)) * config.setups[probe.setup].tokens_per_step
         start = START_SECONDS / len(probe.cells())
         bills = {f"{name}/{cell.id}": _bill(sweep, machine, cell, tokens, start, 0) for cell in probe.cells()}
+        for key, bill in bills.items():
+            passes = machine.update_seconds(bill.size.parameters, probe.steps[-1])
+            bills[key] = replace(bill, seconds=bill.seconds + passes)
         rows.append(_row("probe", name, probe.setup, bills, known))
         known |= bills
     total = _row("total", "total", None, known, {})
