@@ -309,8 +309,9 @@ def test_what_is_finished_is_collected_beside_what_fails_and_what_is_outdated(pr
     assert len(pd.read_csv(project / "results/runs.csv")) > len(pd.read_csv(project / "results/figure1/runs.csv"))
 
 
-def record(project, *over, figures=()):
+def record(project, *over, figures=(), probes=()):
     alone = ["--figures", *figures] if figures else []
+    alone += ["--probes", *probes] if probes else []
     return subprocess.run(
         [sys.executable, "-m", "mup_moe", "record", "smoke", "--config", "config.yaml", "smoke.yaml", *over, *alone],
         cwd=project,
@@ -347,6 +348,9 @@ def test_results_are_recorded_with_what_made_them(project):
     ]
     # A record that cannot be made leaves the one before.
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = record(project, "probes={lemma_b1: {axes: {seed: [3]}}}")
+    assert done.returncode == 1
+    assert "the probe lemma_b1 was measured by another config" in done.stderr
     done = record(project, "setups={small: {training: {steps: 7}}}")
     assert done.returncode == 1
     assert re.search(r"\d+ of \d+ cells were trained by another config, such as ", done.stderr)
@@ -357,15 +361,20 @@ def test_results_are_recorded_with_what_made_them(project):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
 
 
-def test_some_figures_are_recorded_alone(project):
-    assert smoke(project, "results/attribution/attribution.csv", "results/figure2a.pdf").returncode == 0
+def test_some_figures_and_probes_are_recorded_alone(project):
+    targets = ["results/attribution/attribution.csv", "results/figure2a.pdf", "results/lemma_b1.pdf"]
+    assert smoke(project, *targets).returncode == 0
     assert record(project).returncode == 1
-    done = record(project, figures=["attribution", "figure2a"])
+    done = record(project, figures=["attribution", "figure2a"], probes=["lemma"])
+    assert done.returncode == 1
+    assert "lemma_b1" in done.stderr
+    done = record(project, figures=["attribution", "figure2a"], probes=["lemma_b1"])
     assert done.returncode == 0, done.stderr
     folder = project / "results/recorded/smoke"
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     tables = {f"{figure}/{table}.csv" for figure in ("attribution", "figure2a") for table in ("runs", "optima")}
     tables |= {f"attribution/attribution.{suffix}" for suffix in ("csv", "md", "html")}
+    tables |= {"lemma_b1/values.csv", "lemma_b1/values.json", "lemma_b1.csv", "lemma_b1.pdf", "lemma_b1.png"}
     assert kept == tables | {"figure2a.pdf", "figure2a.png", "config.yaml", "smoke.yaml", "provenance.json"}
     rows = [row for figure in ("attribution", "figure2a") for row in pd.read_csv(folder / figure / "runs.csv")["cell"]]
     assert json.loads((folder / "provenance.json").read_text())["cells"] == len(set(rows))

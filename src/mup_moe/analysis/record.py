@@ -1,10 +1,10 @@
-"""Copies results to a folder that git keeps, with what made them: the whole paper, or the tables of some figures."""
+"""Copies results to a folder that git keeps, with what made them: the whole paper, or some figures and probes."""
 
 import argparse
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from mup_moe.analysis.runs import read_runs
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.load import preset_files
-from mup_moe.config.settings import RESULT_NAME, Config
+from mup_moe.config.settings import RESULT_NAME
 from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
 from mup_moe.options import add_sweep_arguments, read_layers
-from mup_moe.sweep import Sweep
+from mup_moe.sweep import Sweep, one_of
 
 LISTING = "paper"  # lists all results that were made
 SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("name", help="what to call the record, such as the preset")
     add_sweep_arguments(parser)
+    help_probes = "probes to keep beside --figures; without those, all are kept"
+    parser.add_argument("--probes", nargs="+", action="extend", default=[], metavar="NAME", help=help_probes)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +46,11 @@ def run(arguments: argparse.Namespace) -> None:
     tables = [results / "runs.csv"] if arguments.figures is None else map(sweep.runs, sweep.chosen(arguments.figures))
     cells = dict.fromkeys(name for table in tables for name in read_runs(table).index)
     summaries = {name: read_result(results / "cells" / name) for name in cells}
-    _check_config(sweep, summaries)
+    alone = arguments.figures is not None
+    probes = (
+        [one_of(name, sweep.config.probes, "probes") for name in arguments.probes] if alone else sweep.config.probes
+    )
+    _check_config(sweep, summaries, probes)
     made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
@@ -55,10 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
         shutil.rmtree(left, ignore_errors=True)
     make_folder(made)
     try:
-        alone = arguments.figures is not None
         sources = [path for name in sweep.chosen(arguments.figures) for path in _of_figure(sweep, name, alone)]
-        sources += [path for name in arguments.figures or () for path in _drawn(results, name)]
-        for source in sources if alone else [*sources, *_of_paper(results, layers.config)]:
+        sources += [path for name in probes for path in _of_probe(sweep, name)]
+        sources += [path for name in (*arguments.figures, *probes) for path in _drawn(results, name)] if alone else []
+        for source in sources if alone else [*sources, *_of_paper(results)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
             shutil.copy2(source, target)
@@ -71,8 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
     shutil.rmtree(before, ignore_errors=True)
 
 
-def _check_config(sweep: Sweep, summaries: Mapping[str, Any]) -> None:
-    """Raises UserError where a cell was trained by another config."""
+def _check_config(sweep: Sweep, summaries: Mapping[str, Any], probes: Iterable[str]) -> None:
+    """Raises UserError where a cell was trained, or a probe measured, by another config."""
     digests = {cell.id: sweep.request(cell).digest for cells in sweep.figures.values() for cell in cells}
     other = [name for name, summary in summaries.items() if summary["request"] != digests.get(name)]
     if other:
@@ -80,6 +86,10 @@ def _check_config(sweep: Sweep, summaries: Mapping[str, Any]) -> None:
             f"{len(other)} of {len(summaries)} cells were trained by another config, such as {other[0]}: give the one"
             " that they were trained by, with all of its --preset and --config"
         )
+    for name in probes:
+        measured = read_json(sweep.probe_values(name).with_suffix(".json"))
+        if measured["requests"] != {c.id: sweep.request(c).digest for c in sweep.config.probes[name].cells()}:
+            raise UserError(f"the probe {name} was measured by another config: give the one that it was measured by")
 
 
 def _keep_config(layers: Layers, folder: Path) -> list[str]:
@@ -109,11 +119,14 @@ def _drawn(results: Path, name: str) -> Iterator[Path]:
     return (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in SUFFIXES)
 
 
-def _of_paper(results: Path, config: Config) -> Iterator[Path]:
+def _of_probe(sweep: Sweep, name: str) -> Iterator[Path]:
+    yield from (sweep.probe_values(name).with_suffix(f".{kind}") for kind in ("csv", "json"))
+
+
+def _of_paper(results: Path) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
         yield from _drawn(results, Path(name).stem)
     yield results / "claims/tests.csv"
-    yield from (results / name / f"values.{kind}" for name in config.probes for kind in ("csv", "json"))
 
 
 def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
