@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 import mup_moe
 from conftest import ROOT
 from mup_moe.analysis.names import MINUS
+from mup_moe.analysis.verdicts import side_by_side
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -66,6 +67,12 @@ def test_the_version_is_the_same_everywhere():
     assert citation["version"] == mup_moe.__version__
     heading = next(line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## "))
     assert heading == f"## {mup_moe.__version__} ({citation['date-released']})"
+
+
+def test_the_verdicts_of_all_recorded_sweeps_are_shown_side_by_side():
+    recorded = {path.parent.name: path for path in sorted((ROOT / "results/recorded").glob("*/claims.csv"))}
+    assert len(recorded) > 1
+    assert side_by_side(recorded) in (ROOT / "docs/results.md").read_text()
 
 
 FORMS = {"drift": "+.2f", "excess": ".3f"}
