@@ -75,6 +75,15 @@ def test_the_verdicts_of_all_recorded_sweeps_are_shown_side_by_side():
     assert side_by_side(recorded) in (ROOT / "docs/results.md").read_text()
 
 
+@pytest.mark.parametrize("sweep", ["default", "evening"])
+def test_the_slopes_of_lemma_b1_are_shown_as_they_were_recorded(sweep):
+    recorded = (ROOT / f"results/recorded/{sweep}/claims.md").read_text().splitlines()
+    (row,) = (line for line in recorded if line.startswith("| **C7**"))
+    shown = (ROOT / "docs/results.md").read_text().replace("**", "")
+    for estimate in row.split(" | ")[2].replace("\N{NO-BREAK SPACE}", " ").split("<br>"):
+        assert f"| {estimate} |" in shown
+
+
 FORMS = {"drift": "+.2f", "excess": ".3f"}
 
 
