@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,10 +44,9 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
         excesses.plot(np.clip([row.excess_low, row.excess_high], 0, end), [place] * 2, marker="|", **look)
         excesses.plot(at, place, marker=">" if beyond or np.isinf(row.excess_high) else "o", **look)
         if beyond:
-            text = f"{row.excess:.2f}"
-            excesses.annotate(
-                text, (at, place), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=7
-            )
+            # Above the line, which an interval may reach along.
+            where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 7}
+            excesses.annotate(f"{row.excess:.2f}", (at, place), (-3, 1.5), **where)
     drifts.axvline(0, color=FAINT, lw=0.7)
     drifts.set_yticks(range(len(rows)), [parametrization_title(row.panel) for row in rows])
     for label, row in zip(drifts.get_yticklabels(), rows, strict=True):
