@@ -466,7 +466,7 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
             estimates += [numbers for _, numbers in told]
         for test in claim.slopes:
             probe = config.probes[test.probe]
-            values = pd.read_csv(folder / test.probe / "values.csv", dtype={"block": "str"}).fillna({"block": ""})
+            values = pd.read_csv(folder / test.probe / "values.csv.gz", dtype={"block": "str"}).fillna({"block": ""})
             chosen = values[
                 (values["parametrization"] == test.parametrization)
                 & (values["quantity"] == test.quantity)

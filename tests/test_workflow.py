@@ -327,7 +327,7 @@ def test_results_are_recorded_with_what_made_them(project):
     assert record(project).returncode == 0
     folder = project / "results/recorded/smoke"
     names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "figure2.png", "claims.md", "claims/tests.csv"}
-    names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/values.csv", "lemma_b1/values.json"}
+    names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/values.csv.gz", "lemma_b1/values.json"}
     names |= {"config.yaml", "smoke.yaml", "provenance.json"}
     assert names <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     provenance = json.loads((folder / "provenance.json").read_text())
@@ -374,8 +374,11 @@ def test_some_figures_and_probes_are_recorded_alone(project):
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     tables = {f"{figure}/{table}.csv" for figure in ("attribution", "figure2a") for table in ("runs", "optima")}
     tables |= {f"attribution/attribution.{suffix}" for suffix in ("csv", "md", "html")}
-    tables |= {"lemma_b1/values.csv", "lemma_b1/values.json", "lemma_b1.csv", "lemma_b1.pdf", "lemma_b1.png"}
-    assert kept == tables | {"figure2a.pdf", "figure2a.png", "config.yaml", "smoke.yaml", "provenance.json"}
+    tables |= {"lemma_b1/values.csv.gz", "lemma_b1/values.json", "lemma_b1.csv"}
+    tables |= {"config.yaml", "smoke.yaml", "provenance.json"}
+    assert kept == tables | {f"{name}.{suffix}" for name in ("figure2a", "lemma_b1") for suffix in ("pdf", "png")}
+    assert record(project, "--tables", figures=["attribution", "figure2a"], probes=["lemma_b1"]).returncode == 0
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == tables
     rows = [row for figure in ("attribution", "figure2a") for row in pd.read_csv(folder / figure / "runs.csv")["cell"]]
     assert json.loads((folder / "provenance.json").read_text())["cells"] == len(set(rows))
 

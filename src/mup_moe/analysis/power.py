@@ -37,7 +37,7 @@ class Spread(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("probe", help="its name in the config, whose widths are to be measured")
-    help_pilot = "the values.csv that a pilot measured, such as that of a recorded sweep"
+    help_pilot = "the values.csv that a pilot measured, or the values.csv.gz of a recorded sweep"
     parser.add_argument("--pilot", required=True, type=Path, metavar="CSV", help=help_pilot)
     help_power = "the probability that each interval lies within the margin (default: 0.9)"
     parser.add_argument("--power", type=_share, default=0.9, metavar="P", help=help_power)

@@ -1,10 +1,11 @@
 """Copies results to a folder that git keeps, with what made them: the whole paper, or some figures and probes."""
 
 import argparse
+import gzip
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep, one_of
 
 LISTING = "paper"  # lists all results that were made
-SUFFIXES = {".csv", ".html", ".md", ".pdf", ".png", ".tex"}
+TABLES = {".csv", ".html", ".md", ".tex"}
+SUFFIXES = TABLES | {".pdf", ".png"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="what to call the record, such as the preset")
     add_sweep_arguments(parser)
     help_probes = "probes to keep beside --figures; without those, all are kept"
+    help_tables = "of --figures and --probes keep the tables alone, not what was drawn"
+    parser.add_argument("--tables", action="store_true", help=help_tables)
     parser.add_argument("--probes", nargs="+", action="extend", default=[], metavar="NAME", help=help_probes)
 
 
@@ -63,11 +67,15 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         sources = [path for name in sweep.chosen(arguments.figures) for path in _of_figure(sweep, name, alone)]
         sources += [path for name in probes for path in _of_probe(sweep, name)]
-        sources += [path for name in (*arguments.figures, *probes) for path in _drawn(results, name)] if alone else []
+        shown, suffixes = [*(arguments.figures or ()), *probes], TABLES if arguments.tables else SUFFIXES
+        sources += [path for name in shown for path in _shown(results, name, suffixes)] if alone else []
         for source in sources if alone else [*sources, *_of_paper(results)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
-            shutil.copy2(source, target)
+            if source.name == "values.csv":  # megabytes, which compress to a quarter
+                target.with_suffix(".csv.gz").write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+            else:
+                shutil.copy2(source, target)
         write_json(made / "provenance.json", made_by | {"config": _keep_config(layers, made)})
         if folder.exists():
             folder.replace(before)
@@ -115,8 +123,8 @@ def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
         yield from (sweep.runs(name), sweep.optima(name))
 
 
-def _drawn(results: Path, name: str) -> Iterator[Path]:
-    return (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in SUFFIXES)
+def _shown(results: Path, name: str, suffixes: Container[str] = SUFFIXES) -> Iterator[Path]:
+    return (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in suffixes)
 
 
 def _of_probe(sweep: Sweep, name: str) -> Iterator[Path]:
@@ -125,7 +133,7 @@ def _of_probe(sweep: Sweep, name: str) -> Iterator[Path]:
 
 def _of_paper(results: Path) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
-        yield from _drawn(results, Path(name).stem)
+        yield from _shown(results, Path(name).stem)
     yield results / "claims/tests.csv"
 
 
