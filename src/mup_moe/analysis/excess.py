@@ -52,7 +52,7 @@ def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSetting
 def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettings) -> Excess:
     """A control's loss over that of the rule that it varies, each at its own base's best learning rate.
 
-    Of two ends the one that speaks more against the control; UNKNOWN where the rule lacks the base or an end.
+    Of two ends the one that speaks more against the control; UNKNOWN where the rule has other ends.
     """
 
     def lost(end: int) -> Excess:
@@ -61,19 +61,19 @@ def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettin
         found = _excess(losses_S - of_rule_S, at_least, analysis.confidence)
         return Excess(found.nats, -np.inf, found.high, at_least) if unbounded else found
 
-    if not {base, *far_ends(control, base)} <= rule.keys():
+    if _far_ends(control, base) != _far_ends(rule, base):
         return UNKNOWN
     return max(_at_ends(control, base, lost), key=lambda one: (one.low, one.nats), default=UNKNOWN)
 
 
-def far_ends(curves: Curves, base: int) -> set[int]:
+def _far_ends(curves: Curves, base: int) -> set[int]:
     """The ends of the curve axis, without the base; none where the base is not on it."""
     return {min(curves), max(curves)} - {base} if base in curves else set()
 
 
 def _at_ends(curves: Curves, base: int, lost: Callable[[int], Excess]) -> list[Excess]:
     """That of each end; of those that are not known, the first alone."""
-    found = [lost(end) for end in sorted(far_ends(curves, base), reverse=True)]
+    found = [lost(end) for end in sorted(_far_ends(curves, base), reverse=True)]
     unknown = [one for one in found if np.isnan(one.nats)]
     return unknown[:1] or found
 

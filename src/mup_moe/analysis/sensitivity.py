@@ -6,6 +6,7 @@ A set-up that loses nothing cannot tell a right rule for these roles from a wron
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +67,11 @@ def sensitivity_rows(runs: pd.DataFrame, name: str, sweep: Sweep) -> Iterator[Se
     absent = [cell for cell in figure.cells() if cell.id not in known]
     if absent and sweep.config.analysis.foreign_cells == "stop":
         raise lacks(absent[0])
-    without = {(cell.parametrization, cell.width, cell.learning_rate, cell.seed) for cell in absent}
+    compared = attrgetter("parametrization", "width", "learning_rate", "seed")
+    without = set(map(compared, absent))
     of_seeds: dict[tuple[str, int], dict[float, dict[str, list[float]]]] = {}
     for cell in figure.cells():
-        if (cell.parametrization, cell.width, cell.learning_rate, cell.seed) not in without:
+        if compared(cell) not in without:
             rates = of_seeds.setdefault((cell.parametrization, cell.width), {})
             factors = rates.setdefault(math.log2(cell.learning_rate), {})
             factors.setdefault(cell.learning_rate_of, []).append(known[cell.id])

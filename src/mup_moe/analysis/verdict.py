@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mup_moe.analysis.excess import Panels, far_ends, over_lowest, over_rule
+from mup_moe.analysis.excess import Panels, over_lowest, over_rule
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.optima import OptimumRow, read_optima
@@ -180,18 +180,14 @@ def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: D
     That of a control is not known where its figure has other seeds or ends than its rule's.
     """
     spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
-    others = control_of.figure if control_of else drift.controls.figure if drift.controls else drift.figure
-    same_seeds = evidence.specs[others].figure.axes.seed == spec.figure.axes.seed
+    other = (control_of or drift.controls or drift).figure
+    same_seeds = evidence.specs[other].figure.axes.seed == spec.figure.axes.seed
+    beside = _panels(evidence, other) if same_seeds else {}
     if control_of is None:
         # The figure's own curves win: that of the controls may be smaller.
-        beside = _panels(evidence, others) if same_seeds else {}
         found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
     else:
-        rule = _panels(evidence, others).get(control_of.panel, {})
-        control = curves[drift.panel]
-        if not same_seeds or far_ends(control, spec.base) != far_ends(rule, spec.base):
-            return test
-        found = over_rule(control, rule, spec.base, spec.analysis)
+        found = over_rule(curves[drift.panel], beside.get(control_of.panel, {}), spec.base, spec.analysis)
     return test._replace(excess=found.nats, excess_low=found.low, excess_high=found.high)
 
 

@@ -7,7 +7,7 @@ from what was measured on finished runs. Needs neither tokens nor cells.
 import argparse
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,10 +124,8 @@ def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
         # A measurement goes forward and backward once, beside the steps; one job has all models.
         tokens = (probe.steps[-1] + len(probe.steps)) * config.setups[probe.setup].tokens_per_step
         start = START_SECONDS / len(probe.cells())
-        bills = {f"{name}/{cell.id}": _bill(sweep, machine, cell, tokens, start, 0) for cell in probe.cells()}
-        for key, bill in bills.items():
-            passes = machine.update_seconds(bill.size.parameters, probe.steps[-1])
-            bills[key] = replace(bill, seconds=bill.seconds + passes)
+        updates = probe.steps[-1]
+        bills = {f"{name}/{cell.id}": _bill(sweep, machine, cell, tokens, start, 0, updates) for cell in probe.cells()}
         rows.append(_row("probe", name, probe.setup, bills, known))
         known |= bills
     total = _row("total", "total", None, known, {})
@@ -159,11 +157,15 @@ def _text_bytes(corpus: CorpusSettings) -> float:
     return min(bound, sum(path.stat().st_size * _PACKED.get(path.suffix, 1.0) for path in source_files(corpus)))
 
 
-def _bill(sweep: Sweep, machine: Machine, cell: Cell, tokens: int, start: float, disk_bytes: int) -> _Bill:
+def _bill(
+    sweep: Sweep, machine: Machine, cell: Cell, tokens: int, start: float, disk_bytes: int, updates: int = 0
+) -> _Bill:
+    """updates: steps that have fewer tokens than those that the machine was measured by."""
     setup = sweep.config.setups[cell.setup]
     size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus))
     flops = tokens * size.flops_per_token
-    return _Bill(size, tokens, flops, start + machine.seconds(flops, cell.width), disk_bytes)
+    seconds = start + machine.seconds(flops, cell.width) + machine.update_seconds(size.parameters, updates)
+    return _Bill(size, tokens, flops, seconds, disk_bytes)
 
 
 def _row(kind: str, name: str, setup: str | None, bills: Mapping[str, _Bill], known: Mapping[str, _Bill]) -> PlanRow:
