@@ -158,7 +158,10 @@ class Sweep:
 
     def probe_memory_mb(self, probe: str) -> int:
         """About how much memory a probe takes, in MB: its models are trained one at a time, and not saved."""
-        return self.memory_mb([max(self.config.probes[probe].cells(), key=lambda cell: cell.width)], checkpoints=False)
+        return self.memory_mb(
+            [max(self.config.probes[probe].cells(), key=lambda cell: (cell.width, cell.experts * cell.granularity))],
+            checkpoints=False,
+        )
 
     def benchmark(self, folder: Path = Path("benchmarks")) -> Path:
         """The speed of the device that will train, once it is measured, in a folder of benchmarks."""

@@ -1,8 +1,10 @@
 """What a figure's results depend on besides its runs. Standard library only, so that a Snakefile can import it."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from mup_moe.config.cell import GroupRate
 from mup_moe.config.settings import AnalysisSettings, Config, FigureSettings
 
 
@@ -27,6 +29,15 @@ class FigureSpec:
         """All that optima depend on, as plain data: how a figure is drawn is not part of it."""
         figure = {name: value for name, value in asdict(self.figure).items() if name not in ("kind", "reference")}
         return asdict(self) | {"figure": figure}
+
+    @property
+    def log2_rates(self) -> dict[float, int]:
+        """log2 of what is tuned -> its place on the axis: the global learning rate, or a factor on a group's own."""
+        values = self.figure.axes.values(self.figure.rate)
+        if not self.figure.tunes:
+            return {math.log2(rate): place for place, rate in enumerate(values)}
+        # A cell that names no group has factor 1.
+        return {math.log2(GroupRate.parse(value).factor) if value else 0.0: at for at, value in enumerate(values)}
 
     @property
     def panels(self) -> tuple[Any, ...]:

@@ -21,6 +21,8 @@ add_arguments = takes("figure", "its name in the config")
 class OptimumRow(NamedTuple):
     """One curve of one figure. Learning rates in log2, losses in nats; NaN is an empty field.
 
+    Where a figure tunes a group of roles, its learning rates are factors on that group's own.
+
     drift belongs to the panel, and is repeated on each of its rows. fit, interval and
     drift_interval say how a number came about: see `curve` and `transfer`. points and diverged
     count the curve's learning rates, missing its cells that the runs lack.

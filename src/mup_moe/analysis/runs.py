@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from mup_moe.analysis.curve import ABSENT, Curve
@@ -75,18 +74,20 @@ def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, C
     losses = chosen[spec.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)
     # The cells are the product of the axes, so the losses are an array with one dimension per axis;
-    # all but four have length one, once groups of roles have their own learning rates left out.
+    # all but four have length one, once groups of roles that are not tuned have their own learning rates left out.
     array = losses.reshape([len(figure.axes.values(axis)) for axis in AXES])
-    array = array.take([0], axis=AXES.index("learning_rate_of"))
-    order = [AXES.index(axis) for axis in (figure.panel, figure.curve, "seed", "learning_rate")]
+    if not figure.tunes:
+        array = array.take([0], axis=AXES.index("learning_rate_of"))
+    order = [AXES.index(axis) for axis in (figure.panel, figure.curve, "seed", figure.rate)]
     losses_PCSR = np.moveaxis(array, order, range(4)).reshape([array.shape[axis] for axis in order])
 
-    log2_lr: npt.NDArray[np.float64] = np.log2(np.array(figure.axes.learning_rate, dtype=float))
-    ascending = np.argsort(log2_lr)
+    log2_rates = sorted(spec.log2_rates)
+    ascending = [spec.log2_rates[rate] for rate in log2_rates]
     values = getattr(figure.axes, figure.curve)
     return {
         panel: {
-            value: Curve(log2_lr[ascending], losses_PCSR[p, values.index(value)][:, ascending]) for value in spec.values
+            value: Curve(np.array(log2_rates), losses_PCSR[p, values.index(value)][:, ascending])
+            for value in spec.values
         }
         for p, panel in enumerate(spec.panels)
     }

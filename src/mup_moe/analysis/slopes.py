@@ -1,29 +1,32 @@
-"""Slopes of what a probe measured, log2 of the quantity on log2 of the width, with their intervals."""
+"""Slopes of what a probe measured, log2 of the quantity on log2 of the axis, with their intervals."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import numpy as np
 import pandas as pd
 
 from mup_moe.analysis.runs import read_table
 from mup_moe.analysis.transfer import regress
+from mup_moe.config.settings import CurveAxis
 from mup_moe.files import UserError, write_csv
 from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 
 add_arguments = takes("probe", "its name in the config")
 
-VALUES = {"parametrization": str, "width": int, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
+VALUES = {"parametrization": str, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
+# What a probe may go over: the column of that name has each model's.
+OVER = get_args(CurveAxis)
 
 
 class Slope(NamedTuple):
-    """A quantity's slope over the widths; NaN where it is 0 or not finite in all models.
+    """A quantity's slope over the axis of its probe; NaN where it is 0 or not finite in all models.
 
     block: "" outside of the blocks. low, high: Student's interval, seeds with intercepts of their
-    own. points: models that enter; models: all. lowest_width, highest_width: of all models.
+    own. points: models that enter; models: all. lowest, highest: on the axis, of all models.
     """
 
     parametrization: str
@@ -35,8 +38,8 @@ class Slope(NamedTuple):
     high: float
     points: int
     models: int
-    lowest_width: int
-    highest_width: int
+    lowest: int
+    highest: int
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -50,25 +53,34 @@ def run(arguments: argparse.Namespace) -> None:
 def read_values(path: Path) -> pd.DataFrame:
     """What a probe measured. Raises UserError."""
     table = read_table(path, VALUES)
+    axes = [axis for axis in OVER if axis in table.columns] or ["width"]
+    table = read_table(path, VALUES | {axes[0]: int})
     if table.empty:
         raise UserError(f"{path} holds no value: delete it and run the same command again")
     return table
 
 
+def over(values: pd.DataFrame) -> str:
+    """The axis that values go over: the column of theirs that is one."""
+    return next(axis for axis in OVER if axis in values.columns)
+
+
 def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose value is positive and finite, with log2 of widths and of values."""
-    positive = values[np.isfinite(values["value"]) & (values["value"] > 0)]
-    found: pd.DataFrame = positive.assign(width=np.log2(positive["width"]), value=np.log2(positive["value"]))
+    """The rows whose value is positive and finite, with log2 of their axis and of values."""
+    axis, positive = over(values), values[np.isfinite(values["value"]) & (values["value"] > 0)]
+    found: pd.DataFrame = positive.assign(
+        **{axis: np.log2(positive[axis].astype(float)), "value": np.log2(positive["value"])}
+    )
     return found
 
 
 def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
     """A row per parametrization, quantity, block and step, in the order of the values."""
+    axis = over(values)
     for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
         logs = log2_of_positive(group)
-        points = zip(logs["seed"], logs["width"], logs["value"], strict=True)
+        points = zip(logs["seed"], logs[axis], logs["value"], strict=True)
         slope, interval = regress(list(points), confidence)
-        widths = group["width"]
         yield Slope(
             *cast(tuple[str, str, str, int], key),
             slope=slope,
@@ -76,6 +88,6 @@ def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
             high=interval.high,
             points=len(logs),
             models=len(group),
-            lowest_width=int(widths.min()),
-            highest_width=int(widths.max()),
+            lowest=int(group[axis].min()),
+            highest=int(group[axis].max()),
         )

@@ -236,7 +236,7 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
             estimate=row.slope,
             low=row.low,
             high=row.high,
-            octaves=math.log2(row.highest_width / row.lowest_width),
+            octaves=math.log2(row.highest / row.lowest),
         )
         says = judge("keeps", row.low - slope.slope, row.high - slope.slope, settings.slope_margin)
         if row.points < row.models:

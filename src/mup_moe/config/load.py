@@ -94,6 +94,11 @@ def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
     for section in _LIKE:
         if isinstance(table := document.get(section), Mapping):
             resolved[section] = {name: entry(*lineage(section, table, name)) for name in table}
+    # A preset may be about other claims.
+    claims = document.get("claims")
+    if isinstance(claims, Mapping) and isinstance(table := claims.get("table"), Mapping):
+        kept = {name: claim for name, claim in table.items() if claim is not None}
+        resolved["claims"] = {**claims, "table": kept}
     return resolved
 
 

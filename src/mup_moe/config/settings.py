@@ -159,7 +159,10 @@ class ModelSettings(_Section):
     gated: bool = neutral(False)
     norm: Literal["layernorm", "rmsnorm"] = neutral("layernorm")
     positions: Literal["learned", "rotary"] = neutral("learned")
-    gates: Literal["softmax", "sigmoid"] = neutral("softmax")
+    gates: Literal["softmax", "sigmoid", "sqrt"] = neutral("softmax")
+    balance_loss_times_top_k: bool = neutral(False)
+    experts_start_alike: bool = neutral(False)
+    fixed_sparsity: bool = neutral(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,6 +170,14 @@ class ModelSettings(_Section):
             (self.heads is None) != (self.head_size is None),
             "give either `heads` or `head_size`, and null for the other",
         )
+        _require(
+            self.gates != "sqrt" or self.renormalize_gates,
+            "`gates` sqrt is over the chosen experts alone: set `renormalize_gates` to true",
+        )
+
+    def active_experts(self, experts: int) -> int:
+        """How many experts a token has at granularity 1, of so many."""
+        return self.top_k * experts // self.base_experts if self.fixed_sparsity else self.top_k
 
     def check(self, cell: Cell) -> None:
         """Raises ValueError, with a sentence, for a cell that this model cannot be built for."""
@@ -189,7 +200,14 @@ class ModelSettings(_Section):
         )
         if cell.architecture == "moe":
             for key, experts in {"experts": cell.experts, "base_experts": self.base_experts}.items():
-                _require(self.top_k <= experts, f"`top_k` {self.top_k} is more than `{key}` {experts}")
+                _require(
+                    self.active_experts(experts) <= experts, f"`top_k` {self.top_k} is more than `{key}` {experts}"
+                )
+            _require(
+                not self.fixed_sparsity or self.top_k * cell.experts % self.base_experts == 0,
+                f"`fixed_sparsity` makes `top_k` {self.top_k} of `base_experts` {self.base_experts} no whole number at"
+                f" `experts` {cell.experts}",
+            )
         # A dense layer is as large as top_k.
         counts = {"experts": cell.experts, "base_experts": self.base_experts, "top_k": self.top_k}
         (wide, width), (many, experts) = (max(of.items(), key=lambda item: item[1]) for of in (widths, counts))
@@ -312,6 +330,7 @@ class FigureSettings(CellsSettings):
     curve: CurveAxis
     reference: str | None = None  # a CSV of published losses to lay over the curves
     kind: str = neutral("transfer")
+    tunes: str = neutral("")  # the group of roles whose own learning rate is tuned, at one global one; "": the global
 
     def __post_init__(self) -> None:
         known = [kind for kind in KINDS if KINDS[kind].of == "figures"]
@@ -319,38 +338,53 @@ class FigureSettings(CellsSettings):
         _require(self.panel != self.curve, f"`panel` and `curve` are both {self.curve}")
         for axis in AXES:
             values = self.axes.values(axis)
-            free = axis in (self.panel, self.curve, "learning_rate", "seed", *KINDS[self.kind].axes)
+            free = axis in (self.panel, self.curve, self.rate, "seed", *KINDS[self.kind].axes)
             _require(free or len(values) == 1, f"`{axis}` has {len(values)} values but is neither panel nor curve")
+        _require(not self.tunes or self.kind == "transfer", f"`tunes` is for kind transfer, not {self.kind}")
+        _require(
+            not self.tunes or tuple(self.axes.learning_rate_of) == (self.tunes,),
+            f"`tunes` is {self.tunes!r}: give `axes.learning_rate_of` factors for it, and for no other group",
+        )
+
+    @property
+    def rate(self) -> str:
+        """The axis of the learning rate that is tuned."""
+        return "learning_rate_of" if self.tunes else "learning_rate"
 
 
-Measure = Literal["activations", "covariance"]
+Measure = Literal["activations", "covariance", "contributions"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(CellsSettings):
-    """What is measured inside of models over their first steps, against width.
+    """What is measured inside of models over their first steps, against an axis.
 
-    `activations` is the coordinate check (Tensor Programs V), `covariance` that of Lemma B.1.
+    `activations` is the coordinate check (Tensor Programs V), `covariance` that of Lemma B.1, `contributions` what each
+    role of an MoE layer adds to its output.
     """
 
     measure: Measure
     steps: tuple[int, ...]  # measured after so many training steps
+    over: CurveAxis = neutral("width")
 
     def __post_init__(self) -> None:
         _require(
             len(self.steps) > 0 and self.steps == tuple(sorted(set(self.steps))) and self.steps[0] >= 0,
             f"`steps` {list(self.steps)} must ascend from 0 or later",
         )
-        _require(len(self.axes.width) >= 2, "`axes.width` needs two widths or more: a slope is measured over them")
-        for axis in ("architecture", "experts", "granularity", "learning_rate"):
-            _require(len(getattr(self.axes, axis)) == 1, f"`axes.{axis}` of a probe has one value")
+        over = self.over
         _require(
-            self.measure != "covariance" or self.steps[0] == 0,
-            "`steps` of measure covariance must begin with 0: changes are measured from there",
+            len(self.axes.values(over)) >= 2, f"`axes.{over}` needs two values or more: a slope is measured over them"
+        )
+        for axis in ("architecture", "width", "experts", "granularity", "learning_rate", "learning_rate_of"):
+            _require(axis == over or len(self.axes.values(axis)) == 1, f"`axes.{axis}` of a probe has one value")
+        _require(
+            self.measure == "activations" or self.steps[0] == 0,
+            f"`steps` of measure {self.measure} must begin with 0: changes are measured from there",
         )
         _require(
-            self.measure != "covariance" or self.axes.architecture == ("moe",),
-            "`measure` covariance is that of experts: set `axes.architecture` to [moe]",
+            self.measure == "activations" or self.axes.architecture == ("moe",),
+            f"`measure` {self.measure} is that of experts: set `axes.architecture` to [moe]",
         )
 
 
@@ -374,11 +408,17 @@ class DriftTest(_Section):
 
     figure: str
     panel: str
-    expect: Literal["keeps", "moves", "falls"]
+    expect: Literal["keeps", "moves", "falls", "drifts"]
     controls: Controls | None = None
+    drift: Annotated[float | None, _FINITE] = None  # octaves per octave, of a test that `drifts`
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.expect == "keeps" or self.controls is None, "`controls` belong to a test that `keeps`")
+        _require(
+            (self.expect == "drifts") == (self.drift is not None),
+            "`drift` is what a test that `drifts` expects, and belongs to such a test alone",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +462,15 @@ class ClaimsSettings(_Section):
         drifts = [drift for claim in self.table.values() for drift in claim.drifts]
         controls = [drift.controls.figure for drift in drifts if drift.controls]
         return list(dict.fromkeys([*(drift.figure for drift in drifts), *controls]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRule(_Section):
+    """A rule of a comparison: a panel of a figure, and where the rule comes from."""
+
+    figure: str
+    panel: str
+    source: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,6 +522,7 @@ class Config(_Section):
     figures: dict[str, FigureSettings]
     compositions: dict[str, tuple[str, ...]]  # figures drawn as one
     trends: dict[str, tuple[str, ...]]  # figures whose drifts are drawn as one
+    comparisons: dict[str, dict[str, ComparedRule]]  # rules side by side, by what they are called
     probes: dict[str, ProbeSettings]
     claims: ClaimsSettings
     analysis: AnalysisSettings
@@ -492,6 +542,8 @@ class Config(_Section):
         for section in ("compositions", "trends"):
             for name, parts in getattr(self, section).items():
                 self._check_parts(f"{section}.{name}", parts)
+        for name, rules in self.comparisons.items():
+            self._check_comparison(f"comparisons.{name}", rules)
         for name, probe in self.probes.items():
             self._check_cells(f"probes.{name}", probe)
             steps = self.setups[probe.setup].training.steps
@@ -509,8 +561,12 @@ class Config(_Section):
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The figures that each composition and each trend is made of."""
-        return self.compositions | self.trends
+        """The figures that each composition, trend and comparison is made of."""
+        compared = {
+            name: tuple(dict.fromkeys(rule.figure for rule in rules.values()))
+            for name, rules in self.comparisons.items()
+        }
+        return self.compositions | self.trends | compared
 
     def _check_parts(self, key: str, parts: tuple[str, ...]) -> None:
         for part in parts:
@@ -519,6 +575,25 @@ class Config(_Section):
             _require(kind == "transfer", f"`{key}` names {part!r} of kind {kind}, not transfer")
         _require(bool(parts), f"`{key}` is empty: list figures")
         _require(len(set(parts)) == len(parts), f"`{key}` lists a figure more than once")
+
+    def _check_comparison(self, key: str, rules: dict[str, ComparedRule]) -> None:
+        for title, rule in rules.items():
+            self._check_panel(f"{key}.{title}", rule.figure, rule.panel)
+            panels = [str(panel) for panel in getattr(self.figures[rule.figure].axes, self.figures[rule.figure].panel)]
+            _require(rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, no panel of {rule.figure!r}")
+        parts = tuple(dict.fromkeys(rule.figure for rule in rules.values()))
+        self._check_parts(key, parts)
+        for part in parts[1:]:
+            first, other = self.figures[parts[0]], self.figures[part]
+            for what, of in {
+                "curve": lambda figure: figure.curve,
+                "tunes": lambda figure: figure.tunes,
+                "axes.seed": lambda figure: set(figure.axes.seed),
+                "ends": lambda figure: {of_ends(figure.axes.values(figure.curve)) for of_ends in (min, max)},
+            }.items():
+                _require(
+                    of(first) == of(other), f"`{key}` compares {parts[0]!r} with {part!r}, which has another `{what}`"
+                )
 
     def _check_cell_count(self) -> None:
         sizes = {f"figures.{name}": figure.axes.size for name, figure in self.figures.items()}
@@ -529,7 +604,7 @@ class Config(_Section):
     def _check_result_names(self) -> None:
         _require(bool(self.figures), "`figures` is empty: name at least one")
         owner: dict[str, str] = dict.fromkeys(RESERVED, "the workflow")
-        for section in ("figures", "compositions", "trends", "probes"):
+        for section in ("figures", "compositions", "trends", "comparisons", "probes"):
             for name in getattr(self, section):
                 _check_name(section, name, RESULT_NAME, "'-' or '_'")
                 _require(

@@ -192,7 +192,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
     axes.yaxis.set_major_locator(FixedLocator([y for y in ticks if measured and scale.bottom <= y <= scale.top]))
     axes.yaxis.set_major_formatter(number_formatter((scale.bottom, scale.top)))
     inches = panel_inches - 0.4 - excess(*labels(axes.yaxis))
-    rates = rate_ticks([math.log2(rate) for rate in spec.figure.axes.learning_rate], scale.lr, inches)
+    rates = rate_ticks(list(spec.log2_rates), scale.lr, inches)
     for axes in grid.flat:
         label_axis(axes, rates, inches)
     for axes in grid[:, 0]:
@@ -200,7 +200,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
     for column in range(grid.shape[1]):
         # The lowest panel of a column, which need not be in the last row.
         axes = grid.flat[: len(curves)][column :: grid.shape[1]][-1]
-        axes.set_xlabel("learning rate")
+        axes.set_xlabel(f"factor on the learning rate of {spec.figure.tunes}" if spec.figure.tunes else "learning rate")
         axes.xaxis.label.set_visible(True)
         axes.tick_params(labelbottom=True)
 

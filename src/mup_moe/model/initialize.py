@@ -49,4 +49,6 @@ def _draw(weight: Weight, name: str, seed: int) -> Tensor:
         return torch.full(spec.shape, spec.fill)
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+    if spec.alike:
+        return torch.randn(spec.shape[1:], generator=generator).expand(spec.shape)
     return torch.randn(spec.shape, generator=generator)

@@ -48,7 +48,7 @@ class ModelShape:
             width=cell.width,
             head_size=settings.head_size or cell.width // (settings.heads or 1),
             total_experts=1 if dense else cell.experts * cell.granularity,
-            active_experts=1 if dense else settings.top_k * cell.granularity,
+            active_experts=1 if dense else settings.active_experts(cell.experts) * cell.granularity,
             granularity=cell.granularity,
             expert_size=settings.ffn_ratio * cell.width * (settings.top_k if dense else 1) // cell.granularity,
             vocabulary=vocabulary,
@@ -78,6 +78,7 @@ class TensorSpec:
     into_residual: bool = False  # the output is added to the residual stream
     active: float = 1.0  # the share of the tensor that one token is multiplied by
     fill: float | None = None  # a constant to start from in place of random numbers (norms)
+    alike: bool = False  # all entries along the leading axis start from the same numbers
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -144,7 +145,10 @@ def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
     active = shape.active_experts / experts
     # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
     down_fan_in = size if settings.expert_fan_in == "own" else size * shape.granularity
-    up = TensorSpec(role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active)
+    alike = settings.experts_start_alike
+    up = TensorSpec(
+        role="expert_up", shape=(experts, width, size), fan_in=width, fan_out=size, active=active, alike=alike
+    )
     down = TensorSpec(
         role="expert_down",
         shape=(experts, size, width),
@@ -152,6 +156,7 @@ def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
         fan_out=width,
         active=active,
         into_residual=True,
+        alike=alike,
     )
     return {"router": _matrix("router", width, experts)} | dict.fromkeys(_into_hidden(settings), up) | {"down": down}
 

@@ -37,19 +37,23 @@ def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", reno
 
     gates: the score is the softmax over all experts (Switch Transformer, eq. 2), or the sigmoid of each
     logit, whose share of a token is over the sum of all experts' (DeepSeek-V3, eqs. 15 and 19).
-    renormalize: the gates of a token are made to sum to 1.
+    renormalize: the gates of a token are made to sum to 1. "sqrt": as softmax, and then the square root of each gate,
+    so that their squares sum to 1 (HyperP, arXiv 2603.28743).
     """
-    if gates == "softmax":
-        scores_RNE = share_RNE = logits_RNE.softmax(-1)
-    else:
+    if gates == "sigmoid":
         scores_RNE = logits_RNE.sigmoid()
         share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
+    else:
+        scores_RNE = share_RNE = logits_RNE.softmax(-1)
     if operators.prefers_dense(logits_RNE.device):
         gates_RNK, expert_RNK = _top_by_argmax(scores_RNE, active_experts)
     else:
         gates_RNK, expert_RNK = scores_RNE.topk(active_experts, dim=-1)
     if renormalize:
         gates_RNK = gates_RNK / gates_RNK.sum(-1, keepdim=True)
+    if gates == "sqrt":
+        # A gate of 0 has no gradient rather than an infinite one.
+        gates_RNK = gates_RNK.clamp_min(1e-30).sqrt()
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
 
 

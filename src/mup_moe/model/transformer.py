@@ -84,5 +84,8 @@ class Transformer(nn.Module):
 
     def objective(self, losses: Mapping[str, Tensor]) -> Tensor:
         """What is minimised: summed over replicas, which share no parameter."""
-        auxiliary = [getattr(self.settings, name) * losses[name] for name in AUXILIARY_LOSSES]
+        weights = {name: getattr(self.settings, name) for name in AUXILIARY_LOSSES}
+        if self.settings.balance_loss_times_top_k:
+            weights["balance_loss"] *= self.shape.active_experts
+        auxiliary = [weights[name] * losses[name] for name in AUXILIARY_LOSSES]
         return sum(auxiliary, start=losses["train_loss"]).sum()

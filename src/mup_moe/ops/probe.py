@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from mup_moe.options import add_config_arguments, read_sweep
 from mup_moe.sweep import one_of
 from mup_moe.training.probe import measure
 from mup_moe.training.version import VERSION
-
-COLUMNS = ("parametrization", "width", "seed", "step", "quantity", "block", "value")
 
 Rows = list[list[Any]]  # of one model: step, quantity, block, value
 
@@ -41,8 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = read_sweep(arguments)
     name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
     probe, out = sweep.config.probes[name], sweep.probe_values(name)
-    # The widest last: its memory is given back as the process ends.
-    requests = [sweep.request(cell) for cell in sorted(probe.cells(), key=lambda cell: cell.width)]
+    # The largest last: its memory is given back as the process ends.
+    requests = [sweep.request(cell) for cell in sorted(probe.cells(), key=attrgetter(probe.over))]
+    of_model = ("parametrization", probe.over, "seed")
+    model = attrgetter(*of_model)
     torch.set_num_threads(arguments.threads or execution.threads)
     keep_freed_pages(of_any_size=True)
     tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
@@ -62,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
                 values = measure(request, probe.measure, probe.steps, tokens, device)
                 found = [[step, *key, f"{value:.9g}"] for step, (key, value) in values]
                 kept.add(request.digest, found)
-            rows.extend([request.cell.parametrization, request.cell.width, request.cell.seed, *row] for row in found)
-        write_csv(out, COLUMNS, rows)
+            rows.extend([*model(request.cell), *row] for row in found)
+        write_csv(out, [*of_model, "step", "quantity", "block", "value"], rows)
         write_json(out.with_suffix(".json"), {"requests": {r.cell.id: r.digest for r in requests}} | alike)
         kept.path.unlink()
 

@@ -1,17 +1,21 @@
-"""What goes on inside models over their first steps: the coordinate check and Lemma B.1.
+"""What goes on inside models over their first steps: the coordinate check, Lemma B.1, and what an MoE layer adds.
 
 Axes: R replicas, N tokens, D width, K top-k, E experts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
-from mup_moe.model.layers import Tap
+from mup_moe.model.layers import Tap, weights_of
+from mup_moe.model.moe import MoE
+from mup_moe.parametrization import ROLES
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
@@ -24,6 +28,7 @@ ACTIVATIONS = {
     "logits": "output logits",
 }
 COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits", "router-logit change")
+CONTRIBUTIONS = ("output", "change", "change by expert_down", "change by expert_up", "change by router")
 
 # (quantity, block) -> its value; block "" is outside of the blocks.
 Values = dict[tuple[str, str], float]
@@ -39,16 +44,36 @@ def measure(
     diverges yields no more.
     """
     trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
-    batch = trainer.training_batch(0)
-    first: Seen = {}
+    look: Callable[[], Values] | None = None
     for step in steps:
         trainer.run(until=step)
         if trainer.step < step:
             return
-        seen = observe(trainer, batch)
-        first = first or {path: tensor.detach().clone() for path, tensor in seen.items() if path.endswith("logits")}
-        values = activations(seen) if what == "activations" else covariance(seen, first)
-        yield from ((step, item) for item in values.items())
+        look = look or _MEASURES[what](trainer, trainer.training_batch(0))
+        yield from ((step, item) for item in look().items())
+
+
+def _activations(trainer: Trainer, windows_RBS: Tensor) -> Callable[[], Values]:
+    return lambda: activations(observe(trainer, windows_RBS))
+
+
+def _covariance(trainer: Trainer, windows_RBS: Tensor) -> Callable[[], Values]:
+    seen = observe(trainer, windows_RBS)
+    first = {path: tensor.detach().clone() for path, tensor in seen.items() if path.endswith("logits")}
+    return lambda: covariance(observe(trainer, windows_RBS), first)
+
+
+def _contributions(trainer: Trainer, windows_RBS: Tensor) -> Callable[[], Values]:
+    first = layers_of(trainer, windows_RBS)
+    return lambda: contributions(first)
+
+
+# From the model as it is now, what to call for the values as they are then.
+_MEASURES: Mapping[Measure, Callable[[Trainer, Tensor], Callable[[], Values]]] = {
+    "activations": _activations,
+    "covariance": _covariance,
+    "contributions": _contributions,
+}
 
 
 def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
@@ -127,6 +152,59 @@ def covariance(seen: Seen, first: Seen) -> Values:
             _rms(change_RNE),
         )
         found |= {(quantity, block): value for quantity, value in zip(COVARIANCE, values, strict=True)}
+    return found
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An MoE layer of a model in training, with the tokens that it saw at some step and its parameters then."""
+
+    moe: MoE
+    x_RND: Tensor
+    parameters: Mapping[str, Tensor]
+
+    def output(self, roles: Collection[str]) -> Tensor:
+        """Its output [R, N, D] for these tokens, the tensors of some roles being as they are now."""
+        now = {
+            f"{name}.value": weight.value for name, weight in weights_of(self.moe).items() if weight.spec.role in roles
+        }
+        with torch.no_grad():
+            y_RND: Tensor = functional_call(self.moe, {**self.parameters, **now}, (self.x_RND,))[0]
+        return y_RND
+
+
+def layers_of(trainer: Trainer, windows_RBS: Tensor) -> dict[str, Layer]:
+    """The MoE layer of each block, by the block's name, as it is now."""
+    found: dict[str, Layer] = {}
+
+    def keep(block: str, moe: MoE, inputs: tuple[Tensor], _output: object) -> None:
+        parameters = {name: parameter.detach().clone() for name, parameter in moe.named_parameters()}
+        found[block] = Layer(moe, inputs[0].detach().float(), parameters)
+
+    layers = {_split(path)[0]: module for path, module in trainer.model.named_modules() if isinstance(module, MoE)}
+    handles = [moe.register_forward_hook(partial(keep, block)) for block, moe in layers.items()]
+    try:
+        with torch.no_grad():
+            trainer.losses(windows_RBS)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def contributions(first: Mapping[str, Layer]) -> Values:
+    """What the tensors of each MoE layer do to its output, block by block, for the tokens of the first step.
+
+    Root mean squares over tokens and width, in float32: of the output at the present parameters, of its change since
+    the first step, and of the change that the present tensors of one role make among the first ones of the others.
+    A change of the router includes the experts that it chooses otherwise.
+    """
+    found: Values = {}
+    for block, layer in first.items():
+        before_RND, after_RND = layer.output(()), layer.output(ROLES)
+        values = [_rms(after_RND), _rms(after_RND - before_RND)]
+        values += [_rms(layer.output((role,)) - before_RND) for role in ("expert_down", "expert_up", "router")]
+        found |= {(quantity, block): value for quantity, value in zip(CONTRIBUTIONS, values, strict=True)}
     return found
 
 
