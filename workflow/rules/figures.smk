@@ -1,7 +1,6 @@
 # What is drawn: the figures, compositions and probes of the config. mup_moe/config/kinds.py has their kinds.
 from mup_moe.analysis.published import find_reference
 from mup_moe.figures.shown import all_names, category_of, files_of, told_of
-from mup_moe.figures.shown import settings_of as figure_settings
 
 # Published losses are found and read before anything runs.
 REFERENCES = {}

@@ -1,7 +1,8 @@
 # From cells to the tables of a figure's runs and optima.
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.kinds import KINDS
-from mup_moe.figures.shown import category_of
+from mup_moe.figures.shown import category_of, inputs_of_table
+from mup_moe.figures.shown import settings_of as figure_settings
 
 
 rule aggregate:
@@ -56,32 +57,32 @@ rule optima:
 
 rule table_of_kind:
     input:
-        runs="results/{figure}/runs.csv",
-        optima="results/{figure}/optima.csv",
+        lambda wildcards: [
+            f"results/{path}" for path in inputs_of_table(CONFIG, wildcards.name)
+        ],
     output:
-        csv="results/{figure}/{kind}.csv",
-        md="results/{figure}/{kind}.md",
+        csv="results/{name}/{kind}.csv",
+        md="results/{name}/{kind}.md",
         html=report(
-            "results/{figure}/{kind}.html",
+            "results/{name}/{kind}.html",
             caption="../report/table_of_kind.rst",
-            category=lambda wildcards: category_of(CONFIG, wildcards.figure),
-            labels={"result": "{figure}", "format": "page"},
+            category=lambda wildcards: category_of(CONFIG, wildcards.name),
+            labels={"result": "{name}", "format": "page"},
         ),
     log:
-        "results/logs/{kind}/{figure}.log",
+        "results/logs/{kind}/{name}.log",
     benchmark:
-        "results/benchmarks/{kind}/{figure}.tsv"
+        "results/benchmarks/{kind}/{name}.tsv"
     wildcard_constraints:
+        name="|".join([*CONFIG.figures, *CONFIG.comparisons]),
         kind="|".join(kind for kind in KINDS if KINDS[kind].table),
     conda:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        settings=lambda wildcards: digest(
-            FigureSpec.of(CONFIG, wildcards.figure).settings
-        ),
+        settings=lambda wildcards: figure_settings(CONFIG, wildcards.name),
     shell:
-        "python -m mup_moe {wildcards.kind} {wildcards.figure} 2> {log}"
+        "python -m mup_moe {wildcards.kind} {wildcards.name} 2> {log}"
 
 
 rule collect:

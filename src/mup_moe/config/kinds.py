@@ -19,14 +19,14 @@ class Kind:
     axes: what may have several values, besides panel, curve, learning_rate and seed.
     caption: what to look for, in the report, as reStructuredText; a long one is in workflow/report/figure.rst instead.
     of: the section of the config whose entries are of this kind.
-    table: whether the command of the kind's name makes a table of a figure, RESULTS/FIGURE/KIND.csv, .md and .html.
+    table: whether the command of the kind's name makes a table of a figure, RESULTS/NAME/KIND.csv, .md and .html.
     """
 
     reads: tuple[str, ...]
     category: str
     axes: tuple[str, ...] = ()
     caption: str = ""
-    of: Literal["figures", "compositions", "trends", "probes"] = "figures"
+    of: Literal["figures", "compositions", "trends", "comparisons", "probes"] = "figures"
     table: bool = False
 
 
@@ -53,6 +53,10 @@ TREND = """
 The drift of the best learning rate over widths, against the steps of training, a line per base width. Transfer is a
 statement about a limit: look at whether the drift comes closer to 0 with more steps and from a wider base.
 """
+COMPARISON = """
+Rules side by side, on the same seeds: how the best learning rate moves over the axis, what keeping that of the base
+costs at its far end, and how the loss there differs from that of the first rule. Look for intervals that exclude 0.
+"""
 
 KINDS = {
     "transfer": Kind(reads=_TRANSFER_READS, category="{heading}"),
@@ -71,6 +75,14 @@ KINDS = {
     ),
     "trend": Kind(reads=("{figure}/optima.csv",), category="{heading}", caption=TREND, of="trends"),
     "composition": Kind(reads=_TRANSFER_READS, category="{heading}", of="compositions"),
+    "comparison": Kind(
+        reads=("{name}/comparison.csv",),
+        category="{heading}",
+        caption=COMPARISON,
+        of="comparisons",
+        table=True,
+    ),
     "activations": Kind(reads=_PROBE_READS, category="5 Coordinate check", of="probes"),
     "covariance": Kind(reads=_PROBE_READS, category="6 Lemma B.1", of="probes"),
+    "contributions": Kind(reads=_PROBE_READS, category="3 Experts and granularity", of="probes"),
 }

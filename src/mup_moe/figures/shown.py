@@ -1,7 +1,7 @@
 """What the figures of a config are: their kinds, what drawing each of them takes, and what the report says.
 
 Standard library and the config only, so that a Snakefile can import it. A figure here is any that is drawn: one of
-the config's figures, compositions, trends or probes.
+the config's figures, compositions, trends, comparisons or probes.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.kinds import HEADINGS, KINDS
-from mup_moe.config.settings import Config
+from mup_moe.config.settings import Config, SlopeTest
 from mup_moe.files import UserError
 
 
@@ -34,6 +34,8 @@ def kind_of(config: Config, name: str) -> str:
         return "composition"
     if name in config.trends:
         return "trend"
+    if name in config.comparisons:
+        return "comparison"
     if name in config.probes:
         return config.probes[name].measure
     raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
@@ -55,6 +57,11 @@ def files_of(config: Config, name: str) -> list[str]:
     return found
 
 
+def inputs_of_table(config: Config, name: str) -> list[str]:
+    """The files in the folder of results that the table of a figure's kind is made of."""
+    return [f"{part}/{table}.csv" for part in _parts(config, name) for table in ("runs", "optima")]
+
+
 def settings_of(config: Config, name: str) -> str:
     """All that a figure depends on besides those files and the code, as JSON."""
     probe = config.probes.get(name)
@@ -62,7 +69,16 @@ def settings_of(config: Config, name: str) -> str:
     claims = config.claims
     margins = (claims.drift_margin, claims.excess_margin)
     parts = {"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe), "margins": margins}
+    if name in config.comparisons:
+        parts["rules"] = {title: asdict(rule) for title, rule in config.comparisons[name].items()}
+    if probe:
+        parts["slopes"] = [asdict(slope) for slope in predicted(config, name)]
     return json.dumps(parts)
+
+
+def predicted(config: Config, probe: str) -> list[SlopeTest]:
+    """What the claims say of a probe's slopes."""
+    return [slope for claim in config.claims.table.values() for slope in claim.slopes if slope.probe == probe]
 
 
 def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
