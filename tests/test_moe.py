@@ -57,6 +57,7 @@ def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
         "softmax": lambda logits: torch.softmax(logits, -1),
         "sigmoid": lambda logits: 1 / (1 + torch.exp(-logits)),
     }
+    score["sqrt"] = score["softmax"]
     scores = [score[layer.settings.gates](x @ router) for x in x_ND]
     ranked = [torch.argsort(s, descending=True)[: layer.shape.active_experts].tolist() for s in scores]
     taken = [0] * layer.shape.total_experts
@@ -70,6 +71,8 @@ def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
             weight = scores[n][expert]
             if layer.settings.renormalize_gates:
                 weight = weight / sum(scores[n][e] for e in ranked[n])
+            if layer.settings.gates == "sqrt":
+                weight = weight**0.5
             outputs[n] = outputs[n] + weight * feed_forward(x, expert)
     return torch.stack(outputs)
 
@@ -86,6 +89,8 @@ VARIANTS = [
     {"gated": True, "granularity": 2, "top_k": 2},
     {"gates": "sigmoid"},
     {"gates": "sigmoid", "top_k": 2, "renormalize_gates": True, "capacity_factor": DROPLESS},
+    {"gates": "sqrt", "top_k": 2, "granularity": 2, "renormalize_gates": True},
+    {"fixed_sparsity": True, "top_k": 1, "experts": 8, "capacity_factor": 1.5},
     MODERN,
 ]
 

@@ -59,7 +59,7 @@ def test_at_the_base_width_all_parametrizations_train_the_same(tokens, changes):
 
 
 def test_away_from_the_base_shape_all_differ(tokens):
-    shape = {"width": 32, "experts": 8}
+    shape = {"width": 32, "experts": 8, "granularity": 2, "top_k": 2, "fixed_sparsity": True}
     losses = {name: train(tokens, parametrization=name, **shape)[-1, METRICS.index("train_loss")] for name in TABLE}
     assert len(set(losses.values())) == len(TABLE)
 
@@ -264,8 +264,10 @@ def test_instantiated_models_hold_what_the_table_says(name, width):
     by_role = defaultdict(list)
     for tensor, weight in weights_of(model).items():
         rule = request.parametrization.rules[weight.spec.role]
+        # What grows in proportion to the width here; the number of experts does not move.
         expected = {
-            factor: ratio ** sum(float(p) for v, p in getattr(rule, factor).exponents if v == "fan_in")
+            factor: ratio
+            ** sum(float(p) for v, p in getattr(rule, factor).exponents if v in ("fan_in", "width", "expert_size"))
             for factor in ("init_variance", "multiplier", "lr", "weight_decay")
         }
         got = table[tensor]

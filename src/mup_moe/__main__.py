@@ -25,6 +25,7 @@ GROUPS = {
         "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
         "attribution": ("says what each group of roles contributes", "analysis.attribution", "attribution"),
         "sensitivity": ("says which groups of roles a set-up sees", "analysis.sensitivity", "sensitivity"),
+        "comparison": ("compares rules on the same seeds", "analysis.comparison", "figure6 --preset granularity"),
         "collect": ("joins the tables of all figures", "analysis.collect", "runs"),
         "figure": ("draws a figure, a composition or what a probe measured", "figures.command", "figure1"),
         "reference": ("compares a figure's losses with published ones", "analysis.reference", "figure1"),

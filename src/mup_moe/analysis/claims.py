@@ -51,6 +51,7 @@ def criterion(test: Test) -> str:
     excess = "" if math.isnan(test.excess_margin) else f", excess at most {test.excess_margin:g} nats"
     return {
         "keeps": f"interval {bounds}{excess}",
+        "drifts": f"interval {bounds}",
         "falls": f"interval below 0 and not {bounds}",
         "moves": f"interval without 0 and not {bounds}",
     }[test.expect]
@@ -95,6 +96,8 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         "- Such a test counts only where its controls fail it: rows that are wrong in what the claim is about. A "
         "control's excess is over the loss of the rule that it is wrong in. Where one of them passes, the sweep cannot "
         "tell, and the test is inconclusive.",
+        "- *drifts*: the interval lies within the margin around the drift that is predicted; refuted where the two do "
+        "not meet.",
         "- *falls*, *moves*: the interval excludes 0 (from below, from either side) and is not within the margin; "
         "refuted where it is, or lies above 0 where it should fall.",
         f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "
@@ -126,7 +129,8 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
 
 
 def _tested(test: Test) -> str:
-    return {"control": f"control: {test.what}", "drift": f"{test.what} {test.expect}", "slope": test.what}[test.kind]
+    drift = f"{test.what} {test.expect}" + (f" by {_number(test.expected)}" if test.expect == "drifts" else "")
+    return {"control": f"control: {test.what}", "drift": drift, "slope": test.what}[test.kind]
 
 
 def _excess(test: Test) -> str:

@@ -4,7 +4,7 @@ The drift alone does not show a rule whose optimum stays while its losses rise; 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,18 @@ class Excess:
     at_least: bool
 
 
+@dataclass(frozen=True)
+class Transferred:
+    """(S,) losses at a learning rate that was tuned elsewhere, and what it costs over each seed's own best, in nats.
+
+    at_least: the learning rate of one seed lies beyond what converged, so that both are lower bounds.
+    """
+
+    losses_S: FloatArray
+    regrets_S: FloatArray
+    at_least: bool
+
+
 UNKNOWN = Excess(np.nan, np.nan, np.nan, False)
 
 
@@ -42,9 +54,11 @@ def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSetting
     """
 
     def lost(end: int) -> Excess:
-        losses_S, at_least = _transferred(panels[panel], end, base, analysis)
+        found = transferred(panels[panel], end, base, analysis)
         lowest_PS = [_lowest(of_panel[end]) for of_panel in panels.values() if end in of_panel]
-        return _excess(np.maximum(losses_S - np.fmin.reduce(lowest_PS), 0), at_least, analysis.confidence)
+        return over_seeds(
+            np.maximum(found.losses_S - np.fmin.reduce(lowest_PS), 0), found.at_least, analysis.confidence
+        )
 
     return max(_at_ends(panels[panel], base, lost), key=lambda one: (one.high, one.nats), default=UNKNOWN)
 
@@ -56,10 +70,9 @@ def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettin
     """
 
     def lost(end: int) -> Excess:
-        losses_S, at_least = _transferred(control, end, base, analysis)
-        of_rule_S, unbounded = _transferred(rule, end, base, analysis)
-        found = _excess(losses_S - of_rule_S, at_least, analysis.confidence)
-        return Excess(found.nats, -np.inf, found.high, at_least) if unbounded else found
+        ours, its = (transferred(of, end, base, analysis) for of in (control, rule))
+        found = over_seeds(ours.losses_S - its.losses_S, ours.at_least, analysis.confidence)
+        return replace(found, low=-np.inf) if its.at_least else found
 
     if _far_ends(control, base) != _far_ends(rule, base):
         return UNKNOWN
@@ -78,14 +91,16 @@ def _at_ends(curves: Curves, base: int, lost: Callable[[int], Excess]) -> list[E
     return unknown[:1] or found
 
 
-def _transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> tuple[FloatArray, bool]:
-    """(S,) losses at an end, at the learning rate that is best at the base; whether one is only a lower bound."""
+def transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> Transferred:
+    """What a value of the axis comes to at the learning rate that is best at the base."""
     rate = find_optimum(curves[base], analysis.fit_points).log2_lr
     own = [curves[end].seed(seed) for seed in range(curves[end].seeds)]
     optima = [find_optimum(curve, analysis.fit_points) for curve in own]
     costs = [regret(curve, best, rate) for curve, best in zip(own, optima, strict=True)]
-    losses = [best.loss + cost.nats for best, cost in zip(optima, costs, strict=True)]
-    return np.array(losses), any(cost.at_least for cost in costs)
+    regrets_S = np.array([cost.nats for cost in costs])
+    return Transferred(
+        np.array([best.loss for best in optima]) + regrets_S, regrets_S, any(cost.at_least for cost in costs)
+    )
 
 
 def _lowest(curve: Curve) -> FloatArray:
@@ -94,7 +109,8 @@ def _lowest(curve: Curve) -> FloatArray:
     return lowest
 
 
-def _excess(nats_S: FloatArray, at_least: bool, confidence: float) -> Excess:
+def over_seeds(nats_S: FloatArray, at_least: bool, confidence: float) -> Excess:
+    """The mean of (S,) nats per token, with Student's interval over the seeds."""
     mean, margin = float(nats_S.mean()), 0.0
     if len(nats_S) > 1:
         margin = float(stats.sem(nats_S) * stats.t.ppf((1 + confidence) / 2, len(nats_S) - 1))

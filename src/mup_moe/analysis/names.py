@@ -27,6 +27,6 @@ def axis_value(axis: str, value: int) -> str:
     return f"{axis} {value}"
 
 
-def signed(number: float) -> str:
-    """A number with its sign and two decimals: a true minus sign, and no "-0.00"."""
-    return f"{round(number, 2) + 0.0:+.2f}".replace("-", MINUS)
+def signed(number: float, decimals: int = 2) -> str:
+    """A number with its sign and so many decimals: a true minus sign, and no "-0.00"."""
+    return f"{round(number, decimals) + 0.0:+.{decimals}f}".replace("-", MINUS)

@@ -62,7 +62,8 @@ def read_values(path: Path) -> pd.DataFrame:
 
 def over(values: pd.DataFrame) -> str:
     """The axis that values go over: the column of theirs that is one."""
-    return next(axis for axis in OVER if axis in values.columns)
+    axis: str = next(axis for axis in OVER if axis in values.columns)
+    return axis
 
 
 def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:

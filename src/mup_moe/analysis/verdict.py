@@ -21,7 +21,7 @@ from mup_moe.analysis.runs import figure_curves, read_rows, read_runs, read_tabl
 from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings, Config, DriftTest, SlopeTest
 
-Expectation = Literal["keeps", "moves", "falls"]
+Expectation = Literal["keeps", "moves", "falls", "drifts"]
 Verdict = Literal["replicated", "not replicated", "inconclusive"]
 CANNOT_TELL = "this sweep cannot tell"  # the reason where a wrong rule passes a test
 
@@ -29,13 +29,13 @@ CANNOT_TELL = "this sweep cannot tell"  # the reason where a wrong rule passes a
 def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdict:
     """What an interval says of an expectation, whatever the scale; inconclusive without an interval.
 
-    keeps: within +-margin; refuted where the two do not meet. moves, falls: 0 is excluded (falls:
+    keeps, drifts: within +-margin; refuted where the two do not meet. moves, falls: 0 is excluded (falls:
     from below) and the interval reaches beyond the margin; refuted within it (falls: or above 0).
     """
     if math.isnan(low) or math.isnan(high):
         return "inconclusive"
     within = -margin <= low and high <= margin
-    if expect == "keeps":
+    if expect in ("keeps", "drifts"):
         apart = low > margin or high < -margin
         return "replicated" if within else "not replicated" if apart else "inconclusive"
     moved = high < 0 or (expect == "moves" and low > 0)
@@ -135,7 +135,7 @@ def _drift_test(
         kind="drift",
         what=f"drift, {parametrization_title(drift.panel)}",
         expect=drift.expect,
-        expected=0.0,
+        expected=drift.drift or 0.0,
         margin=settings.drift_margin,
         excess_margin=settings.excess_margin if drift.expect == "keeps" else math.nan,
         tokens=evidence.tokens[drift.figure],
@@ -158,7 +158,7 @@ def _drift_test(
     # A control is to fail here, which takes no larger a sweep than this one.
     large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
     large = large or control_of is not None
-    says = judge(drift.expect, test.low, test.high, settings.drift_margin)
+    says = judge(drift.expect, test.low - test.expected, test.high - test.expected, settings.drift_margin)
     if drift.expect == "keeps":
         test = _with_excess(test, drift, evidence, control_of)
         if test.excess_low > settings.excess_margin:
@@ -167,7 +167,7 @@ def _drift_test(
             return test._replace(reason=f"{drift.figure} has other seeds or ends than {control_of.figure}")
         if says == "replicated" and not test.excess_high <= settings.excess_margin:
             return test._replace(reason="the excess at the far end of the axis neither exceeds its margin nor keeps it")
-    seems_small = says == ("replicated" if drift.expect == "keeps" else "not replicated")
+    seems_small = drift.expect == "drifts" or says == ("replicated" if drift.expect == "keeps" else "not replicated")
     if seems_small and any(row.at_edge or math.isnan(row.log2_lr) for row in rows):
         reason = "an optimum lies at the grid's end, or is missing, so that the drift may be larger than it seems"
         return test._replace(reason=reason)

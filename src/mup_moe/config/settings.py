@@ -5,6 +5,7 @@ a request means that is older than the setting. Types are checked where YAML ent
 ranges and relations here, so that they hold on every path, on a machine without pydantic too.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -579,21 +580,28 @@ class Config(_Section):
     def _check_comparison(self, key: str, rules: dict[str, ComparedRule]) -> None:
         for title, rule in rules.items():
             self._check_panel(f"{key}.{title}", rule.figure, rule.panel)
-            panels = [str(panel) for panel in getattr(self.figures[rule.figure].axes, self.figures[rule.figure].panel)]
-            _require(rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, no panel of {rule.figure!r}")
+            figure = self.figures[rule.figure]
+            panels = [str(panel) for panel in figure.axes.values(figure.panel)]
+            _require(
+                rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, which is no panel of {rule.figure!r}"
+            )
         parts = tuple(dict.fromkeys(rule.figure for rule in rules.values()))
         self._check_parts(key, parts)
-        for part in parts[1:]:
-            first, other = self.figures[parts[0]], self.figures[part]
-            for what, of in {
-                "curve": lambda figure: figure.curve,
-                "tunes": lambda figure: figure.tunes,
-                "axes.seed": lambda figure: set(figure.axes.seed),
-                "ends": lambda figure: {of_ends(figure.axes.values(figure.curve)) for of_ends in (min, max)},
-            }.items():
-                _require(
-                    of(first) == of(other), f"`{key}` compares {parts[0]!r} with {part!r}, which has another `{what}`"
-                )
+        for first, other in itertools.pairwise(parts):
+            ours, its = self._compared_by(first), self._compared_by(other)
+            for what, value in ours.items():
+                _require(its[what] == value, f"`{key}` compares {first!r} with {other!r}, which has another `{what}`")
+
+    def _compared_by(self, name: str) -> dict[str, Any]:
+        """What figures have in common whose rules are compared."""
+        figure = self.figures[name]
+        values = figure.axes.values(figure.curve)
+        return {
+            "curve": figure.curve,
+            "tunes": figure.tunes,
+            "axes.seed": figure.axes.seed,
+            f"axes.{figure.curve}": (min(values), max(values)),
+        }
 
     def _check_cell_count(self) -> None:
         sizes = {f"figures.{name}": figure.axes.size for name, figure in self.figures.items()}

@@ -11,7 +11,7 @@ from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, Line2D
 from mup_moe.figures.style import WIDTH, draw_legend, shades, wrap
-from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_widths, means, new_grid, read_probe, widen
+from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_sizes, means, new_grid, read_probe, widen
 
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 
@@ -50,7 +50,7 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
     handles = {str(step): Line2D([], [], color=shade[step], lw=1.6) for step in steps}
     handles = {"steps taken": Line2D([], [], ls=""), **handles}
     draw_legend(figure, handles, loc="outside upper center", handlelength=1.6)
-    label_widths(grid, values, WIDTH / len(quantities) - Y_LABELS)
+    label_sizes(grid, values, WIDTH / len(quantities) - Y_LABELS)
     return figure
 
 

@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mup_moe.analysis.attribution import AttributionRow
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import Config
-from mup_moe.figures.plotting import Figure, sns
-from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, group_colours, new_figure
+from mup_moe.figures.dots import Column, draw_dots
+from mup_moe.figures.plotting import Figure
+from mup_moe.figures.style import INK, group_colours
 
-LINE_HEIGHT = 0.2  # inches
 REACH = 6.0  # margins: an excess beyond is drawn at the end of the axis
 
 
@@ -28,36 +25,20 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
 
     A dot is black for a row of the table, and has the colour of its group of roles for a control.
     """
-    figure = new_figure(WIDTH, 0.75 + LINE_HEIGHT * len(rows))
-    drifts, excesses = figure.subplots(1, 2, sharey=True)
     colours = {"": INK, **group_colours()}
-    end = REACH * excess_margin
-    drifts.axvspan(-drift_margin, drift_margin, color=BAND, lw=0)
-    excesses.axvspan(0, excess_margin, color=BAND, lw=0)
-    for place, row in enumerate(rows):
-        look = {"color": colours[row.group], "ms": 4.5, "mew": 0.9, "lw": 1.0}
-        drifts.plot([row.drift_low, row.drift_high], [place] * 2, marker="|", **look)
-        drifts.plot(row.drift, place, marker="o", **look)
-        beyond = row.excess > end
-        at = min(row.excess, end)
-        # The upper bound of what was not measured is infinite: its line ends at the axis's end.
-        excesses.plot(np.clip([row.excess_low, row.excess_high], 0, end), [place] * 2, marker="|", **look)
-        excesses.plot(at, place, marker=">" if beyond or np.isinf(row.excess_high) else "o", **look)
-        if beyond:
-            # Above the line, which an interval may reach along.
-            where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 7}
-            excesses.annotate(f"{row.excess:.2f}", (at, place), (-3, 1.5), **where)
-    drifts.axvline(0, color=FAINT, lw=0.7)
-    drifts.set_yticks(range(len(rows)), [parametrization_title(row.panel) for row in rows])
-    for label, row in zip(drifts.get_yticklabels(), rows, strict=True):
-        label.set(color=colours[row.group], fontweight="normal" if row.group else "bold")
-    drifts.set_ylim(len(rows) - 0.4, -0.6)
-    drifts.set_xlabel("drift (octaves per octave)")
-    excesses.set(xlabel="excess at the far end (nats)", xlim=(-0.02 * end, 1.04 * end))
-    for axes, title in ((drifts, "best learning rate"), (excesses, "loss at the base's best rate")):
-        axes.set_title(title, loc="left", fontsize=RC["axes.titlesize"], fontweight="bold")
-        axes.grid(axis="y", color=BAND, lw=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-    sns.despine(fig=figure, left=True)
-    return figure
+    drifts = Column(
+        "best learning rate",
+        "drift (octaves per octave)",
+        [(row.drift, row.drift_low, row.drift_high) for row in rows],
+        band=(-drift_margin, drift_margin),
+    )
+    excesses = Column(
+        "loss at the base's best rate",
+        "excess at the far end (nats)",
+        [(row.excess, row.excess_low, row.excess_high) for row in rows],
+        band=(0, excess_margin),
+        floor=0,
+        ceiling=REACH * excess_margin,
+    )
+    names = [parametrization_title(row.panel) for row in rows]
+    return draw_dots(names, [drifts, excesses], [colours[row.group] for row in rows], [not row.group for row in rows])

@@ -68,7 +68,12 @@ def settings_of(config: Config, name: str) -> str:
     figures = {part: FigureSpec.of(config, part).settings for part in _parts(config, name)}
     claims = config.claims
     margins = (claims.drift_margin, claims.excess_margin)
-    parts = {"kind": kind_of(config, name), "figures": figures, "probe": probe and asdict(probe), "margins": margins}
+    parts: dict[str, Any] = {
+        "kind": kind_of(config, name),
+        "figures": figures,
+        "probe": probe and asdict(probe),
+        "margins": margins,
+    }
     if name in config.comparisons:
         parts["rules"] = {title: asdict(rule) for title, rule in config.comparisons[name].items()}
     if probe:

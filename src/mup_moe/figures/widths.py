@@ -1,4 +1,4 @@
-"""What the figures of probes share: panels over width, and how they are labelled."""
+"""What the figures of probes share: panels over width or another axis, and how they are labelled."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from mup_moe.analysis.names import axis_title
 from mup_moe.analysis.runs import read_rows
-from mup_moe.analysis.slopes import Slope, log2_of_positive, read_values
+from mup_moe.analysis.slopes import Slope, log2_of_positive, over, read_values
 from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, FuncFormatter, MaxNLocator, NullLocator, sns
 from mup_moe.figures.style import WIDTH
 from mup_moe.figures.ticks import excess, label_axis, thinned
@@ -32,24 +33,25 @@ def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
 
 
 def means(values: pd.DataFrame) -> "pd.Series[float]":
-    """log2 of the geometric mean of what is positive and finite, by log2 of the width."""
-    found: pd.Series[float] = log2_of_positive(values).groupby("width")["value"].mean()
+    """log2 of the geometric mean of what is positive and finite, by log2 of the axis."""
+    found: pd.Series[float] = log2_of_positive(values).groupby(over(values))["value"].mean()
     return found
 
 
-def label_widths(grid: Any, values: pd.DataFrame, inches: float) -> None:
+def label_sizes(grid: Any, values: pd.DataFrame, inches: float) -> None:
     """Labels horizontal axes that are about so long."""
-    ticks = {math.log2(width): str(width) for width in sorted(values["width"].unique())}
+    axis = over(values)
+    ticks = {math.log2(value): str(value) for value in sorted(values[axis].unique())}
     margin = 0.05 * (max(ticks) - min(ticks)) or 0.5
     for axes in grid.flat:
-        # All widths, also where a quantity has no value that can be drawn.
+        # All values of the axis, also where a quantity has no value that can be drawn.
         axes.set_xlim(min(ticks) - margin, max(ticks) + margin)
         label(axes, ticks, inches, most=4)
         axes.xaxis.set_minor_locator(NullLocator())
     for axes in grid[:-1].flat:
         axes.tick_params(labelbottom=False)
     for axes in grid[-1]:
-        axes.set_xlabel("width")
+        axes.set_xlabel(axis_title(axis))
 
 
 def label(axes: Any, ticks: Mapping[float, str], inches: float, most: int | None = None) -> None:

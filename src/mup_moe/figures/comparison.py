@@ -1,0 +1,39 @@
+"""Draws rules side by side: drift, regret, and how the loss at the far end differs from that of the first rule."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mup_moe.analysis.comparison import ComparisonRow
+from mup_moe.analysis.names import axis_value
+from mup_moe.analysis.runs import read_rows
+from mup_moe.config.settings import Config
+from mup_moe.figures.dots import Column, draw_dots
+from mup_moe.figures.plotting import Figure
+from mup_moe.figures.style import INK
+
+
+def draw(config: Config, name: str, results: Path) -> Figure:
+    """A comparison of the config. Raises UserError for a comparison.csv that is missing or damaged."""
+    return draw_rows(read_rows(results / name / "comparison.csv", ComparisonRow), config.claims.drift_margin)
+
+
+def draw_rows(rows: Sequence[ComparisonRow], drift_margin: float) -> Figure:
+    """The rules from top to bottom as given; the grey band is what keeps the best learning rate."""
+    first = rows[0]
+    end, base = (axis_value(first.axis, value) for value in (first.end, first.base))
+    columns = [
+        Column(
+            "best learning rate",
+            "drift (octaves per octave)",
+            [(row.drift, row.drift_low, row.drift_high) for row in rows],
+            band=(-drift_margin, drift_margin),
+        ),
+        Column("regret", f"nats at {end}", [(row.regret, row.regret_low, row.regret_high) for row in rows]),
+        Column("loss", f"nats over {base}", [(row.change, row.change_low, row.change_high) for row in rows]),
+        Column(
+            "loss",
+            "nats over the first rule",
+            [(row.over_first, row.over_first_low, row.over_first_high) for row in rows],
+        ),
+    ]
+    return draw_dots([row.rule for row in rows], columns, [INK] * len(rows), [row is first for row in rows])

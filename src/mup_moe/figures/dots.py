@@ -1,0 +1,62 @@
+"""A line per row of a table, a panel per quantity: a dot with its interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mup_moe.figures.plotting import Figure, sns
+from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, new_figure
+
+LINE_HEIGHT = 0.2  # inches
+
+
+@dataclass(frozen=True)
+class Column:
+    """One quantity of all rows. points: value, low, high of each; NaN where there is none.
+
+    band: what is grey. floor, ceiling: what is beyond is drawn there, and its value above written beside it; an
+    infinite upper bound is one of those.
+    """
+
+    title: str
+    label: str
+    points: Sequence[tuple[float, float, float]]
+    band: tuple[float, float] | None = None
+    floor: float = -np.inf
+    ceiling: float = np.inf
+
+
+def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence[Any], bold: Sequence[bool]) -> Figure:
+    """The rows from top to bottom as given, each in its colour."""
+    figure = new_figure(WIDTH, 0.75 + LINE_HEIGHT * len(names))
+    grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(grid, columns, strict=True):
+        if column.band:
+            axes.axvspan(*column.band, color=BAND, lw=0)
+        for place, ((value, low, high), colour) in enumerate(zip(column.points, colours, strict=True)):
+            look = {"color": colour, "ms": 4.5, "mew": 0.9, "lw": 1.0}
+            beyond = value > column.ceiling
+            at = min(value, column.ceiling)
+            axes.plot(np.clip([low, high], column.floor, column.ceiling), [place] * 2, marker="|", **look)
+            axes.plot(at, place, marker=">" if beyond or np.isinf(high) else "o", **look)
+            if beyond:
+                # Above the line, which an interval may reach along.
+                where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 7}
+                axes.annotate(f"{value:.2f}", (at, place), (-3, 1.5), **where)
+        axes.set_title(column.title, loc="left", fontsize=RC["axes.titlesize"], fontweight="bold")
+        axes.set_xlabel(column.label)
+        axes.grid(axis="y", color=BAND, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="y", length=0)
+        if np.isfinite(column.ceiling):
+            axes.set_xlim(column.floor - 0.02 * column.ceiling, 1.04 * column.ceiling)
+        else:
+            axes.axvline(0, color=FAINT, lw=0.7)
+    grid[0].set_yticks(range(len(names)), list(names))
+    for label, colour, heavy in zip(grid[0].get_yticklabels(), colours, bold, strict=True):
+        label.set(color=colour or INK, fontweight="bold" if heavy else "normal")
+    grid[0].set_ylim(len(names) - 0.4, -0.6)
+    sns.despine(fig=figure, left=True)
+    return figure
