@@ -440,8 +440,8 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
     # The criteria that were recorded along with the runs, not those of today.
     made_by = json.loads((folder / "provenance.json").read_text())
     first, *over = (read_document(folder / name) for name in made_by["config"])
-    # Keys that came since: how cells are run, and that none was left out.
-    since = {name: read_document(ROOT / "config.yaml")[name] for name in ("execution", "analysis")}
+    # Keys that came since: how cells are run, that none was left out, and what was compared.
+    since = {name: read_document(ROOT / "config.yaml")[name] for name in ("execution", "analysis", "comparisons")}
     config = validate(overlay(since, first, *over))
     claims, confidence = config.claims, config.analysis.confidence
     runs = pd.read_csv(folder / "runs.csv").set_index("cell")

@@ -329,7 +329,7 @@ def test_a_figure_of_another_kind_is_refused_in_a_composition(monkeypatch):
         ("probes.lemma_b1.steps", [0, 5, 2], "ascend"),
         ("probes.lemma_b1.steps", [1, 2], "begin with 0"),
         ("probes.lemma_b1.steps", [0, 99], "trains 10 steps"),
-        ("probes.lemma_b1.axes.width", [64], "two widths"),
+        ("probes.lemma_b1.axes.width", [64], "two values"),
         ("probes.lemma_b1.axes.architecture", ["dense"], "moe"),
         ("probes.lemma_b1.setup", "big", "'big'"),
         ("claims.drift_margin", 0.0, "positive"),

@@ -20,7 +20,7 @@ from mup_moe.analysis.excess import over_lowest, over_rule
 from mup_moe.analysis.power import Spread, seeds_needed, spreads
 from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.sensitivity import SensitivityRow, lost_at, seen
-from mup_moe.analysis.slopes import VALUES, read_values
+from mup_moe.analysis.slopes import columns_over, read_values
 from mup_moe.analysis.transfer import regress
 from mup_moe.config.cell import Cell, GroupRate, LearningRate
 from mup_moe.config.document import ConfigError
@@ -569,7 +569,7 @@ def test_a_pilot_tells_noise_from_what_seeds_share():
     generator = np.random.default_rng(0)
     found = []
     for _ in range(200):
-        rows = pd.DataFrame(pilot_rows(generator, 30), columns=VALUES)
+        rows = pd.DataFrame(pilot_rows(generator, 30), columns=columns_over("width"))
         found.append(spreads(rows, TEST)["0"])
     assert np.mean([spread.noise for spread in found]) == pytest.approx(NOISE, rel=0.03)
     # What noise explains is taken away from the mean's, not from each pilot's own, where it can be more.
@@ -605,7 +605,7 @@ def test_no_number_of_seeds_undoes_what_all_of_them_share():
 
 
 def power_command(folder, rows, *options) -> int:
-    write_csv(folder / "pilot.csv", list(VALUES), rows)
+    write_csv(folder / "pilot.csv", columns_over("width"), rows)
     return main(["power", "lemma_b1_slopes", "--pilot", str(folder / "pilot.csv"), *options])
 
 
@@ -617,7 +617,7 @@ def test_the_command_says_what_the_tests_of_the_claims_need(tmp_path, capsys):
     (spread,) = spreads(read_values(tmp_path / "pilot.csv"), TEST).values()
     expected = seeds_needed(spread, widths, CONFIG.claims.slope_margin * 2 / 3, 0.95, 0.9)
     assert table[2] == f"| inner product | 2 | 0 | {spread.noise:.3f} | {spread.shared:.3f} | {expected} |"
-    assert table[-1] == f"{expected} seeds over {len(widths)} widths decide 1 of 1 tests with a power of 0.9 each."
+    assert table[-1] == f"{expected} seeds over {len(widths)} values of width decide 1 of 1 tests with a power of 0.9 each."
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mup_moe.analysis import verdict
 from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.published import read_published
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs
-from mup_moe.analysis.slopes import VALUES, Slope, read_values, slopes
+from mup_moe.analysis.slopes import Slope, columns_over, read_values, slopes
 from mup_moe.config.cell import NAME
 from mup_moe.config.settings import RESERVED, RESULT_NAME, ClaimSettings, ClaimsSettings, DriftTest, SlopeTest
 from mup_moe.files import csv_text, write_csv
@@ -61,7 +61,7 @@ def test_optima_and_runs_keep_every_name(tmp_path, figure, setup, rules):
 def test_values_and_slopes_keep_every_name(tmp_path, rules, quantity, block):
     path, out = tmp_path / "values.csv", tmp_path / "slopes.csv"
     rows = [(rule, width, 0, 1, quantity, block, float(width)) for rule in rules for width in (8, 16)]
-    write_csv(path, list(VALUES), rows)
+    write_csv(path, columns_over("width"), rows)
     assert list(read_values(path).itertuples(index=False, name=None)) == rows
     write_csv(out, Slope._fields, slopes(read_values(path), 0.9))
     found = read_rows(out, Slope)

@@ -29,7 +29,7 @@ def preset(name: str) -> Config:
 
 
 def test_all_are_there():
-    assert set(NAMES) == {*LARGE, "evening", "power", "switch"}
+    assert set(NAMES) == {*LARGE, "evening", "granularity", "power", "switch"}
 
 
 def test_the_default_is_the_config_itself():
@@ -37,7 +37,7 @@ def test_the_default_is_the_config_itself():
 
 
 def test_another_name_is_refused_with_those_there_are():
-    known = "default, authors, evening, gpu, gpu-visit, paper, power, switch"
+    known = "default, authors, evening, gpu, gpu-visit, granularity, paper, power, switch"
     with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
 
@@ -236,7 +236,7 @@ def test_a_dry_run_of_a_preset_resolves(name, project):
     [
         ("authors", "figure1", {"width": [64, 128], "learning_rate": [1e-3]}),
         (
-            *("paper", "figure2b"),
+            *("paper", "figure2b-authors"),
             {"width": [128], "granularity": [1, 4], "learning_rate": ["2^-8"], "seed": [0, 1]},
         ),
     ],

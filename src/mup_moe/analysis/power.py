@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from mup_moe.analysis.markup import markdown_table
-from mup_moe.analysis.slopes import log2_of_positive, read_values
+from mup_moe.analysis.slopes import log2_of_positive, over, read_values
 from mup_moe.config.settings import SlopeTest
 from mup_moe.files import UserError
 from mup_moe.options import add_config_arguments, read_sweep
@@ -57,12 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
     """Prints a row per slope test of the claims and block, and the seeds that all of them need. Raises UserError."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.probe, sweep.config.probes, "probes")
-    widths, pilot, claims = sweep.config.probes[name].axes.width, read_values(arguments.pilot), sweep.config.claims
+    probe, pilot, claims = sweep.config.probes[name], read_values(arguments.pilot), sweep.config.claims
+    values = probe.axes.values(probe.over)
     free = claims.slope_margin * (1 - arguments.off)
     rows, found = [], []
     for test in (slope for claim in claims.table.values() for slope in claim.slopes if slope.probe == name):
         for block, spread in spreads(pilot, test).items():
-            found.append(seeds_needed(spread, widths, free, sweep.config.analysis.confidence, arguments.power))
+            found.append(seeds_needed(spread, values, free, sweep.config.analysis.confidence, arguments.power))
             shown = [f"{octaves:.3f}" for octaves in spread]
             rows.append([test.quantity, str(test.step), block, *shown, str(found[-1] or "no number")])
     if not rows:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     decided = [seeds for seeds in found if seeds]
     if decided:
         power = f"with a power of {arguments.power:g} each"
-        print(f"{max(decided)} seeds over {len(widths)} widths decide {len(decided)} of {len(found)} tests {power}.")
+        print(f"{max(decided)} seeds over {len(values)} values of {probe.over} decide {len(decided)} of {len(found)} tests {power}.")
     if len(decided) < len(found):
         print("No number of seeds decides the rest at widths like the pilot's: measure more widths, or wider ones.")
 
@@ -85,7 +86,7 @@ def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
         chosen = chosen[chosen[column] == getattr(test, column)]
     found = {}
     for block, values in chosen.groupby("block"):
-        table = values.pivot_table(index="seed", columns="width", values="value").dropna()
+        table = values.pivot_table(index="seed", columns=over(pilot), values="value").dropna()
         seeds, widths = table.shape
         if seeds < 2 or widths < 3:
             raise UserError(

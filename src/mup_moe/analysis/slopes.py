@@ -60,6 +60,12 @@ def read_values(path: Path) -> pd.DataFrame:
     return table
 
 
+def columns_over(axis: str) -> list[str]:
+    """The columns of values that go over an axis."""
+    first, *others = VALUES
+    return [first, axis, *others]
+
+
 def over(values: pd.DataFrame) -> str:
     """The axis that values go over: the column of theirs that is one."""
     axis: str = next(axis for axis in OVER if axis in values.columns)
