@@ -617,7 +617,10 @@ def test_the_command_says_what_the_tests_of_the_claims_need(tmp_path, capsys):
     (spread,) = spreads(read_values(tmp_path / "pilot.csv"), TEST).values()
     expected = seeds_needed(spread, widths, CONFIG.claims.slope_margin * 2 / 3, 0.95, 0.9)
     assert table[2] == f"| inner product | 2 | 0 | {spread.noise:.3f} | {spread.shared:.3f} | {expected} |"
-    assert table[-1] == f"{expected} seeds over {len(widths)} values of width decide 1 of 1 tests with a power of 0.9 each."
+    assert (
+        table[-1]
+        == f"{expected} seeds over {len(widths)} values of width decide 1 of 1 tests with a power of 0.9 each."
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mup_moe.figures.style import drawing_style, save
 from mup_moe.files import write_csv
 from mup_moe.model.metrics import METRICS
 from mup_moe.model.scaling import factors
-from mup_moe.training.probe import CONTRIBUTIONS, layers_of, measure
+from mup_moe.training.probe import CHANGES, layers_of, measure
 from mup_moe.training.probe import contributions as contributions_of
 from mup_moe.training.trainer import Trainer
 from test_parametrization import CPU, build, shapes, train
@@ -150,7 +150,7 @@ def test_contributions_are_those_of_a_layer_whose_tensors_are_put_back(tokens):
     windows = trainer.training_batch(0)
     first = layers_of(trainer, windows)
     start = contributions_of(first)
-    assert {quantity for quantity, _ in start} == set(CONTRIBUTIONS)
+    assert {quantity for quantity, _ in start} == {"output", *CHANGES}
     assert all(value == 0 for (quantity, _), value in start.items() if quantity != "output")
     trainer.run(until=4)
     found = contributions_of(first)
@@ -169,6 +169,8 @@ def test_contributions_are_those_of_a_layer_whose_tensors_are_put_back(tokens):
         assert found["change by expert_down", block] == pytest.approx(rms(output(change)), rel=1e-4)
         routed = before | {"router.value": after["router.value"]}
         assert found["change by router", block] == pytest.approx(rms(output(routed) - output(before)), rel=1e-4)
+        experts = after | {"router.value": before["router.value"]}
+        assert found["change by experts", block] == pytest.approx(rms(output(experts) - output(before)), rel=1e-4)
         assert found["change", block] == pytest.approx(rms(output(after) - output(before)), rel=1e-4)
         assert found["output", block] == pytest.approx(rms(output(after)), rel=1e-4)
         output(after)

@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     decided = [seeds for seeds in found if seeds]
     if decided:
         power = f"with a power of {arguments.power:g} each"
-        print(f"{max(decided)} seeds over {len(values)} values of {probe.over} decide {len(decided)} of {len(found)} tests {power}.")
+        seeds = f"{max(decided)} seeds over {len(values)} values of {probe.over}"
+        print(f"{seeds} decide {len(decided)} of {len(found)} tests {power}.")
     if len(decided) < len(found):
         print("No number of seeds decides the rest at widths like the pilot's: measure more widths, or wider ones.")
 

@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="what to call the record, such as the preset")
     add_sweep_arguments(parser)
     help_probes = "probes to keep beside --figures; without those, all are kept"
+    help_claims = "of --figures and --probes, on which the claims rest, keep the claims too"
+    parser.add_argument("--claims", action="store_true", help=help_claims)
     help_tables = "of --figures and --probes keep the tables alone, not what was drawn"
     parser.add_argument("--tables", action="store_true", help=help_tables)
     parser.add_argument("--probes", nargs="+", action="extend", default=[], metavar="NAME", help=help_probes)
@@ -55,6 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         [one_of(name, sweep.config.probes, "probes") for name in arguments.probes] if alone else sweep.config.probes
     )
     _check_config(sweep, summaries, probes)
+    if alone and arguments.claims:
+        _check_claims(sweep, {*sweep.chosen(arguments.figures), *probes})
     made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
     # In place once it is whole; a hidden folder is what an attempt has left that ended before.
@@ -69,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         sources += [path for name in probes for path in _of_probe(sweep, name)]
         shown, suffixes = [*(arguments.figures or ()), *probes], TABLES if arguments.tables else SUFFIXES
         sources += [path for name in shown for path in _shown(results, name, suffixes)] if alone else []
+        sources += [path for name in (shown if alone else sweep.config.comparisons) for path in _of_kind(sweep, name)]
+        sources += _of_claims(results) if alone and arguments.claims else []
         for source in sources if alone else [*sources, *_of_paper(results)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
@@ -100,6 +106,15 @@ def _check_config(sweep: Sweep, summaries: Mapping[str, Any], probes: Iterable[s
             raise UserError(f"the probe {name} was measured by another config: give the one that it was measured by")
 
 
+def _check_claims(sweep: Sweep, kept: Container[str]) -> None:
+    """Raises UserError for claims that rest on what is not kept."""
+    claims = sweep.config.claims
+    slopes = [slope.probe for claim in claims.table.values() for slope in claim.slopes]
+    for name in [*claims.figures, *slopes]:
+        if name not in kept:
+            raise UserError(f"the claims rest on {name}, which is not recorded: name it in --figures or --probes")
+
+
 def _keep_config(layers: Layers, folder: Path) -> list[str]:
     """Puts what a config was laid together from into a folder: the names of the files there, the lowest first."""
     names: list[str] = []
@@ -115,12 +130,21 @@ def _keep_config(layers: Layers, folder: Path) -> list[str]:
 
 def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
     """The tables of one figure; alone: also those that the paper has of all figures together."""
-    figure, results = sweep.config.figures[name], sweep.results
-    kinds = [figure.kind] if KINDS[figure.kind].table else []
-    yield from (results / name / f"{kind}.{suffix}" for kind in kinds for suffix in ("csv", "md", "html"))
-    yield from [results / name / "reference.csv"] if figure.reference else []
+    yield from _of_kind(sweep, name)
+    yield from [sweep.results / name / "reference.csv"] if sweep.config.figures[name].reference else []
     if alone:
         yield from (sweep.runs(name), sweep.optima(name))
+
+
+def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
+    """The table that the kind of a figure has of its own."""
+    kind = sweep.config.kinds[name]
+    suffixes = ("csv", "md", "html") if KINDS[kind].table else ()
+    yield from (sweep.results / name / f"{kind}.{suffix}" for suffix in suffixes)
+
+
+def _of_claims(results: Path) -> list[Path]:
+    return [*_shown(results, "claims"), results / "claims/tests.csv"]
 
 
 def _shown(results: Path, name: str, suffixes: Container[str] = SUFFIXES) -> Iterator[Path]:

@@ -561,6 +561,17 @@ class Config(_Section):
         return parse_table(self.parametrizations)
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """The kind (a key of KINDS) of everything that can be drawn, by its name."""
+        return {
+            **{name: figure.kind for name, figure in self.figures.items()},
+            **dict.fromkeys(self.compositions, "composition"),
+            **dict.fromkeys(self.trends, "trend"),
+            **dict.fromkeys(self.comparisons, "comparison"),
+            **{name: probe.measure for name, probe in self.probes.items()},
+        }
+
+    @property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """The figures that each composition, trend and comparison is made of."""
         compared = {

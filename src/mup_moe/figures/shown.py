@@ -17,7 +17,7 @@ from mup_moe.files import UserError
 
 def all_names(config: Config) -> list[str]:
     """Everything that can be drawn."""
-    return [*config.figures, *config.parts, *config.probes]
+    return list(config.kinds)
 
 
 def drawn_in_paper(config: Config) -> list[str]:
@@ -28,17 +28,9 @@ def drawn_in_paper(config: Config) -> list[str]:
 
 def kind_of(config: Config, name: str) -> str:
     """The kind of a figure: a key of KINDS. Raises UserError where the config has no such figure."""
-    if name in config.figures:
-        return config.figures[name].kind
-    if name in config.compositions:
-        return "composition"
-    if name in config.trends:
-        return "trend"
-    if name in config.comparisons:
-        return "comparison"
-    if name in config.probes:
-        return config.probes[name].measure
-    raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
+    if name not in config.kinds:
+        raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
+    return config.kinds[name]
 
 
 def files_of(config: Config, name: str) -> list[str]:

@@ -15,7 +15,7 @@ from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
 from mup_moe.model.layers import Tap, weights_of
 from mup_moe.model.moe import MoE
-from mup_moe.parametrization import ROLES
+from mup_moe.parametrization import GROUPS, ROLES
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
@@ -28,7 +28,14 @@ ACTIVATIONS = {
     "logits": "output logits",
 }
 COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits", "router-logit change")
-CONTRIBUTIONS = ("output", "change", "change by expert_down", "change by expert_up", "change by router")
+# What changes an MoE layer's output -> the roles whose tensors are taken as they are now.
+CHANGES = {
+    "change": ROLES,
+    "change by expert_down": ("expert_down",),
+    "change by expert_up": ("expert_up",),
+    "change by router": ("router",),
+    "change by experts": GROUPS["experts"],
+}
 
 # (quantity, block) -> its value; block "" is outside of the blocks.
 Values = dict[tuple[str, str], float]
@@ -195,16 +202,15 @@ def layers_of(trainer: Trainer, windows_RBS: Tensor) -> dict[str, Layer]:
 def contributions(first: Mapping[str, Layer]) -> Values:
     """What the tensors of each MoE layer do to its output, block by block, for the tokens of the first step.
 
-    Root mean squares over tokens and width, in float32: of the output at the present parameters, of its change since
-    the first step, and of the change that the present tensors of one role make among the first ones of the others.
-    A change of the router includes the experts that it chooses otherwise.
+    Root mean squares over tokens and width, in float32: of the output at the present parameters, and of the changes
+    that the present tensors of some roles make among the first ones of the others (`CHANGES`). A change of the router
+    includes the experts that it chooses otherwise.
     """
     found: Values = {}
     for block, layer in first.items():
-        before_RND, after_RND = layer.output(()), layer.output(ROLES)
-        values = [_rms(after_RND), _rms(after_RND - before_RND)]
-        values += [_rms(layer.output((role,)) - before_RND) for role in ("expert_down", "expert_up", "router")]
-        found |= {(quantity, block): value for quantity, value in zip(CONTRIBUTIONS, values, strict=True)}
+        before_RND = layer.output(())
+        found["output", block] = _rms(layer.output(ROLES))
+        found |= {(change, block): _rms(layer.output(roles) - before_RND) for change, roles in CHANGES.items()}
     return found
 
 
