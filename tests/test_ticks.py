@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from mup_moe.analysis.slopes import VALUES, slopes
+from mup_moe.analysis.slopes import columns_over, slopes
 from mup_moe.config.cell import LearningRate
 from mup_moe.figures import composition
 from mup_moe.figures.activations import draw_activations
@@ -129,7 +129,7 @@ def probe_values(widths, steps, quantities, power, rules=("sp", "mup")):
         (rule, width, seed, step, quantity, "", width**power * (1 + seed / 1e3))
         for rule, width, seed, step, quantity in itertools.product(rules, widths, (0, 1), steps, quantities)
     ]
-    return pd.DataFrame(rows, columns=list(VALUES))
+    return pd.DataFrame(rows, columns=columns_over("width"))
 
 
 QUANTITIES = ("inner product", "cosine", "router logits", "logits", "norm")
