@@ -57,6 +57,11 @@ COMPARISON = """
 Rules side by side, on the same seeds: how the best learning rate moves over the axis, what keeping that of the base
 costs at its far end, and how the loss there differs from that of the first rule. Look for intervals that exclude 0.
 """
+CONTRIBUTIONS = """
+What an MoE layer adds to the residual stream at initialisation, and what the first steps of training change in it
+through the tensors of one role, for the same tokens. Above its size over the axis; below its slope by step (log₂ on
+log₂). Look at which of the rules keep all of it, and at the dotted lines, which are predicted.
+"""
 
 KINDS = {
     "transfer": Kind(reads=_TRANSFER_READS, category="{heading}"),
@@ -84,5 +89,5 @@ KINDS = {
     ),
     "activations": Kind(reads=_PROBE_READS, category="5 Coordinate check", of="probes"),
     "covariance": Kind(reads=_PROBE_READS, category="6 Lemma B.1", of="probes"),
-    "contributions": Kind(reads=_PROBE_READS, category="3 Experts and granularity", of="probes"),
+    "contributions": Kind(reads=_PROBE_READS, category="3 Experts and granularity", caption=CONTRIBUTIONS, of="probes"),
 }

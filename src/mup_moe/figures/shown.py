@@ -80,8 +80,11 @@ def predicted(config: Config, probe: str) -> list[SlopeTest]:
 
 def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
     """What the caption of a figure in the report is made of: its kind, what it is about, and its kind's caption."""
-    kind = kind_of(config, name)
-    return kind, _subject(config, name), KINDS[kind].caption
+    kind, figure = kind_of(config, name), config.figures.get(name)
+    caption = KINDS[kind].caption
+    if figure and figure.tunes:
+        caption += f"The learning rate here is that of the {figure.tunes} alone, as a factor on what their rule says."
+    return kind, _subject(config, name), caption
 
 
 def category_of(config: Config, name: str) -> str:
