@@ -63,6 +63,14 @@ def test_another_parametrization_is_a_row_of_the_table(project):
     assert all("_mine_" in cell.name for cell in new)
 
 
+def test_rules_side_by_side_are_entries_of_a_comparison(project):
+    (config,) = recipe("Rules side by side")
+    new = make(project, "results/mine.pdf", config)
+    assert len(new) == 2 * 3 * 2  # granularities, learning rates, and of simpleP those that figure 1 lacks
+    rules = (project / "results/mine/comparison.md").read_text()
+    assert "half of the multiplier" in rules
+
+
 def test_modern_blocks_are_settings(project):
     (config,) = recipe("Modern blocks")
     assert len(make(project, "results/modern.pdf", config)) == CELLS
