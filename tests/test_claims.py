@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -367,7 +368,7 @@ def line(points: list[tuple[int, float, float]], confidence: float) -> tuple[flo
 def verdict(expect: str, low: float, high: float, margin: float, can_refute: bool) -> str:
     within = low >= -margin and high <= margin
     no = "not replicated" if can_refute else "inconclusive"
-    if expect == "keeps":
+    if expect in ("keeps", "drifts"):
         return "replicated" if within else no if low > margin or high < -margin else "inconclusive"
     if within or (expect == "falls" and low > 0):
         return no
@@ -387,7 +388,9 @@ def judged(
     curves: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for cell in dict.fromkeys(cell for one in figures for cell in one.cells()):
         key = (str(getattr(cell, figure.panel)), getattr(cell, figure.curve), cell.seed)
-        curves.setdefault(key, []).append((math.log2(cell.learning_rate), runs.loc[cell.id, config.analysis.loss]))
+        of_group = re.search(r"-lr2\^(.+)$", cell.learning_rate_of)
+        tuned = float(of_group[1]) if of_group else 0.0 if figure.tunes else math.log2(cell.learning_rate)
+        curves.setdefault(key, []).append((tuned, runs.loc[cell.id, config.analysis.loss]))
     arrays = {key: np.array(sorted(curve)).T for key, curve in curves.items()}
     fits = {key: fit(*array, config.analysis.fit_points) for key, array in arrays.items()}
     values, seeds = getattr(figure.axes, figure.curve), figure.axes.seed
@@ -401,7 +404,10 @@ def judged(
     octaves = np.ptp([math.log2(value) for value in values])
     tokens = runs.loc[[c.id for c in figure.cells()], "tokens"].max()
     can_refute = is_control or (octaves >= claims.refuting_octaves and tokens >= claims.refuting_tokens)
-    outcome = verdict(test.expect, low, high, claims.drift_margin, can_refute)
+    expected = test.drift or 0
+    outcome = verdict(test.expect, low - expected, high - expected, claims.drift_margin, can_refute)
+    if test.expect == "drifts":
+        return "inconclusive" if at_edge else outcome, (slope, low, high, math.nan)
     if test.expect != "keeps":
         return outcome if outcome != "not replicated" or not at_edge else "inconclusive", (slope, low, high, math.nan)
 
@@ -444,7 +450,8 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
     since = {name: read_document(ROOT / "config.yaml")[name] for name in ("execution", "analysis", "comparisons")}
     config = validate(overlay(since, first, *over))
     claims, confidence = config.claims, config.analysis.confidence
-    runs = pd.read_csv(folder / "runs.csv").set_index("cell")
+    tables = [folder / "runs.csv"] if (folder / "runs.csv").exists() else sorted(folder.glob("*/runs.csv"))
+    runs = pd.concat(map(pd.read_csv, tables)).drop_duplicates("cell").set_index("cell")
     recorded = pd.read_csv(folder / "claims.csv", keep_default_na=False).set_index("claim")
     tests = pd.read_csv(folder / "claims/tests.csv")
     assert list(recorded.index) == list(claims.table)
@@ -473,9 +480,9 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
                 & (values["step"] == test.step)
             ]
             for _, block in chosen.groupby("block", sort=False):
-                points = list(zip(block["seed"], np.log2(block["width"]), np.log2(block["value"]), strict=True))
+                points = list(zip(block["seed"], np.log2(block[probe.over]), np.log2(block["value"]), strict=True))
                 slope, low, high = line(points, confidence)
-                wide = np.ptp(np.log2(probe.axes.width)) >= claims.refuting_octaves
+                wide = np.ptp(np.log2(probe.axes.values(probe.over))) >= claims.refuting_octaves
                 found.append(verdict("keeps", low - test.slope, high - test.slope, claims.slope_margin, wide))
                 own.append(found[-1])
                 estimates.append((slope, low, high, math.nan))

@@ -71,8 +71,18 @@ def test_the_version_is_the_same_everywhere():
 
 def test_the_verdicts_of_all_recorded_sweeps_are_shown_side_by_side():
     recorded = {path.parent.name: path for path in sorted((ROOT / "results/recorded").glob("*/claims.csv"))}
+    beyond = {"granularity": recorded.pop("granularity")}
     assert len(recorded) > 1
     assert side_by_side(recorded) in (ROOT / "docs/results.md").read_text()
+    assert side_by_side(beyond) in (ROOT / "docs/granularity.md").read_text()
+
+
+@pytest.mark.parametrize("comparison", ["figure6", "figure6-experts", "figure6-sparsity"])
+def test_the_rules_side_by_side_are_shown_as_they_were_recorded(comparison):
+    recorded = (ROOT / f"results/recorded/granularity/{comparison}/comparison.md").read_text()
+    table = "".join(line for line in recorded.splitlines(keepends=True) if line.startswith("|"))
+    assert table.count("\n") > 5
+    assert table in (ROOT / "docs/granularity.md").read_text()
 
 
 @pytest.mark.parametrize("sweep", ["default", "evening"])
@@ -103,7 +113,7 @@ def test_the_search_for_a_set_up_is_shown_as_it_was_recorded():
 def test_the_readme_shows_the_recorded_claims():
     recorded = (ROOT / "results/recorded/default/claims.md").read_text().splitlines()
     table = [line for line in recorded if line.startswith("| **C") or line.startswith("| claim")]
-    assert len(table) == 1 + 7
+    assert len(table) == 1 + 8
     # The twelve intervals of C7 are counted.
     *shown, c7 = table
     with (ROOT / "results/recorded/default/claims/tests.csv").open(encoding="utf-8") as file:
