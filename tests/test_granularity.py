@@ -239,6 +239,11 @@ def test_a_probe_over_granularity_is_checked(changes, sentence):
         replace(probe, axes=replace(probe.axes, **changes))
 
 
+def test_lemma_b1_is_measured_over_width():
+    with pytest.raises(ValueError, match=r"`measure` covariance is of Lemma B\.1, which is about width"):
+        replace(PRESET.probes["contributions"], measure="covariance")
+
+
 def picture(figure, folder):
     """Saves a figure, which has to show something."""
     with drawing_style():
@@ -281,6 +286,7 @@ def test_a_figure_can_tune_the_learning_rate_of_a_group(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"reference": "a.csv"}, "`reference` is of global learning rates"),
         ({"tunes": "router"}, "`tunes` is 'router': give `axes.learning_rate_of` factors for it"),
         ({"kind": "attribution"}, "`tunes` is for kind transfer, not attribution"),
     ],
@@ -347,13 +353,15 @@ def loss_of_rule(cell):
     return lowest + 0.1 * (math.log2(cell.learning_rate) - best) ** 2
 
 
-def compare(folder):
+def compare(folder, loss=loss_of_rule, **changes):
     rules = {
         title: ComparedRule(figure="granularity-rows", panel=panel, source="a | b")
         for title, panel in (("own", "simplep"), ("width", "g-blind"), ("times G", "granular"))
     }
-    config = replace(PRESET, comparisons={"figure6": rules})
-    write_runs(folder, config, "granularity-rows", loss_of_rule)
+    figure = PRESET.figures["granularity-rows"]
+    figure = replace(figure, axes=replace(figure.axes, **changes))
+    config = replace(PRESET, comparisons={"figure6": rules}, figures=PRESET.figures | {"granularity-rows": figure})
+    write_runs(folder, config, "granularity-rows", loss)
     assert run_step("comparison", "figure6", config=config, results=folder) == 0
     return config, {row.panel: row for row in read_rows(folder / "figure6/comparison.csv", ComparisonRow)}
 
@@ -375,11 +383,49 @@ def test_a_comparison_has_drift_regret_and_losses_of_every_rule(tmp_path):
         interval = stats.t.interval(0.95, 2, changes.mean(), stats.sem(changes))
         assert (row.change_low, row.change_high) == pytest.approx(interval)
         assert row.loss == pytest.approx(np.mean([at[16, seed] for seed in range(3)]))
-        assert row.over_first == pytest.approx(row.loss - rows["simplep"].loss)
-    assert rows["simplep"].over_first_high == 0
+        if panel != "simplep":
+            assert row.over_first == pytest.approx(row.loss - rows["simplep"].loss)
+    assert math.isnan(rows["simplep"].over_first)
+    assert not any(row.at_edge or row.missing for row in rows.values())
     page = (tmp_path / "figure6/comparison.md").read_text()
     assert "a \\| b" in page
     assert page.count("\n| ") >= 3
+    with drawing_style():
+        figure = comparison.draw(config, "figure6", tmp_path)
+    picture(figure, tmp_path)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    _, rows = compare(tmp_path, seed=(0,))
+    assert all(math.isnan(bound) for row in rows.values() for bound in (row.regret_low, row.change_high))
+    page = (tmp_path / "figure6/comparison.md").read_text()
+    assert "one seed, no interval" in page
+    assert "nan" not in page
+
+
+def test_a_loss_beyond_what_converged_is_a_bound(tmp_path):
+    def loss(cell):
+        diverged = cell.parametrization == "simplep" and cell.granularity == 16 and cell.learning_rate > 2**-6
+        return math.nan if diverged else loss_of_rule(cell)
+
+    config, rows = compare(tmp_path, loss)
+    first, other = rows["simplep"], rows["granular"]
+    assert first.change_high == first.regret_high == math.inf
+    assert (other.over_first_low, math.isfinite(other.over_first_high)) == (-math.inf, True)
+    assert first.at_edge
+    page = (tmp_path / "figure6/comparison.md").read_text()
+    assert "own (not bracketed)" in page
+    assert "\N{GREATER-THAN OR EQUAL TO} +" in page
+    assert "\N{LESS-THAN OR EQUAL TO} " in page
+    with drawing_style():
+        figure = comparison.draw(config, "figure6", tmp_path)
+    picture(figure, tmp_path)
+
+
+def test_a_rule_may_be_called_what_mathtext_cannot_read(tmp_path):
+    config, _ = compare(tmp_path)
+    table = (tmp_path / "figure6/comparison.csv").read_text().replace("times G", "times $\\frac{G$")
+    (tmp_path / "figure6/comparison.csv").write_text(table)
     with drawing_style():
         figure = comparison.draw(config, "figure6", tmp_path)
     picture(figure, tmp_path)
@@ -391,7 +437,8 @@ def test_a_comparison_has_drift_regret_and_losses_of_every_rule(tmp_path):
         ({"figure": "granularity-rows", "panel": "sp"}, "names 'sp', which is no panel of 'granularity-rows'"),
         ({"figure": "nothing", "panel": "sp"}, "names 'nothing', which `figures` does not list"),
         ({"figure": "experts-rows", "panel": "simplep"}, "compares .* which has another `curve`"),
-        ({"figure": "figure2b", "panel": "simplep"}, "compares .* which has another `axes.seed`"),
+        ({"figure": "figure2b", "panel": "simplep"}, "compares .* which has another `axes.width`"),
+        ({"figure": "figure2a", "panel": "simplep"}, "has to begin with the base 8 and go beyond it"),
     ],
 )
 def test_what_is_compared_is_checked(rule, sentence):

@@ -328,7 +328,7 @@ def test_results_are_recorded_with_what_made_them(project):
     folder = project / "results/recorded/smoke"
     names = {"runs.csv", "optima.csv", "figure1.pdf", "figure1.png", "figure2.png", "claims.md", "claims/tests.csv"}
     names |= {"table1.csv", "table2.md", "plan.csv", "lemma_b1.csv", "lemma_b1/values.csv.gz", "lemma_b1/values.json"}
-    names |= {"config.yaml", "smoke.yaml", "provenance.json"}
+    names |= {"config.yaml", "smoke.yaml", "provenance.json", "rules.png", "rules/comparison.md"}
     assert names <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     provenance = json.loads((folder / "provenance.json").read_text())
     assert provenance["cells"] == len(pd.read_csv(project / "results/runs.csv"))
@@ -346,6 +346,17 @@ def test_results_are_recorded_with_what_made_them(project):
         {"replicas": 1},
         {"threads": 2},
     ]
+    # Claims can come along with what they rest on, if this config made them.
+    on = {"figures": ["figure1", "figure2", "figure3", "figure4", "attribution", "attribution4"]}
+    done = record(project, "--claims", **on)
+    assert "the claims rest on lemma_b1_slopes, which is not recorded" in done.stderr
+    on["probes"] = ["lemma_b1_slopes"]
+    done = record(project, "claims={drift_margin: 0.2}", "--claims", **on)
+    assert "claims/tests.csv is not what this config says of these runs" in done.stderr
+    assert "--claims belongs to --figures" in record(project, "--claims").stderr
+    assert record(project, "--claims", **on).returncode == 0
+    assert {"claims.md", "claims/tests.csv"} <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert record(project, "mine/smoke.yaml", "execution={threads: 2}").returncode == 0
     # A record that cannot be made leaves the one before.
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     done = record(project, "probes={lemma_b1: {axes: {seed: [3]}}}")

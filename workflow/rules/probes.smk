@@ -1,4 +1,4 @@
-# What goes on inside models, against width: one job per probe, slopes from it.
+# What goes on inside models, against width or another axis: one job per probe, slopes from it.
 from mup_moe.figures.shown import category_of
 
 

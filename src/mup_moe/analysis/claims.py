@@ -85,7 +85,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         "",
         f"The criteria stand in `claims` of the config. An interval is Student's at {confidence:.0%}, of the "
         "regression through all seeds' optima (a drift: octaves of the best learning rate per octave of the axis) or "
-        "through all models' values (a slope: log2 of the quantity on log2 of the width), or of the regression "
+        "through all models' values (a slope: log2 of the quantity on log2 of the axis), or of the regression "
         "through their means over seeds where that is wider.",
         "",
         f"- *keeps*: the interval lies within the margin, ±{settings.drift_margin:g} for a drift and "
@@ -103,8 +103,8 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "
         f"at least {settings.refuting_octaves:g} octaves of the axis; what speaks against a claim in a smaller one is "
         "inconclusive.",
-        "- A drift that seems small is inconclusive where an optimum lies at the grid's end, and any drift where cells "
-        "of its panel are missing.",
+        "- A drift that seems small, or that is predicted, is inconclusive where an optimum lies at the grid's end, "
+        "and any drift where cells of its panel are missing.",
         "- A claim is replicated if all its tests are, and not replicated if one is not.",
         "",
         "## Claim by claim",

@@ -1,7 +1,7 @@
 """Writes how rules compare on the same seeds: drift, regret, and the loss at the far end of the axis.
 
 A rule is a panel of a figure, in a set-up of its own where it needs one. An under-driven expert costs loss that no
-learning rate brings back, so that losses are compared too, at the learning rate that is best at the base. S: seeds.
+learning rate brings back, so that losses are compared too, at the learning rate that is best at the base.
 """
 
 import argparse
@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mup_moe.analysis.excess import Transferred, over_seeds, transferred
+from mup_moe.analysis.curve import find_optimum
+from mup_moe.analysis.excess import UNKNOWN, Excess, Losses, difference, losses_at
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import axis_value, signed
@@ -23,11 +24,14 @@ add_arguments = takes("comparison", "its name in the config")
 
 
 class ComparisonRow(NamedTuple):
-    """One rule, at the far end of its axis and from the base there; nats per token, with Student's interval over seeds.
+    """One rule, at the far end of its axis and from the base there.
 
-    drift: octaves of the best learning rate per octave of the axis. regret: what the base's best learning rate costs
-    at the end. loss: what it comes to there. change: over the loss at the base. over_first: over the loss of the first
-    rule, each at its own base's best learning rate; 0 for the first. An infinite upper bound: at least so much.
+    drift: octaves of the best learning rate per octave of the axis. In nats per token, the means of seed by seed
+    differences at the base's best learning rate: regret, over the loss at the end's own best; change, over that at
+    the base; over_first, over that of the first rule at its own base's best (NaN for the first). low, high: Student's
+    interval over seeds, which knows nothing of the noise in those learning rates; NaN for one seed, and infinite where
+    a loss is only bounded. loss: what the end comes to. at_edge: an optimum lies at the grid's end. missing: cells
+    that were left out of the runs.
     """
 
     comparison: str
@@ -51,7 +55,16 @@ class ComparisonRow(NamedTuple):
     over_first: float
     over_first_low: float
     over_first_high: float
+    at_edge: bool
+    missing: int
     source: str
+
+    @property
+    def title(self) -> str:
+        """The rule's name, with what its numbers lack."""
+        lacks = ["not bracketed"] if self.at_edge else []
+        lacks += [f"{self.missing} missing"] if self.missing else []
+        return f"{self.rule} ({', '.join(lacks)})" if lacks else self.rule
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,43 +79,44 @@ def run(arguments: argparse.Namespace) -> None:
 
 def comparison_rows(sweep: Sweep, name: str) -> Iterator[ComparisonRow]:
     """A row per rule, in the order of the config. Raises UserError."""
-    first: Transferred | None = None
+    first: Losses | None = None
     for title, rule in sweep.config.comparisons[name].items():
         spec = FigureSpec.of(sweep.config, rule.figure)
         panel = next(panel for panel in spec.panels if str(panel) == rule.panel)
         curves = figure_curves(read_runs(sweep.runs(rule.figure)), spec)[panel]
-        drift = read_optima(sweep.optima(rule.figure), rule.figure, spec)[panel][0]
-        end = max(value for value in spec.values if value != spec.base)
-        there, here = (transferred(curves, value, spec.base, spec.analysis) for value in (end, spec.base))
+        optima = read_optima(sweep.optima(rule.figure), rule.figure, spec)[panel]
+        end, confidence = max(spec.values), spec.analysis.confidence
+        best = {value: find_optimum(curves[value], spec.analysis.fit_points).log2_lr for value in (spec.base, end)}
+        here, there = (losses_at(curves[value], best[spec.base], spec.analysis) for value in (spec.base, end))
+        regret = difference(there, losses_at(curves[end], best[end], spec.analysis), confidence)
+        change = difference(there, here, confidence)
+        over_first = difference(there, first, confidence) if first else UNKNOWN
         first = first or there
-        regret, change, over_first = (
-            over_seeds(nats_S, there.at_least, spec.analysis.confidence)
-            for nats_S in (there.regrets_S, there.losses_S - here.losses_S, there.losses_S - first.losses_S)
-        )
+        seeds = len(there.nats_S)
         yield ComparisonRow(
-            comparison=name,
-            rule=title,
-            figure=rule.figure,
-            panel=rule.panel,
-            axis=spec.figure.curve,
-            base=spec.base,
-            end=end,
-            seeds=len(there.losses_S),
-            drift=drift.drift,
-            drift_low=drift.drift_low,
-            drift_high=drift.drift_high,
-            regret=regret.nats,
-            regret_low=regret.low,
-            regret_high=regret.high,
-            loss=float(there.losses_S.mean()),
-            change=change.nats,
-            change_low=change.low,
-            change_high=change.high,
-            over_first=over_first.nats,
-            over_first_low=over_first.low,
-            over_first_high=over_first.high,
+            name,
+            title,
+            rule.figure,
+            rule.panel,
+            spec.figure.curve,
+            spec.base,
+            end,
+            seeds,
+            *(optima[0].drift, optima[0].drift_low, optima[0].drift_high),
+            *_bounded(regret, seeds),
+            float(there.nats_S.mean()),
+            *_bounded(change, seeds),
+            *_bounded(over_first, seeds),
+            at_edge=any(row.at_edge or math.isnan(row.log2_lr) for row in optima),
+            missing=sum(row.missing for row in optima),
             source=rule.source,
         )
+
+
+def _bounded(found: Excess, seeds: int) -> tuple[float, float, float]:
+    """Value, low, high; one seed has no interval."""
+    low, high = (bound if seeds > 1 or math.isinf(bound) else math.nan for bound in (found.low, found.high))
+    return found.nats, low, high
 
 
 def page(rows: Sequence[ComparisonRow]) -> str:
@@ -110,29 +124,36 @@ def page(rows: Sequence[ComparisonRow]) -> str:
     first = rows[0]
     base, end = (axis_value(first.axis, value) for value in (first.base, first.end))
     headings = ("Rule", "Source", "Drift", "Regret", f"Loss at {end}", f"Over {base}", "Over the first rule")
+    seeds = f"the mean of {first.seeds} seeds with Student's interval" if first.seeds > 1 else "one seed, no interval"
     return "\n".join(
         [
-            f"At {end}, with the learning rate that is best at {base}; nats per token, the mean of {first.seeds} seeds"
-            " with Student's interval. A difference of losses is taken seed by seed.",
+            f"At {end}, with the learning rate that is best at {base}; nats per token, {seeds}. A difference of losses"
+            " is taken seed by seed.",
             "",
-            markdown_table(headings, (_shown(row, row is first) for row in rows)),
+            markdown_table(headings, map(_shown, rows)),
         ]
     )
 
 
-def _shown(row: ComparisonRow, first: bool) -> list[str]:
+def _shown(row: ComparisonRow) -> list[str]:
+    bound = "\N{GREATER-THAN OR EQUAL TO}\N{NO-BREAK SPACE}" if math.isinf(row.change_high) else ""
     return [
-        markdown_text(row.rule),
+        markdown_text(row.title),
         markdown_text(row.source),
-        f"{signed(row.drift)} [{signed(row.drift_low)}, {signed(row.drift_high)}]",
-        _nats(row.regret, row.regret_low, row.regret_high),
-        f"{row.loss:.3f}",
-        _nats(row.change, row.change_low, row.change_high),
-        "--" if first else _nats(row.over_first, row.over_first_low, row.over_first_high),
+        _number(row.drift, row.drift_low, row.drift_high, 2),
+        _number(row.regret, row.regret_low, row.regret_high, 3),
+        "--" if math.isnan(row.loss) else f"{bound}{row.loss:.3f}",
+        _number(row.change, row.change_low, row.change_high, 3),
+        _number(row.over_first, row.over_first_low, row.over_first_high, 3),
     ]
 
 
-def _nats(value: float, low: float, high: float) -> str:
-    if math.isinf(high):
-        return f"\N{GREATER-THAN OR EQUAL TO} {signed(value, 3)}"
-    return f"{signed(value, 3)} [{signed(low, 3)}, {signed(high, 3)}]"
+def _number(value: float, low: float, high: float, decimals: int) -> str:
+    """A number with its interval or its bound, as far as there are any."""
+    if math.isnan(value):
+        return "--"
+    shown = signed(value, decimals)
+    if math.isinf(low) or math.isinf(high):
+        bound = "\N{GREATER-THAN OR EQUAL TO}" if math.isinf(high) else "\N{LESS-THAN OR EQUAL TO}"
+        return "--" if math.isinf(low) and math.isinf(high) else f"{bound} {shown}"
+    return shown if math.isnan(low) else f"{shown} [{signed(low, decimals)}, {signed(high, decimals)}]"

@@ -32,14 +32,13 @@ class Excess:
 
 
 @dataclass(frozen=True)
-class Transferred:
-    """(S,) losses at a learning rate that was tuned elsewhere, and what it costs over each seed's own best, in nats.
+class Losses:
+    """(S,) losses at one learning rate, in nats.
 
-    at_least: the learning rate of one seed lies beyond what converged, so that both are lower bounds.
+    at_least: that of one seed lies beyond what converged, so that its loss is only a lower bound.
     """
 
-    losses_S: FloatArray
-    regrets_S: FloatArray
+    nats_S: FloatArray
     at_least: bool
 
 
@@ -56,9 +55,7 @@ def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSetting
     def lost(end: int) -> Excess:
         found = transferred(panels[panel], end, base, analysis)
         lowest_PS = [_lowest(of_panel[end]) for of_panel in panels.values() if end in of_panel]
-        return over_seeds(
-            np.maximum(found.losses_S - np.fmin.reduce(lowest_PS), 0), found.at_least, analysis.confidence
-        )
+        return over_seeds(np.maximum(found.nats_S - np.fmin.reduce(lowest_PS), 0), found.at_least, analysis.confidence)
 
     return max(_at_ends(panels[panel], base, lost), key=lambda one: (one.high, one.nats), default=UNKNOWN)
 
@@ -70,9 +67,8 @@ def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettin
     """
 
     def lost(end: int) -> Excess:
-        ours, its = (transferred(of, end, base, analysis) for of in (control, rule))
-        found = over_seeds(ours.losses_S - its.losses_S, ours.at_least, analysis.confidence)
-        return replace(found, low=-np.inf) if its.at_least else found
+        ours, theirs = (transferred(of, end, base, analysis) for of in (control, rule))
+        return difference(ours, theirs, analysis.confidence)
 
     if _far_ends(control, base) != _far_ends(rule, base):
         return UNKNOWN
@@ -91,16 +87,24 @@ def _at_ends(curves: Curves, base: int, lost: Callable[[int], Excess]) -> list[E
     return unknown[:1] or found
 
 
-def transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> Transferred:
+def transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> Losses:
     """What a value of the axis comes to at the learning rate that is best at the base."""
-    rate = find_optimum(curves[base], analysis.fit_points).log2_lr
-    own = [curves[end].seed(seed) for seed in range(curves[end].seeds)]
-    optima = [find_optimum(curve, analysis.fit_points) for curve in own]
-    costs = [regret(curve, best, rate) for curve, best in zip(own, optima, strict=True)]
-    regrets_S = np.array([cost.nats for cost in costs])
-    return Transferred(
-        np.array([best.loss for best in optima]) + regrets_S, regrets_S, any(cost.at_least for cost in costs)
-    )
+    return losses_at(curves[end], find_optimum(curves[base], analysis.fit_points).log2_lr, analysis)
+
+
+def losses_at(curve: Curve, log2_lr: float, analysis: AnalysisSettings) -> Losses:
+    """What each seed of a curve has at a learning rate, by the seed's own fit."""
+    own = [curve.seed(seed) for seed in range(curve.seeds)]
+    optima = [find_optimum(one, analysis.fit_points) for one in own]
+    costs = [regret(one, best, log2_lr) for one, best in zip(own, optima, strict=True)]
+    losses = [best.loss + cost.nats for best, cost in zip(optima, costs, strict=True)]
+    return Losses(np.array(losses), any(cost.at_least for cost in costs))
+
+
+def difference(ours: Losses, theirs: Losses, confidence: float) -> Excess:
+    """Our losses over theirs, seed by seed; without a lower bound where theirs are at least so high."""
+    found = over_seeds(ours.nats_S - theirs.nats_S, ours.at_least, confidence)
+    return replace(found, low=-np.inf) if theirs.at_least else found
 
 
 def _lowest(curve: Curve) -> FloatArray:

@@ -19,10 +19,7 @@ class FigureSpec:
     @classmethod
     def of(cls, config: Config, name: str) -> Self:
         """That of a figure of a config."""
-        figure = config.figures[name]
-        model = config.setups[figure.setup].model
-        base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
-        return cls(figure, base, config.analysis)
+        return cls(config.figures[name], config.base_of(name), config.analysis)
 
     @property
     def settings(self) -> dict[str, Any]:

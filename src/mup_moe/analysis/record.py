@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 
 from mup_moe.analysis.runs import read_runs
+from mup_moe.analysis.verdict import Test, read_evidence, tests_of
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.load import preset_files
 from mup_moe.config.settings import RESULT_NAME
-from mup_moe.files import UserError, make_folder, read_json, write_json, write_text
+from mup_moe.files import UserError, csv_text, make_folder, read_json, write_json, write_text
 from mup_moe.ops.cell_folder import read_result
 from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep, one_of
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     layers = read_layers(arguments)
     sweep = Sweep(layers.config, results)
+    if arguments.claims and arguments.figures is None:
+        raise UserError("--claims belongs to --figures: the record of a whole sweep has its claims anyway")
     if arguments.figures is None and not (results / LISTING).exists():
         raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
     tables = [results / "runs.csv"] if arguments.figures is None else map(sweep.runs, sweep.chosen(arguments.figures))
@@ -57,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
         [one_of(name, sweep.config.probes, "probes") for name in arguments.probes] if alone else sweep.config.probes
     )
     _check_config(sweep, summaries, probes)
-    if alone and arguments.claims:
+    if arguments.claims:
         _check_claims(sweep, {*sweep.chosen(arguments.figures), *probes})
     made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
@@ -74,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         shown, suffixes = [*(arguments.figures or ()), *probes], TABLES if arguments.tables else SUFFIXES
         sources += [path for name in shown for path in _shown(results, name, suffixes)] if alone else []
         sources += [path for name in (shown if alone else sweep.config.comparisons) for path in _of_kind(sweep, name)]
-        sources += _of_claims(results) if alone and arguments.claims else []
+        sources += _of_claims(results) if arguments.claims else []
         for source in sources if alone else [*sources, *_of_paper(results)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
@@ -107,12 +110,17 @@ def _check_config(sweep: Sweep, summaries: Mapping[str, Any], probes: Iterable[s
 
 
 def _check_claims(sweep: Sweep, kept: Container[str]) -> None:
-    """Raises UserError for claims that rest on what is not kept."""
-    claims = sweep.config.claims
+    """Raises UserError for claims that rest on what is not kept, or are not of this config and these runs."""
+    claims, results = sweep.config.claims, sweep.results
     slopes = [slope.probe for claim in claims.table.values() for slope in claim.slopes]
     for name in [*claims.figures, *slopes]:
         if name not in kept:
             raise UserError(f"the claims rest on {name}, which is not recorded: name it in --figures or --probes")
+    evidence = read_evidence(sweep.config, results)
+    tests = [test for name, claim in claims.table.items() for test in tests_of(name, claim, claims, evidence)]
+    path = results / "claims/tests.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != csv_text(Test._fields, tests):
+        raise UserError(f"{path} is not what this config says of these runs: make results/claims.csv again")
 
 
 def _keep_config(layers: Layers, folder: Path) -> list[str]:

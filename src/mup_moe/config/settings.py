@@ -342,8 +342,10 @@ class FigureSettings(CellsSettings):
             free = axis in (self.panel, self.curve, self.rate, "seed", *KINDS[self.kind].axes)
             _require(free or len(values) == 1, f"`{axis}` has {len(values)} values but is neither panel nor curve")
         _require(not self.tunes or self.kind == "transfer", f"`tunes` is for kind transfer, not {self.kind}")
+        _require(not self.tunes or self.reference is None, "`reference` is of global learning rates: `tunes` has none")
         _require(
-            not self.tunes or tuple(self.axes.learning_rate_of) == (self.tunes,),
+            not self.tunes
+            or (tuple(self.axes.learning_rate_of) == (self.tunes,) and len(self.axes.values(self.rate)) > 1),
             f"`tunes` is {self.tunes!r}: give `axes.learning_rate_of` factors for it, and for no other group",
         )
 
@@ -382,6 +384,10 @@ class ProbeSettings(CellsSettings):
         _require(
             self.measure == "activations" or self.steps[0] == 0,
             f"`steps` of measure {self.measure} must begin with 0: changes are measured from there",
+        )
+        _require(
+            self.measure != "covariance" or over == "width",
+            f"`measure` covariance is of Lemma B.1, which is about width: `over` is {over}",
         )
         _require(
             self.measure == "activations" or self.axes.architecture == ("moe",),
@@ -543,6 +549,9 @@ class Config(_Section):
         for section in ("compositions", "trends"):
             for name, parts in getattr(self, section).items():
                 self._check_parts(f"{section}.{name}", parts)
+        for name, parts in self.trends.items():
+            tuned = {self.figures[part].tunes for part in parts}
+            _require(len(tuned) == 1, f"`trends.{name}` has figures that tune different learning rates")
         for name, rules in self.comparisons.items():
             self._check_comparison(f"comparisons.{name}", rules)
         for name, probe in self.probes.items():
@@ -592,6 +601,12 @@ class Config(_Section):
         for title, rule in rules.items():
             self._check_panel(f"{key}.{title}", rule.figure, rule.panel)
             figure = self.figures[rule.figure]
+            base, values = self.base_of(rule.figure), figure.axes.values(figure.curve)
+            _require(
+                len(values) > 1 and base == min(values),
+                f"`{key}.{title}` names {rule.figure!r}, whose `axes.{figure.curve}` has to begin with the base {base}"
+                " and go beyond it",
+            )
             panels = [str(panel) for panel in figure.axes.values(figure.panel)]
             _require(
                 rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, which is no panel of {rule.figure!r}"
@@ -603,15 +618,25 @@ class Config(_Section):
             for what, value in ours.items():
                 _require(its[what] == value, f"`{key}` compares {first!r} with {other!r}, which has another `{what}`")
 
+    def base_of(self, figure: str) -> int:
+        """The value of a figure's curve axis at which the parametrizations of its set-up agree."""
+        model = self.setups[self.figures[figure].setup].model
+        bases = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}
+        return bases[self.figures[figure].curve]
+
     def _compared_by(self, name: str) -> dict[str, Any]:
         """What figures have in common whose rules are compared."""
         figure = self.figures[name]
-        values = figure.axes.values(figure.curve)
+        setup = self.setups[figure.setup]
+        same = [axis for axis in AXES if axis not in (figure.panel, figure.rate)]
         return {
             "curve": figure.curve,
             "tunes": figure.tunes,
-            "axes.seed": figure.axes.seed,
-            f"axes.{figure.curve}": (min(values), max(values)),
+            **{f"axes.{axis}": set(figure.axes.values(axis)) for axis in same},
+            "corpus": setup.corpus,
+            "training": setup.training,
+            "base_width": setup.model.base_width,
+            "base_experts": setup.model.base_experts,
         }
 
     def _check_cell_count(self) -> None:
@@ -654,7 +679,7 @@ class Config(_Section):
         for panel in controls.panels:
             self._check_panel(key, controls.figure, panel)
         ours, theirs = self.figures[figure], self.figures[controls.figure]
-        for name in ("setup", "curve"):
+        for name in ("setup", "curve", "tunes"):
             _require(
                 getattr(ours, name) == getattr(theirs, name),
                 f"`{key}` names {controls.figure!r}, whose `{name}` is not that of {figure!r}: controls are compared"

@@ -21,19 +21,14 @@ def draw_rows(rows: Sequence[ComparisonRow], drift_margin: float) -> Figure:
     """The rules from top to bottom as given; the grey band is what keeps the best learning rate."""
     first = rows[0]
     end, base = (axis_value(first.axis, value) for value in (first.end, first.base))
+    drifts = [(row.drift, row.drift_low, row.drift_high) for row in rows]
+    regrets = [(row.regret, row.regret_low, row.regret_high) for row in rows]
+    changes = [(row.change, row.change_low, row.change_high) for row in rows]
+    over_first = [(row.over_first, row.over_first_low, row.over_first_high) for row in rows]
     columns = [
-        Column(
-            "best learning rate",
-            "drift (octaves per octave)",
-            [(row.drift, row.drift_low, row.drift_high) for row in rows],
-            band=(-drift_margin, drift_margin),
-        ),
-        Column("regret", f"nats at {end}", [(row.regret, row.regret_low, row.regret_high) for row in rows]),
-        Column("loss", f"nats over {base}", [(row.change, row.change_low, row.change_high) for row in rows]),
-        Column(
-            "loss",
-            "nats over the first rule",
-            [(row.over_first, row.over_first_low, row.over_first_high) for row in rows],
-        ),
+        Column("best learning rate", "drift (octaves per octave)", drifts, band=(-drift_margin, drift_margin)),
+        Column("regret", f"nats at {end}", regrets),
+        Column("loss", f"nats over {base}", changes),
+        Column("loss", "nats over the first rule", over_first),
     ]
-    return draw_dots([row.rule for row in rows], columns, [INK] * len(rows), [row is first for row in rows])
+    return draw_dots([row.title for row in rows], columns, [INK] * len(rows), [row is first for row in rows])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mup_moe.figures.plotting import Figure, sns
-from mup_moe.figures.style import BAND, FAINT, INK, RC, WIDTH, new_figure
+from mup_moe.figures.style import BAND, FAINT, RC, WIDTH, new_figure
 
 LINE_HEIGHT = 0.2  # inches
 
@@ -16,8 +16,8 @@ LINE_HEIGHT = 0.2  # inches
 class Column:
     """One quantity of all rows. points: value, low, high of each; NaN where there is none.
 
-    band: what is grey. floor, ceiling: what is beyond is drawn there, and its value above written beside it; an
-    infinite upper bound is one of those.
+    band: what is grey. floor, ceiling: the ends of the panel, where what lies beyond is drawn, with its value written
+    beside it. A value whose upper bound is infinite is an arrow, and its interval ends at the panel's.
     """
 
     title: str
@@ -39,7 +39,8 @@ def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence
             look = {"color": colour, "ms": 4.5, "mew": 0.9, "lw": 1.0}
             beyond = value > column.ceiling
             at = min(value, column.ceiling)
-            axes.plot(np.clip([low, high], column.floor, column.ceiling), [place] * 2, marker="|", **look)
+            ends = np.nan_to_num(np.clip([low, high], column.floor, column.ceiling), nan=at, posinf=at, neginf=at)
+            axes.plot(ends, [place] * 2, marker="|" if low < high else "", **look)
             axes.plot(at, place, marker=">" if beyond or np.isinf(high) else "o", **look)
             if beyond:
                 # Above the line, which an interval may reach along.
@@ -56,7 +57,7 @@ def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence
             axes.axvline(0, color=FAINT, lw=0.7)
     grid[0].set_yticks(range(len(names)), list(names))
     for label, colour, heavy in zip(grid[0].get_yticklabels(), colours, bold, strict=True):
-        label.set(color=colour or INK, fontweight="bold" if heavy else "normal")
+        label.set(color=colour, fontweight="bold" if heavy else "normal", parse_math=False)
     grid[0].set_ylim(len(names) - 0.4, -0.6)
     sns.despine(fig=figure, left=True)
     return figure

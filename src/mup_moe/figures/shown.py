@@ -21,8 +21,8 @@ def all_names(config: Config) -> list[str]:
 
 
 def drawn_in_paper(config: Config) -> list[str]:
-    """What the whole paper draws: a figure that is part of a composition is drawn there."""
-    parts = {part for parts in config.parts.values() for part in parts}
+    """What the whole paper draws: a figure that is part of a composition or a trend is drawn there."""
+    parts = {part for parts in (config.compositions | config.trends).values() for part in parts}
     return [name for name in all_names(config) if name not in parts]
 
 
