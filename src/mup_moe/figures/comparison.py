@@ -26,9 +26,9 @@ def draw_rows(rows: Sequence[ComparisonRow], drift_margin: float) -> Figure:
     changes = [(row.change, row.change_low, row.change_high) for row in rows]
     over_first = [(row.over_first, row.over_first_low, row.over_first_high) for row in rows]
     columns = [
-        Column("best learning rate", "drift (octaves per octave)", drifts, band=(-drift_margin, drift_margin)),
-        Column("regret", f"nats at {end}", regrets),
-        Column("loss", f"nats over {base}", changes),
-        Column("loss", "nats over the first rule", over_first),
+        Column("drift", "octaves\nper octave", drifts, band=(-drift_margin, drift_margin)),
+        Column("regret", f"nats at\n{end}", regrets),
+        Column("loss", f"nats over\n{base}", changes),
+        Column("loss", "nats over\nthe first rule", over_first),
     ]
     return draw_dots([row.title for row in rows], columns, [INK] * len(rows), [row is first for row in rows])
