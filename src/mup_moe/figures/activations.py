@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.names import parametrization_title, signed
 from mup_moe.analysis.slopes import Slope
 from mup_moe.config.settings import Config
 from mup_moe.figures.plotting import Figure, Line2D
@@ -57,4 +57,4 @@ def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
 def _slope_text(slopes: Sequence[Slope], rule: str, quantity: str, step: int) -> str:
     found = [s.slope for s in slopes if (s.parametrization, s.quantity, s.step) == (rule, quantity, step)]
     mean = float(np.mean(found)) if found else np.nan
-    return "" if np.isnan(mean) else f"slope {mean:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "" if np.isnan(mean) else f"slope {signed(mean)}"
