@@ -1,4 +1,4 @@
-"""Draws several figures as one, (a), (b), ... below each other."""
+"""Draws several figures as one, (a), (b), ... below each other; those of several set-ups with their names."""
 
 from pathlib import Path
 
@@ -14,6 +14,8 @@ def draw(config: Config, name: str, results: Path) -> Figure:
     widths, heights = zip(*(content.size for content in contents), strict=True)
     figure = new_figure(max(widths), sum(heights))
     parts = figure.subfigures(len(contents), 1, height_ratios=heights, squeeze=False)
+    differ = len({content.spec.figure.setup for content in contents}) > 1
     for index, (part, content) in enumerate(zip(parts.flat, contents, strict=True)):
-        draw_content(part, content, max(widths), f"({chr(ord('a') + index)})")
+        setup = f", {content.spec.figure.setup}" if differ else ""
+        draw_content(part, content, max(widths), f"({chr(ord('a') + index)})", setup)
     return figure

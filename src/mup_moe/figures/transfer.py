@@ -105,8 +105,11 @@ def read_content(config: Config, name: str, results: Path) -> Content:
     return Content(spec, curves, read_optima(results / name / "optima.csv", name, spec), of_panels)
 
 
-def draw_content(figure: Figure | SubFigure, content: Content, width: float, letter: str = "") -> None:
-    """Draws the content into a figure or a part of one, `width` inches wide; `letter`: (a), (b), ..."""
+def draw_content(figure: Figure | SubFigure, content: Content, width: float, letter: str = "", more: str = "") -> None:
+    """Draws the content into a figure or a part of one, `width` inches wide.
+
+    letter: (a), (b), ... more: what its title says besides the axis.
+    """
     spec, curves = content.spec, content.curves
     lines, columns = content.grid
     scale = shared_scale(curves, content.rows, content.published)
@@ -121,7 +124,7 @@ def draw_content(figure: Figure | SubFigure, content: Content, width: float, let
     for axes in grid.flat[len(curves) :]:
         axes.remove()
     sns.despine(fig=figure)
-    _draw_curve_legend(figure, spec, style, letter)
+    _draw_curve_legend(figure, spec, style, letter, more)
     _draw_mark_legend(figure, content, scale, style)
 
 
@@ -205,9 +208,9 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
         axes.tick_params(labelbottom=True)
 
 
-def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Style, letter: str) -> None:
+def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Style, letter: str, more: str) -> None:
     """The curves, above the panels; in a part of a figure the line is its title."""
-    handles = {f"{letter} {axis_title(spec.figure.curve)}".strip(): Line2D([], [], ls="")}
+    handles = {f"{letter} {axis_title(spec.figure.curve)}{more}".strip(): Line2D([], [], ls="")}
     for value in spec.values:
         handles[f"{value} (base)" if value == spec.base else f"{value}"] = Line2D([], [], lw=1.6, **style.line(value))
     draw_legend(
