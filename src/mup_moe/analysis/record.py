@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help_probes = "probes to keep beside --figures; without those, all are kept"
     help_claims = "of --figures and --probes, on which the claims rest, keep the claims too"
     parser.add_argument("--claims", action="store_true", help=help_claims)
-    help_tables = "of --figures and --probes keep the tables alone, not what was drawn"
+    help_tables = "keep the tables alone, not what was drawn"
     parser.add_argument("--tables", action="store_true", help=help_tables)
     parser.add_argument("--probes", nargs="+", action="extend", default=[], metavar="NAME", help=help_probes)
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         sources += [path for name in shown for path in _shown(results, name, suffixes)] if alone else []
         sources += [path for name in (shown if alone else sweep.config.comparisons) for path in _of_kind(sweep, name)]
         sources += _of_claims(results) if arguments.claims else []
-        for source in sources if alone else [*sources, *_of_paper(results)]:
+        for source in sources if alone else [*sources, *_of_paper(results, suffixes)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
             if source.name == "values.csv":  # megabytes, which compress to a quarter
@@ -152,10 +152,10 @@ def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
 
 
 def _of_claims(results: Path) -> list[Path]:
-    return [*_shown(results, "claims"), results / "claims/tests.csv"]
+    return [*_shown(results, "claims", TABLES), results / "claims/tests.csv"]
 
 
-def _shown(results: Path, name: str, suffixes: Container[str] = SUFFIXES) -> Iterator[Path]:
+def _shown(results: Path, name: str, suffixes: Container[str]) -> Iterator[Path]:
     return (path for path in sorted(results.glob(f"{name}.*")) if path.suffix in suffixes)
 
 
@@ -163,9 +163,9 @@ def _of_probe(sweep: Sweep, name: str) -> Iterator[Path]:
     yield from (sweep.probe_values(name).with_suffix(f".{kind}") for kind in ("csv", "json"))
 
 
-def _of_paper(results: Path) -> Iterator[Path]:
+def _of_paper(results: Path, suffixes: Container[str]) -> Iterator[Path]:
     for name in (results / LISTING).read_text(encoding="utf-8").split():
-        yield from _shown(results, Path(name).stem)
+        yield from _shown(results, Path(name).stem, suffixes)
     yield results / "claims/tests.csv"
 
 
