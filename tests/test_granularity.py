@@ -119,7 +119,7 @@ def test_with_a_fixed_sparsity_top_k_follows_the_experts():
         request = make_request(experts=experts, granularity=granularity, top_k=2, fixed_sparsity=True)
         assert shapes(request)[0].active_experts == active
         assert shapes(request)[1].active_experts == 2
-    with pytest.raises(ValueError, match="`fixed_sparsity` makes `top_k` 1 of `base_experts` 4 no whole number"):
+    with pytest.raises(ValueError, match="`top_k` 1 times `experts` 6 is not divisible by `base_experts` 4"):
         shapes(make_request(experts=6, top_k=1, fixed_sparsity=True))
 
 

@@ -206,8 +206,8 @@ class ModelSettings(_Section):
                 )
             _require(
                 not self.fixed_sparsity or self.top_k * cell.experts % self.base_experts == 0,
-                f"`fixed_sparsity` makes `top_k` {self.top_k} of `base_experts` {self.base_experts} no whole number at"
-                f" `experts` {cell.experts}",
+                f"`fixed_sparsity` needs a whole number of experts per token: `top_k` {self.top_k} times `experts`"
+                f" {cell.experts} is not divisible by `base_experts` {self.base_experts}",
             )
         # A dense layer is as large as top_k.
         counts = {"experts": cell.experts, "base_experts": self.base_experts, "top_k": self.top_k}
