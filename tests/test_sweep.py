@@ -38,7 +38,7 @@ def test_it_needs_no_torch_pandas_or_numpy():
 def test_figures_and_compositions_are_chosen_by_name_in_the_order_asked_for():
     assert list(SWEEP.chosen(None)) == list(CONFIG.figures)
     assert SWEEP.chosen(["figure3", "figure2"]) == {
-        name: CONFIG.figures[name].cells() for name in ("figure3", "figure2a", "figure2b")
+        name: CONFIG.figures[name].cells() for name in ("figure3", "figure2a", "figure2b", "figure2b-authors")
     }
     with pytest.raises(UserError, match="`figures` has no 'figure22': did you mean figure2"):
         SWEEP.chosen(["figure22"])

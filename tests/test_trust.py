@@ -33,7 +33,7 @@ def hostile_config(project: Path) -> dict[str, Any]:
     figure = document["figures"]["figure1"]
     figure["axes"] |= {"parametrization": ["mup"], "width": [8, 16]}
     figure["reference"] = REFERENCE
-    document |= {"figures": {"figure1": figure}, "compositions": {}, "trends": {}, "probes": {}}
+    document |= {"figures": {"figure1": figure}, "compositions": {}, "trends": {}, "comparisons": {}, "probes": {}}
     claim = {"says": f"{HOSTILE} {{input}} {{x}} <results>\n%s", "decided_by": HOSTILE}
     claim["drifts"] = [{"figure": "figure1", "panel": "mup", "expect": "keeps"}]
     document["claims"]["table"] = {"C1": claim}
