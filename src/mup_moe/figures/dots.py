@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mup_moe.figures.plotting import Figure, sns
+from mup_moe.figures.plotting import Figure, MaxNLocator, sns
 from mup_moe.figures.style import BAND, FAINT, RC, WIDTH, new_figure
 
 LINE_HEIGHT = 0.2  # inches
@@ -48,6 +48,9 @@ def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence
                 axes.annotate(f"{value:.2f}", (at, place), (-3, 1.5), **where)
         axes.set_title(column.title, loc="left", fontsize=RC["axes.titlesize"], fontweight="bold")
         axes.set_xlabel(column.label)
+        if len(columns) > 2:
+            # Narrow panels: labels such as -0.005 are to lie apart.
+            axes.xaxis.set_major_locator(MaxNLocator(2, symmetric=True))
         axes.grid(axis="y", color=BAND, lw=0.6)
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
