@@ -18,7 +18,7 @@ from conftest import ROOT, VOCABULARY, make_request, run_step, write_tokens
 from mup_moe.analysis.comparison import ComparisonRow
 from mup_moe.analysis.optima import OptimumRow
 from mup_moe.analysis.runs import read_rows
-from mup_moe.analysis.slopes import Slope, slopes
+from mup_moe.analysis.slopes import Slope, columns_over, slopes
 from mup_moe.config.cell import GroupRate, LearningRate
 from mup_moe.config.document import ConfigError, read_document
 from mup_moe.config.load import overlay, read_preset, validate
@@ -195,7 +195,7 @@ def test_the_output_at_initialisation_follows_granularity_as_the_argument_says(t
             )
             for step, ((quantity, block), value) in measure(request, "contributions", [0], corpus, CPU):
                 rows.append([name, granularity, seed, step, quantity, block, value])
-    table = pd.DataFrame(rows, columns=["parametrization", "granularity", "seed", "step", "quantity", "block", "value"])
+    table = pd.DataFrame(rows, columns=columns_over("granularity"))
     found = {(s.quantity, s.block): s for s in slopes(table, 0.95)}
     for block in "01":
         assert found["output", block].slope == pytest.approx(expected, abs=0.2)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from mup_moe.config.cell import Cell
@@ -156,12 +157,14 @@ class Sweep:
         vocabulary = self.vocabulary(self.corpus(next(iter(cells))))
         return memory_mb(requests, vocabulary, execution.device, str(execution.replicas), checkpoints)
 
+    def probe_cells(self, probe: str) -> list[Cell]:
+        """The models of a probe, the largest last."""
+        settings = self.config.probes[probe]
+        return sorted(settings.cells(), key=attrgetter(settings.over))
+
     def probe_memory_mb(self, probe: str) -> int:
         """About how much memory a probe takes, in MB: its models are trained one at a time, and not saved."""
-        return self.memory_mb(
-            [max(self.config.probes[probe].cells(), key=lambda cell: (cell.width, cell.experts * cell.granularity))],
-            checkpoints=False,
-        )
+        return self.memory_mb(self.probe_cells(probe)[-1:], checkpoints=False)
 
     def benchmark(self, folder: Path = Path("benchmarks")) -> Path:
         """The speed of the device that will train, once it is measured, in a folder of benchmarks."""

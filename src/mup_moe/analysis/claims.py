@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import signed
-from mup_moe.analysis.verdict import CANNOT_TELL, Test, read_evidence, tests_of, verdict_of, without_controls
+from mup_moe.analysis.verdict import CANNOT_TELL, Test, all_tests, verdict_of, without_controls
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
@@ -19,8 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Writes the claims. Raises UserError for results that are missing or damaged."""
     sweep = read_sweep(arguments)
     settings, results = sweep.config.claims, sweep.results
-    evidence = read_evidence(sweep.config, results)
-    tests = {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
+    tests = all_tests(sweep.config, results)
     report = markdown(settings, tests, sweep.layers, sweep.config.analysis.confidence)
     write_csv(results / "claims/tests.csv", Test._fields, (test for found in tests.values() for test in found))
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]

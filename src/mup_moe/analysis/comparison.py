@@ -79,12 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def comparison_rows(sweep: Sweep, name: str) -> Iterator[ComparisonRow]:
     """A row per rule, in the order of the config. Raises UserError."""
+    specs = {figure: FigureSpec.of(sweep.config, figure) for figure in sweep.config.parts[name]}
+    all_curves = {figure: figure_curves(read_runs(sweep.runs(figure)), spec) for figure, spec in specs.items()}
+    all_optima = {figure: read_optima(sweep.optima(figure), figure, spec) for figure, spec in specs.items()}
     first: Losses | None = None
     for title, rule in sweep.config.comparisons[name].items():
-        spec = FigureSpec.of(sweep.config, rule.figure)
+        spec = specs[rule.figure]
         panel = next(panel for panel in spec.panels if str(panel) == rule.panel)
-        curves = figure_curves(read_runs(sweep.runs(rule.figure)), spec)[panel]
-        optima = read_optima(sweep.optima(rule.figure), rule.figure, spec)[panel]
+        curves, optima = all_curves[rule.figure][panel], all_optima[rule.figure][panel]
         end, confidence = max(spec.values), spec.analysis.confidence
         best = {value: find_optimum(curves[value], spec.analysis.fit_points).log2_lr for value in (spec.base, end)}
         here, there = (losses_at(curves[value], best[spec.base], spec.analysis) for value in (spec.base, end))

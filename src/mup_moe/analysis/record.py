@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from mup_moe.analysis.runs import read_runs
-from mup_moe.analysis.verdict import Test, read_evidence, tests_of
+from mup_moe.analysis.verdict import Test, all_tests
 from mup_moe.config.given import Layers, read_given
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.load import preset_files
@@ -116,8 +116,7 @@ def _check_claims(sweep: Sweep, kept: Container[str]) -> None:
     for name in [*claims.figures, *slopes]:
         if name not in kept:
             raise UserError(f"the claims rest on {name}, which is not recorded: name it in --figures or --probes")
-    evidence = read_evidence(sweep.config, results)
-    tests = [test for name, claim in claims.table.items() for test in tests_of(name, claim, claims, evidence)]
+    tests = [test for of_claim in all_tests(sweep.config, results).values() for test in of_claim]
     path = results / "claims/tests.csv"
     if not path.exists() or path.read_text(encoding="utf-8") != csv_text(Test._fields, tests):
         raise UserError(f"{path} is not what this config says of these runs: make results/claims.csv again")

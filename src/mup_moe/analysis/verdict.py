@@ -110,6 +110,12 @@ def _most_tokens(runs: Path) -> int:
     return int(max(read_table(runs, {"tokens": int})["tokens"], default=0))
 
 
+def all_tests(config: Config, results: Path) -> dict[str, list[Test]]:
+    """The tests of every claim of a config, by the claim's name. Raises UserError as `read_evidence` does."""
+    settings, evidence = config.claims, read_evidence(config, results)
+    return {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
+
+
 def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
     """Every test of a claim, and after a test its controls; a slope is tested in each block."""
     for drift in claim.drifts:

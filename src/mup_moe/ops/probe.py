@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     sweep = read_sweep(arguments)
     name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
     probe, out = sweep.config.probes[name], sweep.probe_values(name)
-    # The largest last: its memory is given back as the process ends.
-    requests = [sweep.request(cell) for cell in sorted(probe.cells(), key=attrgetter(probe.over))]
+    # The largest comes last: its memory is given back as the process ends.
+    requests = [sweep.request(cell) for cell in sweep.probe_cells(name)]
     of_model = ("parametrization", probe.over, "seed")
     model = attrgetter(*of_model)
     torch.set_num_threads(arguments.threads or execution.threads)
