@@ -24,7 +24,8 @@ from mup_moe.__main__ import main
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.cell import AXES, Cell, LearningRate
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.config.settings import AnalysisSettings, AxesSettings, Config, FigureSettings
 from mup_moe.ops.cell_folder import Result, keep_all
 from mup_moe.ops.device import keep_compiled_code_apart

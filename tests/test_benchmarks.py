@@ -14,7 +14,8 @@ import pytest
 
 from conftest import CONFIG, ROOT
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.model.inventory import ModelShape, model_size
 
 sys.path.append(str(ROOT / "benchmarks"))

@@ -28,7 +28,8 @@ from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest, FigureSettings
 from mup_moe.files import write_csv
 

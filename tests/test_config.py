@@ -13,7 +13,8 @@ from conftest import ROOT, TABLE, read_config
 from mup_moe.config.cell import ARCHITECTURES, Cell, LearningRate, grid
 from mup_moe.config.document import ConfigError
 from mup_moe.config.kinds import KINDS
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 
 DOCUMENT = yaml.safe_load((ROOT / "config.yaml").read_text())

@@ -22,7 +22,8 @@ from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.cell import LearningRate
 from mup_moe.config.document import ConfigError, read_document
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.model.dispatch import capacity
 from mup_moe.model.inventory import ModelShape, model_size

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from conftest import ROOT, TABLE, make_request, smoke
-from mup_moe.config.load import overlay
+from mup_moe.config.like import overlay
 from mup_moe.model.inventory import ModelShape
 from mup_moe.model.scaling import factors
 

@@ -16,7 +16,8 @@ from snakemake.cli import get_argument_parser
 from conftest import ROOT, make_project, read_config, snakemake
 from mup_moe.config.document import ConfigError, document_text, read_document, read_value
 from mup_moe.config.given import Layers, check_options, read_given
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.options import CONFIG_VARIABLE, add_sweep_arguments, read_layers
 
 DEFAULTS = read_document(ROOT / "config.yaml")

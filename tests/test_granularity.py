@@ -21,7 +21,8 @@ from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, columns_over, slopes
 from mup_moe.config.cell import GroupRate, LearningRate
 from mup_moe.config.document import ConfigError, read_document
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import read_preset, validate
 from mup_moe.config.settings import ComparedRule
 from mup_moe.figures import comparison, contributions, transfer
 from mup_moe.figures.style import drawing_style, save

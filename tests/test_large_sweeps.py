@@ -13,7 +13,8 @@ import yaml
 from conftest import TARGET, edit, smoke, write_result
 from mup_moe.config.cell import Cell
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import validate
 from mup_moe.config.settings import Config
 from mup_moe.files import read_json
 from mup_moe.ops.cell_folder import SUMMARY

@@ -24,7 +24,8 @@ from conftest import ROOT, copy_project, make_request, snakemake, write_result
 from mup_moe.__main__ import main
 from mup_moe.analysis.aggregate import run_rows
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import read_preset, validate
 from mup_moe.files import read_json
 from mup_moe.model.inventory import ModelShape
 from mup_moe.model.metrics import METRICS

@@ -14,7 +14,8 @@ from tokenizers import pre_tokenizers
 from conftest import CONFIG, ROOT, copy_project, snakemake
 from mup_moe.config.document import ConfigError, read_document
 from mup_moe.config.jobs import jobs
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.data.tokens import END_OF_TEXT
 from mup_moe.sweep import Sweep

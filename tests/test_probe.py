@@ -15,8 +15,9 @@ from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, slopes
 from mup_moe.analysis.transfer import regress
 from mup_moe.config.settings import ProbeSettings
+from mup_moe.model.layers import OBSERVED
 from mup_moe.ops import probe
-from mup_moe.training.probe import ACTIVATIONS, COVARIANCE, activations, covariance, measure, observe
+from mup_moe.training.probe import COVARIANCE, activations, covariance, measure, observe
 from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION
 
@@ -86,7 +87,7 @@ def test_activations_are_those_of_every_layer(tokens):
     assert values["embedding", ""] == pytest.approx(3 * math.sqrt(4 / math.pi), rel=0.05)
     logits = seen["logits"].detach()
     assert values["output logits", ""] == pytest.approx(float(logits.abs().mean()))
-    assert {quantity for quantity, _ in values} == set(ACTIVATIONS.values())
+    assert {quantity for quantity, _ in values} == set(OBSERVED.values())
     assert {block for quantity, block in values if quantity == "attention"} == {"0", "1"}
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from conftest import make_project, snakemake
 from mup_moe.config.document import read_document
-from mup_moe.config.load import overlay
+from mup_moe.config.like import overlay
 
 pytestmark = pytest.mark.workflow
 

@@ -87,19 +87,20 @@ class Sweep:
         try:
             found = Cell.parse(cell) if isinstance(cell, str) else cell
             setup = self.config.setups[found.setup]
-            setup.model.check(found)
+            architecture = self.config.architecture(found)
+            setup.model.check(found, architecture)
             rules = self.rules(found.parametrization)
         except KeyError as error:
             raise UserError(f"cell {cell}: config.yaml lists no {error}") from None
         except ValueError as error:
             raise UserError(f"cell {cell}: {error}") from None
-        self._requests[cell] = TrainingRequest(found, setup.model, setup.training, rules)
+        self._requests[cell] = TrainingRequest(found, setup.model, setup.training, rules, architecture)
         return self._requests[cell]
 
     def settings_digest(self, cells: Iterable[Cell | str]) -> str:
         """Of what cells are trained with, apart from what their names say: an edit of it trains them again."""
-        # They are those of a set-up and a row: thousands of cells have a few.
-        one_of_each = {(of.cell.setup, of.cell.parametrization): of for of in map(self.request, cells)}
+        # They are those of a set-up, an architecture and a row: thousands of cells have a few.
+        one_of_each = {(of.cell.setup, of.architecture, of.cell.parametrization): of for of in map(self.request, cells)}
         return digest(*sorted(request.to_json(cell=False) for request in one_of_each.values()))
 
     def setup_digest(self, setup: str) -> str:

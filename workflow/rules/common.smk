@@ -27,7 +27,7 @@ NOTHING = "(?!)"
 
 wildcard_constraints:
     # A loose pattern and a check of each name scale to 10,000 cells; an alternation of ids does not.
-    cell=r"[a-z0-9-]+_(moe|dense)_[^/]+",
+    cell=r"[a-z0-9-]+_[a-z0-9-]+_[a-z0-9-]+_w[^/]+",
     corpus="|".join(CONFIG.corpora),
     figure="|".join(CONFIG.figures),
     probe="|".join(CONFIG.probes) or NOTHING,

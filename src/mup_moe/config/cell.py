@@ -12,6 +12,7 @@ from mup_moe.parametrization import GROUPS
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_ID = 200
 _POWER = re.compile(r"2\^(-?\d+(?:\.\d+)?)")
+# The paper's; any other is an entry of `architectures`.
 ARCHITECTURES = ("moe", "dense")
 # The least and most of an axis: far beyond any sweep, so that nothing computed from it overflows.
 _RANGES: dict[str, tuple[float, float, str]] = {
@@ -103,11 +104,9 @@ class Cell:
     learning_rate_of: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("setup", "parametrization"):
+        for name in ("setup", "architecture", "parametrization"):
             if not NAME.fullmatch(getattr(self, name)):
                 raise ValueError(f"{name} {getattr(self, name)!r} must be lower-case words joined by '-'")
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture {self.architecture!r} must be one of {', '.join(ARCHITECTURES)}")
         for axis in _RANGES:
             check_range(axis, getattr(self, axis))
         if len(self.id) > _LONGEST_ID:
@@ -163,7 +162,7 @@ _MARKS = {
     "learning_rate_of": "",
 }
 _ID = re.compile(
-    r"([a-z0-9-]+)_([a-z]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)(?:_([a-z-]+-lr[0-9.e^+-]+))?"
+    r"([a-z0-9-]+)_([a-z0-9-]+)_([a-z0-9-]+)_w(\d+)_e(\d+)_g(\d+)_lr([0-9.e^+-]+)_s(\d+)(?:_([a-z-]+-lr[0-9.e^+-]+))?"
 )
 AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
 

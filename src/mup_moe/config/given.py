@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from mup_moe.config.document import ConfigError, cut, document_text, in_one_line, read_document, read_value
-from mup_moe.config.load import overlay, read_preset, validate
+from mup_moe.config.like import overlay
+from mup_moe.config.load import read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.files import write_text
 

@@ -23,3 +23,19 @@ def lineage(section: str, table: Mapping[str, Any], name: str) -> list[Any]:
             raise ValueError(f"{key} goes on a chain of more than {_LONGEST_CHAIN} entries")
         names.append(parent)
     return [table[of_one] for of_one in reversed(names)]
+
+
+def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
+    """Documents laid over each other key by key; the later one wins."""
+    merged: dict[str, Any] = {}
+    for document in documents:
+        for key, value in document.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = overlay(merged[key], value) if both else value
+    return merged
+
+
+def inherited(section: str, table: Mapping[str, Any], name: str) -> Any:
+    """An entry laid over those that it starts from. Raises ValueError naming the key."""
+    first, *rest = lineage(section, table, name)
+    return overlay(first, *map(without_like, rest)) if isinstance(first, Mapping) else first

@@ -11,14 +11,14 @@ from typing import Any, get_args, get_origin
 import pydantic
 
 from mup_moe.config.document import ConfigError, check_values, cut, read_document, show
-from mup_moe.config.like import lineage, without_like
+from mup_moe.config.like import inherited, overlay, without_like
 from mup_moe.config.settings import Config
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization
 
 DEFAULT_PRESET = "default"  # config.yaml itself
 _ADAPTER = pydantic.TypeAdapter(Config)
 # Sections whose entries may start from another one by `like`; parametrizations resolve their own.
-_LIKE = ("corpora", "setups", "figures", "probes")
+_LIKE = ("roles", "architectures", "corpora", "setups", "figures", "probes")
 # Far beyond any config.
 _LARGEST_POWER = 16
 _MOST_SENTENCES = 20
@@ -62,16 +62,6 @@ def validate(document: Mapping[str, Any]) -> Config:
     return config
 
 
-def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Documents laid over each other key by key; the later one wins."""
-    merged: dict[str, Any] = {}
-    for document in documents:
-        for key, value in document.items():
-            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-            merged[key] = overlay(merged[key], value) if both else value
-    return merged
-
-
 def _check_table(rows: Mapping[str, Parametrization]) -> None:
     """Refuses powers whose factors would overflow. Raises ValueError naming the key."""
     for name, row in rows.items():
@@ -86,14 +76,10 @@ def _check_table(rows: Mapping[str, Parametrization]) -> None:
 
 def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with every `like` of `_LIKE`'s sections resolved. Raises ValueError naming the key."""
-
-    def entry(first: Any, *rest: Mapping[str, Any]) -> Any:
-        return overlay(first, *map(without_like, rest)) if isinstance(first, Mapping) else first
-
     resolved = dict(document)
     for section in _LIKE:
         if isinstance(table := document.get(section), Mapping):
-            resolved[section] = {name: entry(*lineage(section, table, name)) for name in table}
+            resolved[section] = {name: inherited(section, table, name) for name in table}
     # A preset may be about other claims.
     claims = document.get("claims")
     if isinstance(claims, Mapping) and isinstance(table := claims.get("table"), Mapping):

@@ -10,13 +10,15 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from mup_moe.config.cell import AXES, NAME, Cell, GroupRate, LearningRate, check_range, grid
+from mup_moe.config.architecture import Architecture
+from mup_moe.config.cell import ARCHITECTURES, AXES, NAME, Cell, GroupRate, LearningRate, check_range, grid
 from mup_moe.config.kinds import KINDS
 from mup_moe.config.optimizers import OPTIMIZERS
+from mup_moe.config.roles import RoleTable
 from mup_moe.parametrization import GROUPS, Parametrization, control, parse_table
 
 DROPLESS = "dropless"
@@ -180,8 +182,22 @@ class ModelSettings(_Section):
         """How many experts a token has at granularity 1, of so many."""
         return self.top_k * experts // self.base_experts if self.fixed_sparsity else self.top_k
 
-    def check(self, cell: Cell) -> None:
-        """Raises ValueError, with a sentence, for a cell that this model cannot be built for."""
+    def base_cell(self, cell: Cell) -> Cell:
+        """The cell at whose shape all factors are 1: base width, base experts, granularity 1."""
+        experts = 1 if cell.architecture == "dense" else self.base_experts
+        return replace(cell, width=self.base_width, experts=experts, granularity=1)
+
+    def check(self, cell: Cell, architecture: Architecture | None = None) -> None:
+        """Raises ValueError, with a sentence, for a cell that this model cannot be built for.
+
+        architecture: the entry that the cell names, where it is not one of ours.
+        """
+        if architecture is not None:
+            architecture.check(cell, self)
+            return
+        _require(
+            cell.architecture in ARCHITECTURES, f"`architectures` does not list {cell.architecture!r}: add an entry"
+        )
         widths = {"width": cell.width, "base_width": self.base_width}
         for key, width in widths.items():
             divisor = self.heads or self.head_size or 1
@@ -272,7 +288,7 @@ class SetupSettings(_Section):
 class AxesSettings(_Section):
     """The values of each axis of `Cell`; a figure's cells are their product."""
 
-    architecture: tuple[Literal["moe", "dense"], ...]
+    architecture: tuple[str, ...]
     parametrization: tuple[str, ...]
     width: tuple[int, ...]
     experts: tuple[int, ...]
@@ -391,7 +407,7 @@ class ProbeSettings(CellsSettings):
         )
         _require(
             self.measure == "activations" or self.axes.architecture == ("moe",),
-            f"`measure` {self.measure} is that of experts: set `axes.architecture` to [moe]",
+            f"`measure` {self.measure} is that of our own experts: set `axes.architecture` to [moe]",
         )
 
 
@@ -524,6 +540,8 @@ class Config(_Section):
     """The whole of config.yaml."""
 
     parametrizations: dict[str, dict[str, Any]]
+    roles: dict[str, dict[str, Any]]  # which tensors of an architecture are what
+    architectures: dict[str, dict[str, Any]]
     corpora: dict[str, CorpusSettings]
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
@@ -537,9 +555,13 @@ class Config(_Section):
     preset: str  # laid over the rest before it is validated; kept as the name of what runs
 
     def __post_init__(self) -> None:
-        for section in ("parametrizations", "corpora", "setups"):
+        for section in ("parametrizations", "roles", "architectures", "corpora", "setups"):
             for name in getattr(self, section):
                 _check_name(section, name, NAME, "'-'")
+        for name, table in self.roles.items():
+            RoleTable.parse(name, table)
+        for name in self.built:
+            _require(name not in ARCHITECTURES, f"`architectures.{name}`: {name} is an architecture of ours; rename it")
         self._check_result_names()
         for name, setup in self.setups.items():
             _require_listed("corpora", self.corpora, f"setups.{name}.corpus", setup.corpus, "is")
@@ -568,6 +590,15 @@ class Config(_Section):
     def rows(self) -> dict[str, Parametrization]:
         """The rows of the table. Raises ValueError naming the key."""
         return parse_table(self.parametrizations)
+
+    @cached_property
+    def built(self) -> dict[str, Architecture]:
+        """The architectures beside our own. Raises ValueError naming the key."""
+        return {name: Architecture.parse(name, entry, self.roles) for name, entry in self.architectures.items()}
+
+    def architecture(self, cell: Cell) -> Architecture | None:
+        """The entry of a cell's architecture; None where it is one of ours, or unknown."""
+        return self.built.get(cell.architecture)
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -671,7 +702,7 @@ class Config(_Section):
             self._check_rule(f"{key}.axes.parametrization", parametrization)
         try:
             for cell in result.cells():
-                self.setups[result.setup].model.check(cell)
+                self.setups[result.setup].model.check(cell, self.architecture(cell))
         except ValueError as error:
             raise ValueError(f"`{key}.axes`: {error}") from None
 

@@ -20,15 +20,21 @@ from mup_moe.model.router import Choice
 
 
 @dataclass(frozen=True)
-class Routing:
+class Load:
+    """How many assignments experts have."""
+
+    kept_RKN: Tensor  # whether the assignment got a slot
+    load_RE: Tensor  # each expert's share of the assignments, dropped ones included
+
+
+@dataclass(frozen=True)
+class Routing(Load):
     """Which assignment has which slot."""
 
     gates_RKN: Tensor  # of each assignment; 0 where it was dropped
     slot_RKN: Tensor  # of each assignment (expert * C + position); any slot if dropped
-    kept_RKN: Tensor  # whether the assignment got a slot
     assignment_RM: Tensor  # in each slot; any assignment if the slot is empty
     filled_RM: Tensor  # whether the slot holds one
-    load_RE: Tensor  # each expert's share of the assignments, dropped ones included
 
 
 def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from mup_moe.model.attention import Attention
-from mup_moe.model.inventory import ModelShape
-from mup_moe.model.layers import Weight, weights_of
+from mup_moe.model.inventory import ModelShape, TensorSpec
+from mup_moe.model.layers import weights_of
+from mup_moe.model.replicas import ReplicaModel
 from mup_moe.model.scaling import Factors, attention_logit_scale, factors
-from mup_moe.model.transformer import Transformer
 from mup_moe.parametrization import Parametrization
 
 
 def initialize(
-    model: Transformer, base: ModelShape, replicas: Sequence[tuple[Parametrization, int]]
+    model: ReplicaModel, base: ModelShape, replicas: Sequence[tuple[Parametrization, int]]
 ) -> list[dict[str, Factors]]:
     """Fills every tensor of every replica, given as (parametrization, seed); returns their factors.
 
@@ -27,7 +27,7 @@ def initialize(
         for name, weight in weights_of(model).items():
             for seed in dict.fromkeys(seed for _, seed in replicas):
                 # Drawn once for all replicas of a seed, on the CPU: a large model has many numbers.
-                unit = _draw(weight, name, seed).to(weight.value.device)
+                unit = draw(weight.spec, name, seed).to(weight.value.device)
                 for replica, (_, its_seed) in enumerate(replicas):
                     if its_seed == seed:
                         std = 1.0 if weight.spec.fill is not None else table[replica][name].init_std
@@ -42,9 +42,8 @@ def initialize(
     return table
 
 
-def _draw(weight: Weight, name: str, seed: int) -> Tensor:
-    """What a replica's tensor is in units of its standard deviation, or its fill."""
-    spec = weight.spec
+def draw(spec: TensorSpec, name: str, seed: int) -> Tensor:
+    """What a tensor is in units of its standard deviation, or its fill."""
     if spec.fill is not None:
         return torch.full(spec.shape, spec.fill)
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()

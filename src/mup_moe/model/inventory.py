@@ -4,13 +4,16 @@ A name is the tensor's path in the model: it enters the random numbers that the 
 checkpoints.
 """
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Self
 
+from mup_moe.config.architecture import Architecture
 from mup_moe.config.cell import Cell
+from mup_moe.config.roles import RoleEntry, RoleTable
 from mup_moe.config.settings import ModelSettings
 from mup_moe.parametrization import ROLES
 
@@ -18,6 +21,15 @@ from mup_moe.parametrization import ROLES
 _NO_MATMUL = ("embedding", "norm")
 # What the tensors of a norm start from.
 _NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}}
+
+
+@dataclass(frozen=True)
+class HubShape:
+    """A model of transformers: its type, the fields of its config as JSON, and its role table."""
+
+    model_type: str
+    fields: str
+    roles: RoleTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +49,20 @@ class ModelShape:
     granularity: int
     expert_size: int
     vocabulary: int
+    hub: HubShape | None = None  # where the model is not our own
 
     @classmethod
-    def of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
-        """The shape of a cell (paper, granularity: G times the experts, 1/G the size, G * top_k)."""
-        settings.check(cell)
+    def of(cls, cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None) -> Self:
+        """The shape of a cell (paper, granularity: G times the experts, 1/G the size, G * top_k).
+
+        architecture: the entry that the cell names, where it is not one of ours.
+        """
+        settings.check(cell, architecture)
+        if architecture is not None:
+            fields = architecture.fields_of(cell, settings, vocabulary)
+            hub = HubShape(architecture.model_type, json.dumps(fields, sort_keys=True), architecture.roles)
+            sizes = architecture.roles.sizes_of(fields)
+            return cls(dense=False, granularity=cell.granularity, vocabulary=vocabulary, hub=hub, **sizes)
         dense = cell.architecture == "dense"
         return cls(
             dense=dense,
@@ -55,11 +76,11 @@ class ModelShape:
         )
 
     @classmethod
-    def base_of(cls, cell: Cell, settings: ModelSettings, vocabulary: int) -> Self:
+    def base_of(
+        cls, cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None
+    ) -> Self:
         """The shape at which all factors are 1: base width, base experts, granularity 1."""
-        experts = 1 if cell.architecture == "dense" else settings.base_experts
-        base = replace(cell, width=settings.base_width, experts=experts, granularity=1)
-        return cls.of(base, settings, vocabulary)
+        return cls.of(settings.base_cell(cell), settings, vocabulary, architecture)
 
     @property
     def heads(self) -> int:
@@ -84,6 +105,27 @@ class TensorSpec:
         if self.role not in ROLES:
             raise ValueError(f"role {self.role!r} is unknown: use one of {', '.join(ROLES)}, or add it to the table")
 
+    @classmethod
+    def by(cls, entry: RoleEntry, name: str, shape: tuple[int, ...], active: float = 1.0) -> Self:
+        """A tensor as an entry of a role table describes it. active: of experts. Raises ValueError for other axes."""
+        if len(entry.axes) != len(shape):
+            raise ValueError(
+                f"`{name}` has the shape {shape}, but `{entry.pattern}` describes {len(entry.axes)} axes"
+                f" ({' '.join(entry.axes)})"
+            )
+        fans = {
+            fan: math.prod(n for axis, n in zip(entry.axes, shape, strict=True) if axis == fan) for fan in ("in", "out")
+        }
+        return cls(
+            role=entry.role,
+            shape=shape,
+            fan_in=fans["in"],
+            fan_out=fans["out"],
+            into_residual=entry.into_residual,
+            active=active if "expert" in entry.axes else 1.0,
+            fill=entry.fill,
+        )
+
     @property
     def size(self) -> int:
         """The number of entries."""
@@ -95,6 +137,11 @@ Tensors = Mapping[str, TensorSpec]
 
 def tensors_of(shape: ModelShape, settings: ModelSettings) -> Tensors:
     """All tensors of a model, in the order of its modules."""
+    if shape.hub is not None:
+        # Its tensors are those that transformers makes: only here is torch needed.
+        from mup_moe.model.hub import hub_tensors
+
+        return hub_tensors(shape, shape.hub)
     width, vocabulary = shape.width, shape.vocabulary
     # A lookup sums over one row: its fan_in is 1.
     tensors = {"token": TensorSpec(role="embedding", shape=(vocabulary, width), fan_in=1, fan_out=width)}
@@ -199,6 +246,8 @@ def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
     )
 
 
-def size_of(cell: Cell, settings: ModelSettings, vocabulary: int) -> ModelSize:
+def size_of(
+    cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None
+) -> ModelSize:
     """The size of a cell's model."""
-    return model_size(ModelShape.of(cell, settings, vocabulary), settings)
+    return model_size(ModelShape.of(cell, settings, vocabulary, architecture), settings)

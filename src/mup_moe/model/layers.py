@@ -9,12 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mup_moe.config.roles import QUANTITIES
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.inventory import ModelShape, TensorSpec, feed_forward_tensors, norm_tensors
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # Each with torch's own eps.
 _NORMS: dict[str, Callable[..., Tensor]] = {"layernorm": F.layer_norm, "rmsnorm": F.rms_norm}
+
+
+# A tap's name -> what is seen there, in the order of the columns that are drawn.
+TAPS = ("embedded", "attention_output", "feed_forward_output", "feed_forward.logits", "logits")
+OBSERVED = dict(zip(TAPS, QUANTITIES, strict=True))
 
 
 class Tap(nn.Identity):
@@ -31,6 +37,11 @@ class Weight(nn.Module):
         # One per replica, or None where all are 1 and the product is left out.
         self.register_buffer("multiplier_R", None, persistent=False)
         self.multiplier_R: Tensor | None
+
+    def scaled(self) -> Tensor:
+        """The tensors with their multipliers in them."""
+        each = (-1, *([1] * (self.value.dim() - 1)))
+        return self.value if self.multiplier_R is None else self.value * self.multiplier_R.view(each)
 
     def scale(self, x_RXY: Tensor) -> Tensor:
         """`x_RXY` times the multiplier of each replica."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model.dispatch import Routing, assign_slots, capacity, combine, dispatch, gather_outputs
+from mup_moe.model.dispatch import Load, assign_slots, capacity, combine, dispatch, gather_outputs
 from mup_moe.model.inventory import ModelShape, moe_tensors
 from mup_moe.model.layers import ACTIVATIONS, Tap, Weight, feed_forward
 from mup_moe.model.router import Choice, Router, choose
@@ -21,7 +21,7 @@ class Routed:
     """What a layer's router did with a batch: what it chose, and what came of it."""
 
     choice: Choice
-    routing: Routing
+    routing: Load
 
 
 class MoE(nn.Module):

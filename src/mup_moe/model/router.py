@@ -40,11 +40,7 @@ def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", reno
     renormalize: the gates of a token are made to sum to 1. "sqrt": as softmax, and then the square root of each gate,
     so that their squares sum to 1 (HyperP, arXiv 2603.28743).
     """
-    if gates == "sigmoid":
-        scores_RNE = logits_RNE.sigmoid()
-        share_RNE = scores_RNE / scores_RNE.sum(-1, keepdim=True)
-    else:
-        scores_RNE = share_RNE = logits_RNE.softmax(-1)
+    scores_RNE, share_RNE = scores_of(logits_RNE, gates)
     if operators.prefers_dense(logits_RNE.device):
         gates_RNK, expert_RNK = _top_by_argmax(scores_RNE, active_experts)
     else:
@@ -55,6 +51,15 @@ def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", reno
         # A gate of 0 has no gradient rather than an infinite one.
         gates_RNK = gates_RNK.clamp_min(1e-30).sqrt()
     return Choice(logits_RNE, share_RNE, expert_RNK, gates_RNK)
+
+
+def scores_of(logits_RNE: Tensor, gates: str) -> tuple[Tensor, Tensor]:
+    """Each expert's score, and its share of a token, which sums to 1 over experts: the same of softmax gates."""
+    if gates == "sigmoid":
+        scores_RNE = logits_RNE.sigmoid()
+        return scores_RNE, scores_RNE / scores_RNE.sum(-1, keepdim=True)
+    scores_RNE = logits_RNE.softmax(-1)
+    return scores_RNE, scores_RNE
 
 
 def _top_by_argmax(scores_RNE: Tensor, active_experts: int) -> tuple[Tensor, Tensor]:

@@ -5,18 +5,16 @@ V vocabulary. The model knows nothing of parametrizations but a role per tensor:
 is applied from outside (`model.scaling`, `model.initialize`).
 """
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.attention import Attention
 from mup_moe.model.inventory import ModelShape, tensors_of
 from mup_moe.model.layers import FeedForward, Norm, Tap, Weight
-from mup_moe.model.metrics import AUXILIARY_LOSSES, Pass, measure
+from mup_moe.model.metrics import Pass, measure
 from mup_moe.model.moe import MoE, Routed
 from mup_moe.model.operators import cross_entropy, lookup
+from mup_moe.model.replicas import ReplicaModel
 
 
 class Block(nn.Module):
@@ -37,14 +35,11 @@ class Block(nn.Module):
         return x_RND + self.feed_forward_output(y_RND), routed
 
 
-class Transformer(nn.Module):
-    """R replicas of one shape. Tensors are uninitialised until `model.initialize`."""
+class Transformer(ReplicaModel):
+    """R replicas of the paper's model, of one shape."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> None:
-        super().__init__()
-        self.shape = shape
-        self.settings = settings
-        self.replicas = replicas
+        super().__init__(shape, settings, replicas)
         tensors = tensors_of(shape, settings)
         self.token = Weight(tensors["token"], replicas)
         self.position = Weight(tensors["position"], replicas) if "position" in tensors else None
@@ -52,11 +47,6 @@ class Transformer(nn.Module):
         self.final_norm = Norm(shape, settings, replicas) if settings.final_norm else nn.Identity()
         self.unembedding = Weight(tensors["unembedding"], replicas)
         self.embedded, self.logits = Tap(), Tap()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors live, all of them."""
-        return self.token.value.device
 
     def predict(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
         """Token ids [R, B, S] to logits [R, N, V], and what the routers did, block by block."""
@@ -75,17 +65,6 @@ class Transformer(nn.Module):
         return self.logits(x_RND @ self.unembedding.value), routed
 
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """The losses of predicting `targets_RBS` from `tokens_RBS`, and what is observed besides: [R] each, by name.
-
-        Those of `METRICS` but for the gradient's norm; each replica's own mean over its batch.
-        """
+        """As of `ReplicaModel`."""
         logits_RNV, routed = self.predict(tokens_RBS)
         return measure(Pass(logits_RNV, cross_entropy(logits_RNV, targets_RBS.flatten(1)), routed))
-
-    def objective(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """What is minimised: summed over replicas, which share no parameter."""
-        weights = {name: getattr(self.settings, name) for name in AUXILIARY_LOSSES}
-        if self.settings.balance_loss_times_top_k:
-            weights["balance_loss"] *= self.shape.active_experts
-        auxiliary = [weights[name] * losses[name] for name in AUXILIARY_LOSSES]
-        return sum(auxiliary, start=losses["train_loss"]).sum()

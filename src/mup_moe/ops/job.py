@@ -20,7 +20,6 @@ from tqdm import tqdm
 from mup_moe.config.jobs import even_parts
 from mup_moe.data.tokens import Tokens
 from mup_moe.files import UserError
-from mup_moe.model.inventory import model_size
 from mup_moe.ops import checkpoint, heartbeat
 from mup_moe.ops.cell_folder import CellFiles, keep_all
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, load_together
@@ -36,8 +35,7 @@ def stacks_of_shapes(
     """The stacks of the cells of each shape, as large as the device likes, or as `replicas` says."""
     cell_of = {cell.request.cell: cell for cell in cells}
     for shape, requests in by_shape([cell.request for cell in cells], tokens.vocabulary).items():
-        size = model_size(shape, requests[0].model)
-        most = replicas_on(device_type, replicas, size.parameters) or len(requests)
+        most = replicas_on(device_type, replicas, shape, requests[0].model) or len(requests)
         # By all cells, done or not: a stack is to be of the same cells however often it is begun.
         yield even_parts([cell_of[request.cell] for request in requests], most)
 

@@ -162,7 +162,7 @@ def _bill(
 ) -> _Bill:
     """updates: steps that have fewer tokens than those that the machine was measured by."""
     setup = sweep.config.setups[cell.setup]
-    size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus))
+    size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus), sweep.config.architecture(cell))
     flops = tokens * size.flops_per_token
     seconds = start + machine.seconds(flops, cell.width) + machine.update_seconds(size.parameters, updates)
     return _Bill(size, tokens, flops, seconds, disk_bytes)

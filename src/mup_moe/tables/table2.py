@@ -93,7 +93,8 @@ def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
     for found in alike.values():
         cells = [cell for _, cell in found]
         setup = config.setups[cells[0].setup]
-        shape = ModelShape.of(cells[0], setup.model, vocabularies[setup.corpus])
+        architecture = config.architecture(cells[0])
+        shape = ModelShape.of(cells[0], setup.model, vocabularies[setup.corpus], architecture)
         models.append(Model(cells, _distinct(name for name, _ in found), setup, shape, model_size(shape, setup.model)))
     order = _distinct(setup for setup, *_ in alike)
     return sorted(models, key=lambda model: order.index(model.cells[0].setup))

@@ -16,7 +16,7 @@ from torch.optim.adamw import adamw
 
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.model import operators
-from mup_moe.model.transformer import Transformer
+from mup_moe.model.replicas import ReplicaModel
 from mup_moe.training.optimizer import CLIP_EPS, ReplicaOptimizer, StackedOptimizer
 
 
@@ -32,7 +32,7 @@ class _Group:
 class SlicedAdamW(ReplicaOptimizer):
     """torch's fused AdamW on the slices that belong to each replica: one pass over memory."""
 
-    def _prepare(self, model: Transformer) -> None:
+    def _prepare(self, model: ReplicaModel) -> None:
         self._groups = [self._groups_of(replica) for replica in range(model.replicas)]
         self._peaks_G = torch.tensor([group.peak for of_one in self._groups for group in of_one], device=model.device)
 
@@ -102,7 +102,7 @@ class StackedAdamW(StackedOptimizer):
         tensor.mul_(1 - rate * decay).sub_(rate / correction1 * exp_avg / size)
 
 
-def adamw_for(model: Transformer, *others: Any) -> ReplicaOptimizer:
+def adamw_for(model: ReplicaModel, *others: Any) -> ReplicaOptimizer:
     """The form of AdamW that suits the model's device."""
     form = StackedAdamW if operators.prefers_dense(model.device) else SlicedAdamW
     return form(model, *others)

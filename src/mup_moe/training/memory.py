@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from mup_moe.config.optimizers import OPTIMIZERS
+from mup_moe.config.settings import ModelSettings
 from mup_moe.files import UserError
 from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.training.request import TrainingRequest
@@ -19,17 +20,20 @@ _ACTIVATION_BYTES, _ACTIVATIONS_PER_WIDTH = 8, 40
 _SLACK = 1.25
 
 
-def replicas_on(device_type: str, wanted: str, parameters: int) -> int | None:
+def replicas_on(device_type: str, wanted: str, shape: ModelShape, model: ModelSettings) -> int | None:
     """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
 
-    parameters: of one cell. Raises UserError for what is no number.
+    Raises UserError for what is no number.
     """
     if wanted == "auto":
+        if shape.hub is not None:
+            return 1  # a model of transformers has no axis for more
+        parameters = model_size(shape, model).parameters
         most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
         return None if device_type == "cuda" else most
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
         raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
-    return int(wanted)
+    return int(wanted) if shape.hub is None else 1
 
 
 def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[ModelShape, list[TrainingRequest]]:
@@ -37,7 +41,7 @@ def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[Model
     shapes: dict[ModelShape, list[TrainingRequest]] = {}
     # Seeds apart, so that one that is added later makes a stack of its own.
     for request in sorted(requests, key=lambda request: request.cell.seed):
-        shapes.setdefault(ModelShape.of(request.cell, request.model, vocabulary), []).append(request)
+        shapes.setdefault(request.shape(vocabulary), []).append(request)
     return shapes
 
 
@@ -56,11 +60,12 @@ def memory_mb(
 
 
 def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str, wanted: str, saving: int) -> int:
-    parameters = model_size(shape, cells[0].model).parameters
+    model = cells[0].model
+    parameters = model_size(shape, model).parameters
     saved = saving * OPTIMIZERS[cells[0].training.optimizer].bytes_per_parameter * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
-    replicas = min(len(cells), replicas_on(device_type, wanted, parameters) or len(cells))
+    replicas = min(len(cells), replicas_on(device_type, wanted, shape, model) or len(cells))
     return _CPU_PROCESS_MB + round(_SLACK * (stack_bytes(shape, cells[0], replicas) + saved) / 1e6)
 
 

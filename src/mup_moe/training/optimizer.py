@@ -15,8 +15,8 @@ from torch import Tensor
 from mup_moe.config.optimizers import OPTIMIZERS
 from mup_moe.config.settings import TrainingSettings
 from mup_moe.model.layers import weights_of
+from mup_moe.model.replicas import ReplicaModel
 from mup_moe.model.scaling import Factors
-from mup_moe.model.transformer import Transformer
 
 # As torch.nn.utils.clip_grad_norm_ has it.
 CLIP_EPS = 1e-6
@@ -43,7 +43,7 @@ class ReplicaOptimizer(ABC):
 
     def __init__(
         self,
-        model: Transformer,
+        model: ReplicaModel,
         factors: Sequence[Mapping[str, Factors]],
         learning_rates: Sequence[float],
         settings: TrainingSettings,
@@ -68,7 +68,7 @@ class ReplicaOptimizer(ABC):
         self._prepare(model)
 
     @abstractmethod
-    def _prepare(self, model: Transformer) -> None:
+    def _prepare(self, model: ReplicaModel) -> None:
         """Sets up what an update needs beside the states, `_taken` too."""
 
     @abstractmethod
@@ -128,7 +128,7 @@ class StackedOptimizer(ReplicaOptimizer):
         taken: the steps taken, this one included; one number on the device.
         """
 
-    def _prepare(self, model: Transformer) -> None:
+    def _prepare(self, model: ReplicaModel) -> None:
         self._clip_and_update: Callable[..., Tensor] = _clip_and_update
         self._tensors = [weight.value.detach() for weight in self._weights.values()]
         self._states_T = [{state: of_name[name] for state, of_name in self._states.items()} for name in self._weights]

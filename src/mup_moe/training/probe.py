@@ -13,20 +13,12 @@ from torch.func import functional_call
 
 from mup_moe.config.settings import Measure
 from mup_moe.data.tokens import Tokens
-from mup_moe.model.layers import Tap, weights_of
+from mup_moe.model.layers import OBSERVED, Tap, weights_of
 from mup_moe.model.moe import MoE
 from mup_moe.parametrization import GROUPS, ROLES
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
-# A tap's name -> what is seen there, in the order of the columns that are drawn.
-ACTIVATIONS = {
-    "embedded": "embedding",
-    "attention_output": "attention",
-    "feed_forward_output": "feed-forward",
-    "feed_forward.logits": "router logits",
-    "logits": "output logits",
-}
 COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits", "router-logit change")
 # What changes an MoE layer's output -> the roles whose tensors are taken as they are now.
 CHANGES = {
@@ -107,7 +99,7 @@ def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
 
 
 def activations(seen: Seen) -> Values:
-    """Mean absolute entries (Tensor Programs V, coordinate check) of what `ACTIVATIONS` lists.
+    """Mean absolute entries (Tensor Programs V, coordinate check) of what `OBSERVED` lists.
 
     A token that no expert had a slot for has no MoE output, and does not count there.
     """
@@ -120,7 +112,7 @@ def activations(seen: Seen) -> Values:
 
     return {
         (quantity, block): size(path, tensor)
-        for wanted, quantity in ACTIVATIONS.items()
+        for wanted, quantity in OBSERVED.items()
         for path, tensor in seen.items()
         for block, name in [_split(path)]
         if name == wanted

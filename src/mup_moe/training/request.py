@@ -7,25 +7,29 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
+from mup_moe.config.architecture import Architecture
 from mup_moe.config.cell import Cell, GroupRate
 from mup_moe.config.settings import ModelSettings, TrainingSettings, without_neutral
 from mup_moe.files import UserError
+from mup_moe.model.inventory import ModelShape
 from mup_moe.parametrization import Parametrization
 from mup_moe.training.version import VERSION
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A cell with all that its set-up and its parametrization's row say."""
+    """A cell with all that its set-up, its parametrization's row and its architecture, if not one of ours, say."""
 
     cell: Cell
     model: ModelSettings
     training: TrainingSettings
     parametrization: Parametrization
+    architecture: Architecture | None = None
 
     def to_json(self, cell: bool = True) -> str:
         """One line of JSON, equal for equal requests; `from_json` reads it back. cell: whether it says which."""
         parts = {"model": _plain(self.model), "training": _plain(self.training)}
+        parts |= {"architecture": self.architecture.as_data()} if self.architecture else {}
         rules = self.parametrization.as_row()
         return json.dumps(parts | {"cell": self.cell.id if cell else None, "parametrization": rules}, sort_keys=True)
 
@@ -36,14 +40,24 @@ class TrainingRequest:
             fields: Mapping[str, Any] = json.loads(text)
             cell = Cell.parse(fields["cell"])
             model = ModelSettings(**fields["model"])
-            model.check(cell)
+            named = fields.get("architecture")
+            architecture = None if named is None else Architecture.parse(cell.architecture, named, {})
+            model.check(cell, architecture)
             training: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in fields["training"].items()}
             rules = Parametrization.parse(cell.parametrization, fields["parametrization"])
-            return cls(cell, model, TrainingSettings(**training), rules)
+            return cls(cell, model, TrainingSettings(**training), rules, architecture)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
                 f"the training request is not one of this version's ({error}): make it again by export-jobs"
             ) from None
+
+    def shape(self, vocabulary: int) -> ModelShape:
+        """The shape of its model."""
+        return ModelShape.of(self.cell, self.model, vocabulary, self.architecture)
+
+    def base(self, vocabulary: int) -> ModelShape:
+        """The shape at which all factors are 1."""
+        return ModelShape.base_of(self.cell, self.model, vocabulary, self.architecture)
 
     @property
     def rules(self) -> Parametrization:

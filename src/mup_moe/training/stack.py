@@ -20,11 +20,11 @@ from torch.func import functional_call
 
 from mup_moe.config.settings import STEPS
 from mup_moe.files import UserError
+from mup_moe.model.build import build
 from mup_moe.model.initialize import initialize
 from mup_moe.model.inventory import ModelShape
 from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.transformer import Transformer
 from mup_moe.training.device import allow_nondeterministic, indexed, is_lost_device, is_out_of_memory
 from mup_moe.training.optimizer import optimizer_of
 from mup_moe.training.request import TrainingRequest
@@ -75,18 +75,19 @@ class Stack:
         first = requests[0]
         device = indexed(device)
         with device:
-            self.model = Transformer(shape, first.model, len(requests))
-        base = ModelShape.base_of(first.cell, first.model, shape.vocabulary)
+            self.model = build(shape, first.model, len(requests))
+        base = first.base(shape.vocabulary)
         factors = initialize(self.model, base, [(r.rules, r.cell.seed) for r in requests])
         rates = [request.cell.learning_rate for request in requests]
-        self.step_mode = step_mode
+        # transformers' models route by shapes that depend on the tokens: no compiler takes such a step whole.
+        self.step_mode = "eager" if shape.hub else step_mode
         self._may_fall_back = may_fall_back
         self._optimizer = optimizer_of(first.training)(self.model, factors, rates, first.training)
         self._optimizer.use(self._compile)
         self._compiled = self._compile(self.losses)
         self._precision = precision
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._side = torch.cuda.Stream(device) if step_mode == "graph" else None
+        self._side = torch.cuda.Stream(device) if self.step_mode == "graph" else None
         self._issued = 0
 
         window = (first.training.batch_size, first.model.sequence + 1)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mup_moe.model.inventory import ModelShape, model_size
+from mup_moe.model.inventory import model_size
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.transformer import Transformer
+from mup_moe.model.replicas import ReplicaModel
 from mup_moe.training.batches import Batches
 from mup_moe.training.device import precision_on
 from mup_moe.training.optimizer import schedule
@@ -63,9 +63,9 @@ class Trainer:
         may_fall_back: bool = False,
     ) -> None:
         first = requests[0]
-        self._shape = ModelShape.of(first.cell, first.model, vocabulary)
+        self._shape = first.shape(vocabulary)
         for request in requests:
-            same = (request.model, request.training, ModelShape.of(request.cell, request.model, vocabulary))
+            same = (request.model, request.training, request.shape(vocabulary))
             if same != (first.model, first.training, self._shape):
                 raise ValueError(
                     f"{request.cell.id} and {first.cell.id} cannot be trained in lockstep: their shapes differ"
@@ -106,7 +106,7 @@ class Trainer:
         self._loaded: int | None = None  # the first step of the block that the stack has
 
     @property
-    def model(self) -> Transformer:
+    def model(self) -> ReplicaModel:
         """The models of the replicas that are in the stack."""
         return self._stack.model
 

@@ -37,7 +37,7 @@ class Costs:
         flops = {}
         for cell in cells:
             setup = sweep.config.setups[cell.setup]
-            size = size_of(cell, setup.model, vocabulary(setup.corpus))
+            size = size_of(cell, setup.model, vocabulary(setup.corpus), sweep.config.architecture(cell))
             flops[cell] = setup.tokens_per_step * size.flops_per_token
         try:
             return cls(flops, Machine.read(benchmark))

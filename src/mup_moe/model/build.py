@@ -1,0 +1,16 @@
+"""Which model a shape is of."""
+
+from mup_moe.config.settings import ModelSettings
+from mup_moe.model.inventory import ModelShape
+from mup_moe.model.replicas import ReplicaModel
+from mup_moe.model.transformer import Transformer
+
+
+def build(shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> ReplicaModel:
+    """R replicas of our own model, or the one of transformers that the shape asks for, on the current device."""
+    if shape.hub is None:
+        return Transformer(shape, settings, replicas)
+    # Only here is transformers needed.
+    from mup_moe.model.hub import HubModel
+
+    return HubModel(shape, settings, replicas)
