@@ -89,10 +89,10 @@ lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet $(TORCH)
-	.venv-lock/bin/python -m pip install --quiet .
+	.venv-lock/bin/python -m pip install --quiet '.[pipeline]'
 	$(FREEZE) > requirements.lock
 	sed -i '/^  - pip:$$/q' environment.yml
 	sed 's/^/      - /' requirements.lock >> environment.yml
-	.venv-lock/bin/python -m pip install --quiet '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet '.[pipeline,dev]'
 	{ $(FREEZE) | grep -vxFf requirements.lock; echo mup==1.0.0; } | LC_ALL=C sort -f > requirements-dev.lock
 	rm -rf .venv-lock

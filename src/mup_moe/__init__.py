@@ -1,3 +1,22 @@
 """mup-moe: a reproducible replication of *mu-Parametrization for Mixture of Experts*."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mup_moe.files import UserError
+    from mup_moe.library.plan import Plan, parametrize
+
+__all__ = ["Plan", "UserError", "parametrize"]
 __version__ = "0.8.0"
+
+# Where the names of this package's library are; imported when asked for, as a Snakefile needs no torch.
+_HOMES = {"Plan": "library.plan", "parametrize": "library.plan", "UserError": "files"}
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the library."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mup_moe' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"mup_moe.{_HOMES[name]}"), name)

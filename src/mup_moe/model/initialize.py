@@ -30,8 +30,7 @@ def initialize(
                 unit = draw(weight.spec, name, seed).to(weight.value.device)
                 for replica, (_, its_seed) in enumerate(replicas):
                     if its_seed == seed:
-                        std = 1.0 if weight.spec.fill is not None else table[replica][name].init_std
-                        torch.mul(unit, std, out=weight.value[replica])
+                        torch.mul(unit, table[replica][name].init_std, out=weight.value[replica])
             multipliers = [row[name].multiplier for row in table]
             device = weight.value.device
             weight.multiplier_R = None if set(multipliers) == {1} else torch.tensor(multipliers, device=device)

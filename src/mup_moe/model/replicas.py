@@ -24,6 +24,11 @@ class ReplicaModel(nn.Module, ABC):
         self.replicas = replicas
 
     @property
+    def config(self) -> ModelShape:
+        """The sizes, where a role table looks for them."""
+        return self.shape
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors live, all of them."""
         return next(self.parameters()).device

@@ -18,6 +18,11 @@ class Factors:
     lr: float  # over the global one
     weight_decay: float  # over the global one
 
+    def folded(self) -> "Factors":
+        """Of the same training under Adam with the multiplier within the tensor; eps is over the multiplier then."""
+        by = self.multiplier
+        return Factors(self.init_std * by, 1.0, self.lr * by, self.weight_decay / by)
+
 
 def factors(
     parametrization: Parametrization, shape: ModelShape, base: ModelShape, settings: ModelSettings
@@ -26,26 +31,41 @@ def factors(
     base_tensors = tensors_of(base, settings)
     result = {}
     for name, tensor in tensors_of(shape, settings).items():
-        rule = parametrization.rule(tensor.role)
-        sizes, base_sizes = _sizes(shape, tensor), _sizes(base, base_tensors[name])
         variance = settings.init_scale / (base_tensors[name].fan_in if settings.init == "fan_in" else 1)
         if tensor.into_residual and settings.scale_residual_init:
             variance /= 2 * settings.blocks
-        result[name] = Factors(
-            init_std=math.sqrt(variance * rule.init_variance.ratio(sizes, base_sizes)),
-            multiplier=rule.multiplier.ratio(sizes, base_sizes),
-            lr=rule.lr.ratio(sizes, base_sizes) * parametrization.lr_scale.get(tensor.role, 1.0),
-            weight_decay=rule.weight_decay.ratio(sizes, base_sizes),
-        )
+        result[name] = factors_of(parametrization, tensor, base_tensors[name], asdict(shape), asdict(base), variance)
     return result
+
+
+def factors_of(
+    parametrization: Parametrization,
+    tensor: TensorSpec,
+    base_tensor: TensorSpec,
+    sizes: Mapping[str, int],
+    base_sizes: Mapping[str, int],
+    variance: float,
+) -> Factors:
+    """The factors of one tensor (paper, Table 1).
+
+    sizes: of its layer. variance: of the base tensor's entries. Raises KeyError for a size that is not there.
+    """
+    rule = parametrization.rule(tensor.role)
+    sizes, base_sizes = _with_fans(sizes, tensor), _with_fans(base_sizes, base_tensor)
+    variance *= rule.init_variance.ratio(sizes, base_sizes)
+    return Factors(
+        init_std=math.sqrt(variance) if tensor.fill is None else 1.0,
+        multiplier=rule.multiplier.ratio(sizes, base_sizes),
+        lr=rule.lr.ratio(sizes, base_sizes) * parametrization.lr_scale.get(tensor.role, 1.0),
+        weight_decay=rule.weight_decay.ratio(sizes, base_sizes),
+    )
 
 
 def attention_logit_scale(parametrization: Parametrization, shape: ModelShape, base: ModelShape) -> float:
     """The scale of q.k: 1/sqrt(head_size) at the base shape, and the table's rule from there."""
-    ratio = parametrization.attention_logits.ratio(_sizes(shape), _sizes(base))
+    ratio = parametrization.attention_logits.ratio(asdict(shape), asdict(base))
     return ratio / math.sqrt(base.head_size)
 
 
-def _sizes(shape: ModelShape, tensor: TensorSpec | None = None) -> Mapping[str, int]:
-    fans = {"fan_in": tensor.fan_in, "fan_out": tensor.fan_out} if tensor is not None else {}
-    return asdict(shape) | fans
+def _with_fans(sizes: Mapping[str, int], tensor: TensorSpec) -> Mapping[str, int]:
+    return {**sizes, "fan_in": tensor.fan_in, "fan_out": tensor.fan_out}
