@@ -26,7 +26,7 @@ from mup_moe.config.like import overlay
 from mup_moe.config.load import read_preset, validate
 from mup_moe.config.settings import Config
 from mup_moe.model.dispatch import capacity
-from mup_moe.model.inventory import ModelShape, model_size
+from mup_moe.model.inventory import model_size
 from mup_moe.model.scaling import attention_logit_scale, factors
 from mup_moe.parametrization import ROLES, VARIABLES
 from mup_moe.sweep import Sweep
@@ -88,9 +88,9 @@ def use(config: Config) -> None:
     for name in config.figures:
         FigureSpec.of(config, name)
     for result in [*config.figures.values(), *config.probes.values()]:
-        setup, cells = config.setups[result.setup], result.cells()
+        cells = result.cells()
         for cell in {cells[0], cells[-1]}:
-            request = TrainingRequest(cell, setup.model, setup.training, sweep.rules(cell.parametrization))
+            request = sweep.request(cell)
             assert TrainingRequest.from_json(request.to_json()) == request
             if request.digest not in BUILT:
                 build(request)
@@ -99,13 +99,14 @@ def use(config: Config) -> None:
 
 def build(request: TrainingRequest) -> None:
     """What training makes of a request, but for the storage of its model."""
-    cell, model, training = request.cell, request.model, request.training
+    model, training = request.model, request.training
     assert all(0 <= schedule(step, training) <= 1 for step in (0, training.steps - 1))
-    shape, base = (of(cell, model, VOCABULARY) for of in (ModelShape.of, ModelShape.base_of))
+    shape, base = request.shape(VOCABULARY), request.base(VOCABULARY)
     tokens = training.batch_size * model.sequence
     assert 1 <= capacity(tokens, shape, model.capacity_factor) <= tokens
     assert attention_logit_scale(request.parametrization, shape, base) >= 0
-    if model.blocks <= MANY_BLOCKS:
+    # What transformers refuses is its own.
+    if model.blocks <= MANY_BLOCKS and shape.hub is None:
         assert model_size(shape, model).parameters > 0
         made = factors(request.parametrization, shape, base, model).values()
         assert all(factor.init_std >= 0 for factor in made)

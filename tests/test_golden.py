@@ -71,7 +71,7 @@ MUTANTS = {
     ),
     "no embedding multiplier": ("model/transformer.py", "* self.settings.embedding_multiplier", ""),
     "no logit multiplier": ("model/transformer.py", " * self.settings.logit_multiplier", ""),
-    "no auxiliary losses": ("model/transformer.py", "sum(auxiliary, start=", "sum([], start="),
+    "no auxiliary losses": ("model/replicas.py", "sum(auxiliary, start=", "sum([], start="),
     "another cosine": ("training/optimizer.py", "math.pi * (step", "3 * (step"),
     "a warm-up from 0": ("training/optimizer.py", "(step + 1) / settings.warmup_steps", "step / settings.warmup_steps"),
     "the betas exchanged": ("training/adamw.py", "beta1=settings.adam_betas[0]", "beta1=settings.adam_betas[1]"),

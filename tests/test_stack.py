@@ -581,7 +581,7 @@ def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
     assert indexed(CPU) == CPU
     # A stack puts its tensors there, whichever way its device is named.
     default = []
-    monkeypatch.setattr(stack_module, "Transformer", lambda *_args: default.append(torch.get_default_device()))
+    monkeypatch.setattr(stack_module, "build", lambda *_args: default.append(torch.get_default_device()))
     request = make_request()
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
     with pytest.raises(AttributeError):  # the model that is not there

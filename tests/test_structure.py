@@ -43,7 +43,7 @@ def parts_imported_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize("module", modules("model"))
 def test_the_model_knows_settings_and_the_parametrization_only(module):
-    assert parts_imported_by(module) <= {"config", "parametrization", "model"}
+    assert parts_imported_by(module) <= {"config", "parametrization", "files", "model"}
 
 
 @pytest.mark.parametrize("module", modules("training"))
@@ -54,6 +54,11 @@ def test_training_needs_nothing_that_draws_it_or_keeps_it_alive(module):
 @pytest.mark.parametrize("module", modules("analysis"))
 def test_the_analysis_needs_nothing_that_draws_it_or_keeps_it_alive(module):
     assert not parts_imported_by(module) & {"ops", "figures", "tables"}
+
+
+@pytest.mark.parametrize("module", modules("library"))
+def test_the_library_needs_nothing_of_the_pipeline(module):
+    assert parts_imported_by(module) <= {"config", "parametrization", "files", "model", "library"}
 
 
 @pytest.mark.parametrize("module", modules("config"))

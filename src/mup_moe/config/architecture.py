@@ -36,9 +36,7 @@ class Architecture:
                 raise ValueError(f"{key}.{word}` is not a known key: the keys are {', '.join(_KEYS)}")
         kind, table, fields = (entry.get(word) for word in _KEYS)
         if not isinstance(kind, str):
-            raise ValueError(
-                f"{key}.model_type` is {kind!r} but must name a model type of transformers, such as mixtral"
-            )
+            raise ValueError(f"{key}.model_type` is {kind!r} but must be a model type of transformers, such as mixtral")
         if not isinstance(fields, Mapping) or not fields:
             raise ValueError(f"{key}.fields` is missing: give the fields of the model's config")
         if isinstance(table, str) and table not in roles:

@@ -75,7 +75,7 @@ def _read_base(path: Path) -> tuple[dict[str, Any], str | None]:
     document = read_document(path)
     if "layers" in document and "document" in document:
         return document["document"], document["layers"]
-    absent = [field.name for field in fields(Config) if field.name not in document]
+    absent = [field.name for field in fields(Config) if field.name not in document and "neutral" not in field.metadata]
     if absent:
         raise ConfigError(
             f"{path} is not a whole config, for it has no `{absent[0]}`: name the whole one first,"

@@ -407,7 +407,7 @@ class ProbeSettings(CellsSettings):
         )
         _require(
             self.measure == "activations" or self.axes.architecture == ("moe",),
-            f"`measure` {self.measure} is that of our own experts: set `axes.architecture` to [moe]",
+            f"`measure` {self.measure} is that of experts: set `axes.architecture` to [moe]",
         )
 
 
@@ -540,8 +540,6 @@ class Config(_Section):
     """The whole of config.yaml."""
 
     parametrizations: dict[str, dict[str, Any]]
-    roles: dict[str, dict[str, Any]]  # which tensors of an architecture are what
-    architectures: dict[str, dict[str, Any]]
     corpora: dict[str, CorpusSettings]
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
@@ -553,6 +551,8 @@ class Config(_Section):
     analysis: AnalysisSettings
     execution: ExecutionSettings
     preset: str  # laid over the rest before it is validated; kept as the name of what runs
+    roles: dict[str, dict[str, Any]] = neutral({})  # which tensors of an architecture are what
+    architectures: dict[str, dict[str, Any]] = neutral({})
 
     def __post_init__(self) -> None:
         for section in ("parametrizations", "roles", "architectures", "corpora", "setups"):

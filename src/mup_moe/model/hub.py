@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from mup_moe.config.roles import RoleTable, compiled
 from mup_moe.config.settings import ModelSettings
+from mup_moe.files import UserError
 from mup_moe.model.dispatch import Load
 from mup_moe.model.inventory import HubShape, ModelShape, Tensors, TensorSpec
 from mup_moe.model.layers import OBSERVED, Tap, Weight
@@ -25,21 +26,26 @@ from mup_moe.model.operators import cross_entropy
 from mup_moe.model.replicas import ReplicaModel
 from mup_moe.model.router import Choice, scores_of
 
+_LONGEST_REASON = 300
+
 
 @cache
 def hub_tensors(shape: ModelShape, hub: HubShape) -> Tensors:
-    """All tensors of a model of transformers, by their names there. Raises ValueError for one without a role."""
+    """All tensors of a model of transformers, by their names there. Raises UserError for one without a role."""
     with torch.device("meta"):
         model = make(hub)
     active = shape.active_experts / shape.total_experts
-    return {
-        name: TensorSpec.by(hub.roles.entry(name), name, tuple(parameter.shape), active)
-        for name, parameter in model.named_parameters()
-    }
+    try:
+        return {
+            name: TensorSpec.by(hub.roles.entry(name), name, tuple(parameter.shape), active)
+            for name, parameter in model.named_parameters()
+        }
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def make(hub: HubShape) -> nn.Module:
-    """The model as transformers makes it, on the current device. Raises ValueError for fields that it refuses."""
+    """The model as transformers makes it, on the current device. Raises UserError for fields that it refuses."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -49,11 +55,16 @@ def make(hub: HubShape) -> nn.Module:
         config = AutoConfig.for_model(hub.model_type, **fields)
         model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever transformers raises
-        raise ValueError(f"transformers cannot make a model of type {hub.model_type!r}: {error}") from None
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(
+            f"transformers cannot make a model of type {hub.model_type!r} of these fields: {reason}"
+        ) from None
     # Attention reads head_dim from configs that do not list it.
     known = {*type(config)().to_dict(), *config.attribute_map, "head_dim"}
     if unknown := sorted(set(fields) - known):
-        raise ValueError(f"transformers has no field {', '.join(unknown)} in a config of type {hub.model_type!r}")
+        raise UserError(
+            f"transformers has no field {', '.join(unknown)} in a config of type {hub.model_type!r}: correct its name"
+        )
     return model
 
 

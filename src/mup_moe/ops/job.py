@@ -25,7 +25,7 @@ from mup_moe.ops.cell_folder import CellFiles, keep_all
 from mup_moe.ops.checkpoint import CHECKPOINT, Checkpoint, Checkpoints, load_together
 from mup_moe.ops.device import explain_out_of_memory, step_on
 from mup_moe.ops.heartbeat import Pulse, SignsOfLife
-from mup_moe.training.memory import by_shape, replicas_on
+from mup_moe.training.memory import by_shape, replicas_of
 from mup_moe.training.trainer import Outcome, Trainer
 
 
@@ -35,7 +35,7 @@ def stacks_of_shapes(
     """The stacks of the cells of each shape, as large as the device likes, or as `replicas` says."""
     cell_of = {cell.request.cell: cell for cell in cells}
     for shape, requests in by_shape([cell.request for cell in cells], tokens.vocabulary).items():
-        most = replicas_on(device_type, replicas, shape, requests[0].model) or len(requests)
+        most = replicas_of(shape, requests[0].model, device_type, replicas) or len(requests)
         # By all cells, done or not: a stack is to be of the same cells however often it is begun.
         yield even_parts([cell_of[request.cell] for request in requests], most)
 

@@ -20,20 +20,24 @@ _ACTIVATION_BYTES, _ACTIVATIONS_PER_WIDTH = 8, 40
 _SLACK = 1.25
 
 
-def replicas_on(device_type: str, wanted: str, shape: ModelShape, model: ModelSettings) -> int | None:
+def replicas_on(device_type: str, wanted: str, parameters: int) -> int | None:
     """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
 
-    Raises UserError for what is no number.
+    parameters: of one cell. Raises UserError for what is no number.
     """
     if wanted == "auto":
-        if shape.hub is not None:
-            return 1  # a model of transformers has no axis for more
-        parameters = model_size(shape, model).parameters
         most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
         return None if device_type == "cuda" else most
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
         raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
-    return int(wanted) if shape.hub is None else 1
+    return int(wanted)
+
+
+def replicas_of(shape: ModelShape, model: ModelSettings, device_type: str, wanted: str) -> int | None:
+    """As `replicas_on`, for models of a shape."""
+    if shape.hub is not None:
+        return 1  # a model of transformers has no axis for more
+    return replicas_on(device_type, wanted, model_size(shape, model).parameters)
 
 
 def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[ModelShape, list[TrainingRequest]]:
@@ -65,7 +69,7 @@ def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str,
     saved = saving * OPTIMIZERS[cells[0].training.optimizer].bytes_per_parameter * parameters
     if device_type == "cuda":
         return _GPU_PROCESS_MB + round(_SLACK * saved / 1e6)
-    replicas = min(len(cells), replicas_on(device_type, wanted, shape, model) or len(cells))
+    replicas = min(len(cells), replicas_of(shape, model, device_type, wanted) or len(cells))
     return _CPU_PROCESS_MB + round(_SLACK * (stack_bytes(shape, cells[0], replicas) + saved) / 1e6)
 
 

@@ -1,0 +1,384 @@
+"""The table on models of others: plans, groups, initialisation, and what is refused."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+
+import mup
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import mup_moe
+from conftest import TABLE, make_request
+from mup_moe.config.roles import AXES
+from mup_moe.library.tables import roles_of, rules_of
+from mup_moe.model.attention import Attention
+from mup_moe.model.initialize import initialize
+from mup_moe.model.layers import weights_of
+from mup_moe.model.scaling import attention_logit_scale, factors
+from mup_moe.model.transformer import Transformer
+from mup_moe.parametrization import ROLES
+
+VOCABULARY = 61
+COMMON = {"vocab_size": VOCABULARY, "num_hidden_layers": 2, "max_position_embeddings": 16, "num_experts_per_tok": 2}
+FAMILIES = {
+    "mixtral": {"num_local_experts": 4},
+    "olmoe": {"num_experts": 4, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2},
+    "qwen3_moe": {"num_experts": 4, "mlp_only_layers": [0], "moe": True},
+    "deepseek_v3": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "mla": True},
+    "gpt_oss": {"num_local_experts": 4, "pad_token_id": 0, "eos_token_id": 1},
+    "gpt2": {"dense": True, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1},
+}
+
+
+def make(family: str, width: int, seed: int = 0, **changes: object) -> nn.Module:
+    """A tiny model of transformers whose heads keep their size."""
+    fields = FAMILIES[family] | COMMON
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": width // 8, "head_dim": 8}
+    sizes |= {"num_key_value_heads": width // 8}
+    if fields.pop("moe", False) or "mla" in fields:
+        sizes["moe_intermediate_size"] = width
+    if fields.pop("mla", False):
+        sizes |= {"q_lora_rank": width // 2, "kv_lora_rank": width // 2, "qk_nope_head_dim": 8, "v_head_dim": 8}
+        sizes |= {"qk_rope_head_dim": 8}
+        del sizes["head_dim"]
+    if fields.pop("dense", False):
+        sizes = {"n_embd": width, "n_head": width // 8, "n_layer": 2, "n_positions": 16}
+        fields = {k: v for k, v in fields.items() if k not in COMMON} | {"vocab_size": VOCABULARY}
+        fields |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(fields | sizes | changes)))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> list[float]:
+    """A few steps on one batch: the losses."""
+    tokens = torch.arange(24).view(2, 12) % VOCABULARY
+    losses = []
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("rules", ["sp", "mup"])
+def test_the_groups_of_a_family_add_up_to_the_model(family, rules):
+    model = make(family, 32)
+    plan = mup_moe.parametrize(model, make(family, 16), rules)
+    groups = plan.groups(lr=0.5, weight_decay=0.1)
+    found = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{len(found)} parameters with {total:,} entries" in str(plan)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    router = next((p for name, p in model.named_parameters() if name.endswith(("gate.weight", "router.weight"))), None)
+    hidden = next(p for name, p in model.named_parameters() if name.endswith(("o_proj.weight", "attn.c_proj.weight")))
+    assert rates[id(hidden)] == ((0.5, 0.1) if rules == "sp" else (0.25, 0.1))
+    if router is not None:
+        # The multiplier of an output weight is within its learning rate, and its decay a step stays as it was.
+        assert rates[id(router)] == ((0.5, 0.1) if rules == "sp" else (0.25, 0.2))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("base", ["here", "meta"])
+def test_at_the_base_width_nothing_changes(family, base):
+    model = make(family, 16)
+    before = copy.deepcopy(model.state_dict())
+    with torch.device("meta" if base == "meta" else "cpu"):
+        plan = mup_moe.parametrize(model, make(family, 16), "mup")
+    plan.rescale_()
+    torch.testing.assert_close(model.state_dict(), before, rtol=1e-6, atol=0.0)
+    (group,) = plan.groups(lr=0.5, weight_decay=0.1)
+    assert (group["lr"], group["weight_decay"], group["eps"]) == (0.5, 0.1, 1e-8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_own_init_of_a_model_is_rescaled_by_the_rules(family):
+    model, own = make(family, 64), make(family, 64).state_dict()
+    mup_moe.parametrize(model, make(family, 16), "mup").rescale_()
+    for name, parameter in model.named_parameters():
+        by = {"embed_tokens": 1.0, "wte": 1.0, "wpe": 1.0, "norm": 1.0, "ln_": 1.0, "bias": 1.0, "sinks": 1.0}
+        by |= {"lm_head": 1 / 4, ".gate.weight": 1 / 4, "router.weight": 1 / 4}
+        expected = next((factor for part, factor in by.items() if part in name), 1 / 2)
+        torch.testing.assert_close(parameter.data, own[name] * expected, msg=name)
+
+
+def test_an_init_that_follows_fan_in_is_rescaled_once():
+    model, base = nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(16, 16))
+    roles = {"tensors": {"weight": {"feed_forward": "out in"}, "bias": {"norm": "out"}}}
+    own = model[0].weight.detach().clone()
+    plan = mup_moe.parametrize(model, base, "sp", roles)
+    plan.rescale_(own="fan_in")
+    torch.testing.assert_close(model[0].weight.data, own)
+    with pytest.raises(mup_moe.UserError, match="initialised by this plan already"):
+        plan.rescale_(own="fan_in")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_compiled_model_has_the_same_plan_and_takes_a_step(family):
+    model, base = make(family, 32), make(family, 16)
+    plain = mup_moe.parametrize(model, base, "mup")
+    compiled = torch.compile(model, backend="eager")
+    plan = mup_moe.parametrize(compiled, base, "mup", roles_of(None, family))
+    assert plan.entries == plain.entries
+    plan.initialize_(seed=1)
+    (loss,) = train(compiled, torch.optim.AdamW(plan.groups(lr=2**-8, weight_decay=0.1)))
+    assert math.isfinite(loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_run_continues_as_it_would_have(family, tmp_path):
+    def begin(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = make(family, 32, seed)
+        plan = mup_moe.parametrize(model, make(family, 16), "mup")
+        plan.initialize_(seed)
+        return model, torch.optim.AdamW(plan.groups(lr=2**-8, weight_decay=0.1))
+
+    model, optimizer = begin(1)
+    train(model, optimizer, 2)
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "saved.pt")
+    other, its = begin(2)
+    of_model, of_optimizer = torch.load(tmp_path / "saved.pt")
+    other.load_state_dict(of_model)
+    its.load_state_dict(of_optimizer)
+    assert train(other, its, 2) == train(model, optimizer, 2)
+
+
+def shard_and_step(rank: int, family: str, file: str, out: str) -> None:
+    """One of two processes: shards a model, initialises it and takes two steps."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model = make(family, 32)
+    for layer in model.model.layers if hasattr(model, "model") else model.transformer.h:
+        fully_shard(layer)
+    fully_shard(model)
+    plan = mup_moe.parametrize(model, make(family, 16), "mup")
+    plan.initialize_(seed=3)
+    whole = {name: parameter.full_tensor() for name, parameter in model.named_parameters()}
+    losses = train(model, torch.optim.AdamW(plan.groups(lr=2**-8)), 2)
+    if rank == 0:
+        torch.save([whole, losses], out)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_sharded_over_two_processes_starts_and_steps_as_one(family, tmp_path):
+    arguments = (family, str(tmp_path / "meet"), str(tmp_path / "out.pt"))
+    torch.multiprocessing.spawn(shard_and_step, arguments, nprocs=2)
+    model = make(family, 32)
+    plan = mup_moe.parametrize(model, make(family, 16), "mup")
+    plan.initialize_(seed=3)
+    whole, losses = torch.load(tmp_path / "out.pt")
+    torch.testing.assert_close(whole, dict(model.named_parameters()), rtol=0.0, atol=0.0)
+    assert losses == pytest.approx(train(model, torch.optim.AdamW(plan.groups(lr=2**-8)), 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("rules", ["sp", "mup", "simplep"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_our_transformer_trains_through_the_library_as_it_does_built_in(rules, decay):
+    request = make_request(width=32, head_size=4, heads=None, parametrization=rules, scale_residual_init=False)
+    shape, base = request.shape(VOCABULARY), request.base(VOCABULARY)
+    ours, theirs = Transformer(shape, request.model), Transformer(shape, request.model)
+    (table,) = initialize(ours, base, [(TABLE[rules], 0)])
+    plan = mup_moe.parametrize(theirs, Transformer(base, request.model), rules, "ours")
+    scale = attention_logit_scale(TABLE[rules], shape, base)
+    for module in theirs.modules():
+        if isinstance(module, Attention):
+            module.logit_scale_R.fill_(scale)
+    with torch.no_grad():
+        for name, weight in weights_of(theirs).items():
+            entry = plan.entries[f"{name}.value"]
+            assert entry.factors.init_std == pytest.approx(table[name].init_std * table[name].multiplier), name
+            weight.value.copy_(weights_of(ours)[name].scaled())
+    groups = [
+        {"params": [weight.value], "lr": 0.01 * table[name].lr, "weight_decay": decay * table[name].weight_decay}
+        for name, weight in weights_of(ours).items()
+    ]
+    optimizers = torch.optim.AdamW(groups), torch.optim.AdamW(plan.groups(lr=0.01, weight_decay=decay))
+    tokens = torch.randint(VOCABULARY, (1, 4, 17), generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        losses = []
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            found = model(tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous())
+            model.objective(found).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(found["train_loss"].item())
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, weight in weights_of(theirs).items():
+        torch.testing.assert_close(weight.value, weights_of(ours)[name].scaled(), rtol=1e-3, atol=1e-5, msg=name)
+    assert factors(TABLE[rules], shape, base, request.model) == table
+
+
+class Dense(nn.Module):
+    """A layer of a dense GPT between its embedding and its output."""
+
+    def __init__(self, width: int, readout: type[nn.Module] = nn.Linear) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.output = readout(width, VOCABULARY, bias=False)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        return self.output(x + self.down(self.up(x).relu()))
+
+
+DENSE = {
+    "tensors": {
+        "embedding.weight": {"embedding": "row out"},
+        "{up,down}.weight": {"feed_forward": "out in"},
+        "{up,down}.bias": {"norm": "out", "fill": 0},
+        "output.weight": {"unembedding": "out in"},
+    },
+    "sizes": {"head_size": "8"},
+}
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+def test_a_dense_model_is_initialised_and_trained_as_the_mup_package_has_it(width):
+    tokens = torch.arange(VOCABULARY)[None]
+    model, theirs = Dense(width), Dense(width, mup.MuReadout)
+    plan = mup_moe.parametrize(model, Dense(16), "mup", DENSE, sizes={"head_size": 8}, base_sizes={"head_size": 8})
+    base, delta = (Dense(at, mup.MuReadout) for at in (16, 32))
+    mup.set_base_shapes(theirs, base, delta=delta, rescale_params=False)
+    generator = torch.Generator().manual_seed(width)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            entry, drawn = plan.entries[name], torch.randn(parameter.shape, generator=generator)
+            # The package multiplies the output by 1 / width_mult; the plan has that within the weight.
+            output = theirs.output.width_mult() if name == "output.weight" else 1.0
+            parameter.copy_(drawn)
+            if entry.spec.fill is None:
+                mup.init.normal_(parameter, std=entry.base.fan_in**-0.5)
+                ratio = parameter.std().item() / output / entry.factors.init_std
+                assert ratio == pytest.approx(1.0, abs=5 / parameter.numel() ** 0.5), name
+            parameter.copy_(drawn * entry.factors.init_std * output)
+            model.get_parameter(name).copy_(drawn * entry.factors.init_std)
+    torch.testing.assert_close(model(tokens), theirs(tokens))
+    mine = torch.optim.AdamW(plan.groups(lr=2**-6, weight_decay=0.0))
+    other = mup.MuAdamW(theirs.parameters(), lr=2**-6, weight_decay=0.0)
+    for _ in range(3):
+        for of_one, optimizer in ((model, mine), (theirs, other)):
+            nn.functional.cross_entropy(of_one(tokens)[0, :-1], tokens[0, 1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(model(tokens), theirs(tokens), rtol=1e-3, atol=1e-4)
+
+
+GPT2_TENSORS = roles_of("gpt2").as_data()["tensors"]
+
+
+def without(pattern: str) -> dict[str, object]:
+    return {"sizes": {"head_size": "n_embd/n_head"}, "tensors": {k: v for k, v in GPT2_TENSORS.items() if k != pattern}}
+
+
+@pytest.mark.parametrize(
+    ("make_it", "sentence"),
+    [
+        (
+            lambda: mup_moe.parametrize(make("gpt2", 32), make("gpt2", 16), "mup", without("lm_head.weight")),
+            "`lm_head.weight` has no role in roles 'yours': add a pattern for it",
+        ),
+        (
+            lambda: mup_moe.parametrize(
+                make("gpt2", 32), make("gpt2", 16), "mup", {"like": "gpt2", "tensors": {"*.weight": {"norm": "out"}}}
+            ),
+            "`transformer.wte.weight` matches `*.weight` and `{wte,wpe}.weight` of roles 'yours'",
+        ),
+        (
+            lambda: mup_moe.parametrize(
+                make("gpt2", 32),
+                make("gpt2", 16),
+                "mup",
+                {"like": "gpt2", "tensors": {"lm_head.weight": {"unembedding": "in"}}},
+            ),
+            "`lm_head.weight` has the shape (61, 32), but `lm_head.weight` describes 1 axes (in)",
+        ),
+        (
+            lambda: mup_moe.parametrize(
+                make("gpt2", 32, tie_word_embeddings=True), make("gpt2", 16, tie_word_embeddings=True), "mup"
+            ),
+            "`transformer.wte.weight` (embedding) and `lm_head.weight` (unembedding) are one tensor",
+        ),
+        (
+            lambda: mup_moe.parametrize(make("gpt2", 32, n_layer=3), make("gpt2", 16), "mup"),
+            "the base model has no parameter 'transformer.h.2.ln_1.weight'",
+        ),
+        (
+            lambda: mup_moe.parametrize(make("mixtral", 32, head_dim=16), make("mixtral", 16), "mup"),
+            "a head has the size 16, and 8 in the base model: mup scales attention logits by 1/head_size",
+        ),
+        (
+            lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE | {"sizes": {}}),
+            "the rules mup refer to head_size, which roles 'yours' do not find in the model's config",
+        ),
+        (
+            lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup"),
+            "there is no role table for a model without a config",
+        ),
+        (lambda: rules_of("mupp"), "there are no rules 'mupp': did you mean mup?"),
+        (lambda: roles_of("mixtrall"), "there are no roles 'mixtrall': did you mean mixtral?"),
+        (lambda: rules_of({"like": "mup", "rooter": [1, 1, 1, 1]}), "`parametrizations.yours.rooter` is not a role"),
+    ],
+)
+def test_what_has_no_plan_is_refused_in_a_sentence(make_it, sentence):
+    with pytest.raises(mup_moe.UserError) as caught:
+        make_it()
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_logits_that_the_model_scales_itself_are_let_be():
+    made = make("mixtral", 32, head_dim=16), make("mixtral", 16)
+    assert mup_moe.parametrize(*made, "mup", logits_scaled=True).entries
+    assert mup_moe.parametrize(*made, "sp").entries
+
+
+ENTRY = st.fixed_dictionaries(
+    {}, optional={
+        **{role: st.lists(st.sampled_from(AXES), max_size=3).map(" ".join) for role in ROLES[:4]},
+        "fill": st.one_of(st.none(), st.floats(allow_nan=False), st.text(max_size=3)),
+        "residual": st.one_of(st.booleans(), st.integers()),
+    },
+)  # fmt: skip
+PATTERN = st.one_of(st.sampled_from(["weight", "*.bias", "{up,down}.weight", "**", "{", "up.{weight,bias}"]), st.text())
+
+
+@given(st.dictionaries(PATTERN, st.one_of(ENTRY, st.none(), st.text(max_size=5)), max_size=4))
+def test_any_role_table_ends_in_a_plan_or_a_sentence(tensors):
+    model, base = (nn.ModuleDict({"up": nn.Linear(w, w), "down": nn.Linear(w, w)}) for w in (8, 4))
+    try:
+        plan = mup_moe.parametrize(model, base, "sp", {"tensors": tensors})
+    except mup_moe.UserError as error:
+        assert str(error)
+    else:
+        assert len(plan.entries) == 4
+
+
+def test_the_library_needs_torch_and_yaml_alone():
+    program = """
+import json, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pandas", "snakemake", "pydantic", "transformers", "seaborn", "scipy", "datasets"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+import mup_moe
+import torch
+model, base = torch.nn.Linear(8, 8), torch.nn.Linear(4, 4)
+roles = {"tensors": {"weight": {"attention": "out in"}, "bias": {"norm": "out"}}}
+plan = mup_moe.parametrize(model, base, "simplep", roles, logits_scaled=True)
+print(json.dumps(sorted(group["lr"] for group in plan.groups(lr=1.0))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [0.5, 1.0]
