@@ -1,14 +1,17 @@
 """The table on models of others: plans, groups, initialisation, and what is refused."""
 
 import copy
+import fnmatch
 import json
 import math
+import re
 import subprocess
 import sys
 
 import mup
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,8 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import mup_moe
-from conftest import TABLE, make_request
+from conftest import CONFIG, ROOT, TABLE, make_request
+from mup_moe.__main__ import main
 from mup_moe.config.roles import AXES
+from mup_moe.library.command import FORMATS, multipliers
 from mup_moe.library.tables import roles_of, rules_of
 from mup_moe.model.attention import Attention
 from mup_moe.model.initialize import initialize
@@ -359,10 +364,9 @@ def test_any_role_table_ends_in_a_plan_or_a_sentence(tensors):
     model, base = (nn.ModuleDict({"up": nn.Linear(w, w), "down": nn.Linear(w, w)}) for w in (8, 4))
     try:
         plan = mup_moe.parametrize(model, base, "sp", {"tensors": tensors})
-    except mup_moe.UserError as error:
-        assert str(error)
-    else:
-        assert len(plan.entries) == 4
+    except mup_moe.UserError:
+        return
+    assert len(plan.entries) == 4
 
 
 def test_the_library_needs_torch_and_yaml_alone():
@@ -370,7 +374,7 @@ def test_the_library_needs_torch_and_yaml_alone():
 import json, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"pandas", "snakemake", "pydantic", "transformers", "seaborn", "scipy", "datasets"}:
+        if name.partition(".")[0] in {"pandas", "snakemake", "pydantic", "transformers", "scipy"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Refuse())
 import mup_moe
@@ -382,3 +386,74 @@ print(json.dumps(sorted(group["lr"] for group in plan.groups(lr=1.0))))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [0.5, 1.0]
+
+
+def plan_of(family: str) -> mup_moe.Plan:
+    return mup_moe.parametrize(make(family, 32), make(family, 16), "mup")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("form", ["regex", "glob"])
+def test_the_multipliers_by_patterns_are_those_of_the_plan(family, form):
+    plan = plan_of(family)
+    found = multipliers(plan, roles_of(None, family), form)
+    for name, entry in plan.entries.items():
+        matches = (lambda p, n=name: re.search(p, n)) if form == "regex" else (lambda p, n=name: fnmatch.fnmatch(n, p))
+        (factors,) = [factors for pattern, factors in found.items() if matches(pattern)] or [
+            {"lr": 1, "weight_decay": 1}
+        ]
+        assert factors == {"lr": entry.factors.lr, "weight_decay": entry.factors.weight_decay}, name
+
+
+HUB = {"model_type": "mixtral", "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+HUB |= {
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 128,
+    "rope_theta": 1e6,
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_plan_of_a_config_of_the_hub_is_printed(form, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(HUB))
+    assert main(["roles", str(tmp_path / "config.json"), "--base-width", "64", "--as", form]) == 0
+    said = capsys.readouterr().out
+    if form == "table":
+        assert re.search(r"mlp\.gate\.weight +router +8 x 256 +64 -> 256 +0\.03125 +0\.25 +4 +4 +2\n", said)
+    elif form == "yaml":
+        (output,) = [entry for entry in yaml.safe_load(said) if entry["role"] == "unembedding"]
+        assert (output["init_rescale"], output["lr"], output["weight_decay"]) == (0.25, 0.25, 4.0)
+    else:
+        assert {"lr": 0.25, "weight_decay": 4.0} in yaml.safe_load(said).values()
+
+
+@pytest.mark.parametrize(
+    ("changes", "width", "sentence"),
+    [
+        ({}, 40, "`num_attention_heads` 8 at width 256 is not whole at width 40: choose another base width"),
+        ({"model_type": None}, 64, "has no `model_type`: give the config.json of a model of transformers"),
+        ({"model_type": "llama"}, 64, "there is no role table for the model type 'llama': give `roles`, one of"),
+        ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' of these fields"),
+    ],
+)
+def test_a_config_of_the_hub_without_a_plan_is_refused_in_a_sentence(changes, width, sentence, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(HUB | changes))
+    assert main(["roles", str(tmp_path / "config.json"), "--base-width", str(width)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
+
+
+def test_the_snippets_of_the_page_run(capsys):
+    page = (ROOT / "docs/your-model.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(snippets) == 2
+    names = {}
+    for snippet in snippets:
+        exec(compile(snippet, "your-model.md", "exec"), names)
+    assert "router" in capsys.readouterr().out
+    assert len(names["plan"].entries) == 10
+    listed = re.search(r"one for each of (.*?);", page, re.DOTALL)[1]
+    assert set(re.findall("`(.+?)`", listed)) == set(CONFIG.roles)
+    assert page.count("\n") <= 120

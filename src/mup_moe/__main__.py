@@ -42,6 +42,9 @@ GROUPS = {
         "status": ("shows how a sweep stands, and changes no file", "ops.status.command", "--figures figure1"),
         "record": ("copies finished results, with what made them, to results/recorded", "analysis.record", "default"),
     },
+    "use the rules on your own model": {
+        "roles": ("prints the rules for a model of the hub", "library.command", "CONFIG.json --base-width 256"),
+    },
     "use other machines": {
         "export-jobs": ("lists the jobs of figures", "ops.offsite.export_jobs", "--figures figure1 --out jobs.jsonl"),
         "run-jobs": ("trains the jobs of such a list", "ops.offsite.run_jobs", "--jobs jobs.jsonl --archive out"),

@@ -45,26 +45,31 @@ def hub_tensors(shape: ModelShape, hub: HubShape) -> Tensors:
 
 
 def make(hub: HubShape) -> nn.Module:
-    """The model as transformers makes it, on the current device. Raises UserError for fields that it refuses."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a tiny vocabulary lacks tokens that a config names
+    """The model of a shape as transformers makes it. Raises UserError, for a field that it has not got too."""
     fields = json.loads(hub.fields)
-    try:
-        config = AutoConfig.for_model(hub.model_type, **fields)
-        model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever transformers raises
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise UserError(
-            f"transformers cannot make a model of type {hub.model_type!r} of these fields: {reason}"
-        ) from None
+    model = make_model(hub.model_type, fields)
+    config: Any = model.config
     # Attention reads head_dim from configs that do not list it.
     known = {*type(config)().to_dict(), *config.attribute_map, "head_dim"}
     if unknown := sorted(set(fields) - known):
         raise UserError(
             f"transformers has no field {', '.join(unknown)} in a config of type {hub.model_type!r}: correct its name"
         )
+    return model
+
+
+def make_model(model_type: str, fields: Mapping[str, Any]) -> nn.Module:
+    """The model as transformers makes it, on the current device. Raises UserError for fields that it refuses."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a tiny vocabulary lacks tokens that a config names
+    try:
+        config = AutoConfig.for_model(model_type, **fields)
+        model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever transformers raises
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise UserError(f"transformers cannot make a model of type {model_type!r} of these fields: {reason}") from None
     return model
 
 
