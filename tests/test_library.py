@@ -445,14 +445,18 @@ def test_a_config_of_the_hub_without_a_plan_is_refused_in_a_sentence(changes, wi
     assert sentence in line
 
 
-def test_the_snippets_of_the_page_run(capsys):
+def test_the_snippets_of_the_page_run(capsys, monkeypatch, tmp_path):
     page = (ROOT / "docs/your-model.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
+    monkeypatch.chdir(tmp_path)
     names = {}
     for snippet in snippets:
         exec(compile(snippet, "your-model.md", "exec"), names)
-    assert "router" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "router" in said
+    assert "slopes over widths after 5 steps" in said
+    assert (tmp_path / "check.png").exists()
     assert len(names["plan"].entries) == 10
     listed = re.search(r"one for each of (.*?);", page, re.DOTALL)[1]
     assert set(re.findall("`(.+?)`", listed)) == set(CONFIG.roles)

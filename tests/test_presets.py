@@ -30,7 +30,7 @@ def preset(name: str) -> Config:
 
 
 def test_all_are_there():
-    assert set(NAMES) == {*LARGE, "evening", "granularity", "power", "switch"}
+    assert set(NAMES) == {*LARGE, "architectures", "evening", "granularity", "power", "switch"}
 
 
 def test_the_default_is_the_config_itself():
@@ -38,7 +38,7 @@ def test_the_default_is_the_config_itself():
 
 
 def test_another_name_is_refused_with_those_there_are():
-    known = "default, authors, evening, gpu, gpu-visit, granularity, paper, power, switch"
+    known = "default, architectures, authors, evening, gpu, gpu-visit, granularity, paper, power, switch"
     with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
 
@@ -71,8 +71,8 @@ def test_a_preset_measures_the_controls_of_every_claim(name):
     assert tests
     for test in tests:
         figure, beside = config.figures[test.figure], config.figures[test.controls.figure]
-        assert test.panel in figure.axes.parametrization
-        assert set(test.controls.panels) <= set(beside.axes.parametrization)
+        assert test.panel in figure.axes.values(figure.panel)
+        assert set(test.controls.panels) <= set(beside.axes.values(beside.panel))
         # The excess is that at the far end, over seeds that both have.
         assert max(getattr(figure.axes, figure.curve)) == max(getattr(beside.axes, figure.curve))
         assert figure.axes.seed == beside.axes.seed

@@ -4,13 +4,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mup_moe.files import UserError
+    from mup_moe.library.check import CoordinateCheck, coordinate_check
     from mup_moe.library.plan import Plan, parametrize
 
-__all__ = ["Plan", "UserError", "parametrize"]
+__all__ = ["CoordinateCheck", "Plan", "UserError", "coordinate_check", "parametrize"]
 __version__ = "0.8.0"
 
 # Where the names of this package's library are; imported when asked for, as a Snakefile needs no torch.
-_HOMES = {"Plan": "library.plan", "parametrize": "library.plan", "UserError": "files"}
+_HOMES = {
+    "CoordinateCheck": "library.check",
+    "Plan": "library.plan",
+    "UserError": "files",
+    "coordinate_check": "library.check",
+    "parametrize": "library.plan",
+}
 
 
 def __getattr__(name: str) -> Any:

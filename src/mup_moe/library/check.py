@@ -1,0 +1,136 @@
+"""The coordinate check of a model of your own (Tensor Programs V, section D.1 and figure 5)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mup_moe.analysis.slopes import Slope, columns_over, slopes
+from mup_moe.config.roles import QUANTITIES, RoleTable
+from mup_moe.files import UserError
+from mup_moe.library.plan import parametrize
+from mup_moe.library.tables import roles_of, rules_of
+from mup_moe.model.hub import observed, tensor_of
+from mup_moe.parametrization import Parametrization
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+class CoordinateCheck:
+    """What a coordinate check measured.
+
+    values: a row per width, seed, step, quantity and block, with the mean absolute entry. slopes: of log2 of the
+    values on log2 of the width, with Student's interval; once a few steps are taken, a rule that transfers has none far
+    from 0. Before that, logits of the router and of the output fall with slope -1/2 under muP.
+    """
+
+    def __init__(self, values: pd.DataFrame, confidence: float) -> None:
+        self.values = values
+        self.slopes: list[Slope] = list(slopes(values, confidence))
+
+    def table(self) -> pd.DataFrame:
+        """The slopes: a row per rules, quantity, block and step."""
+        return pd.DataFrame(self.slopes)
+
+    def save(self, path: str | Path) -> None:
+        """Draws the values over the widths, a line per step: writes PATH.pdf and PATH.png."""
+        # Only here is drawing needed.
+        from mup_moe.figures.activations import draw_activations
+        from mup_moe.figures.style import drawing_style, save
+
+        with drawing_style():
+            save(draw_activations(self.values, self.slopes), Path(path))
+
+    def __str__(self) -> str:
+        """The slopes after the last step."""
+        last = self.values["step"].max()
+        rows = [slope for slope in self.slopes if slope.step == last]
+        width = max(len(_place(slope)) for slope in rows)
+        lines = [
+            f"{_place(slope).ljust(width)}  {slope.slope:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]" for slope in rows
+        ]
+        return "\n".join([f"slopes over widths after {last} steps", *lines])
+
+
+def _place(slope: Slope) -> str:
+    return f"{slope.parametrization}: {slope.quantity}" + (f", block {slope.block}" if slope.block else "")
+
+
+def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    """The mean cross-entropy of a model of transformers that predicts each next token of tokens [B, S]."""
+    logits: Tensor = model(tokens).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+
+def coordinate_check(
+    make_model: Callable[[int], nn.Module],
+    widths: Sequence[int],
+    batches: Sequence[Any],
+    rules: str | Mapping[str, Any] | Parametrization = "mup",
+    roles: str | Mapping[str, Any] | RoleTable | None = None,
+    *,
+    lr: float = 2**-6,
+    seeds: Sequence[int] = (0, 1, 2),
+    loss: Loss = next_token_loss,
+    base_width: int | None = None,
+    confidence: float = 0.95,
+    **more: Any,
+) -> CoordinateCheck:
+    """Trains models of several widths for a few steps, and measures the size of their activations.
+
+    make_model: gives the model of a width. batches: one for each step; what is measured is always the first one, so
+    that the model alone changes. rules, roles, more: as of `parametrize`. lr: Adam's, at `base_width` (None:
+    the least). loss: of a model on a batch, in place of the cross-entropy of the next token.
+
+    Raises UserError for fewer than two widths, and where the role table observes nothing.
+    """
+    if len(set(widths)) < 2 or not batches:
+        raise UserError("a coordinate check needs two widths or more, and a batch for each step")
+    row = rules_of(rules)
+    base = make_model(min(widths) if base_width is None else base_width)
+    table = roles_of(roles, getattr(getattr(base, "config", None), "model_type", None))
+    rows: list[tuple[Any, ...]] = []
+    for width in sorted(set(widths)):
+        for seed in seeds:
+            model = make_model(width)
+            plan = parametrize(model, base, row, table, **more)
+            plan.initialize_(seed)
+            optimizer = torch.optim.AdamW(plan.groups(lr=lr))
+            for step in range(len(batches) + 1):
+                sizes = _sizes(model, table, partial(loss, model, batches[0]))
+                rows += [(row.name, width, seed, step, *key, value) for key, value in sizes.items()]
+                if step < len(batches):
+                    loss(model, batches[step]).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+    columns = columns_over("width")
+    values = pd.DataFrame(rows, columns=["parametrization", "width", "seed", "step", "quantity", "block", "value"])
+    order = pd.Categorical(values["quantity"], QUANTITIES, ordered=True)
+    return CoordinateCheck(values.iloc[order.argsort(kind="stable")][columns].reset_index(drop=True), confidence)
+
+
+def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dict[tuple[str, str], float]:
+    """The mean absolute entry of each output that the role table names, by quantity and block."""
+    found: dict[tuple[str, str], float] = {}
+
+    def keep(key: tuple[str, str]) -> Callable[..., None]:
+        def see(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            found[key] = float(tensor_of(output).detach().float().abs().mean())
+
+        return see
+
+    handles = [m.register_forward_hook(keep((quantity, block))) for m, quantity, block in observed(model, table)]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise UserError(f"roles {table.name!r} observe no module of the model: give `observe` patterns")
+    return found

@@ -1,0 +1,82 @@
+"""The coordinate check of a model of one's own finds what is wrong with it."""
+
+import pandas as pd
+import pytest
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+import mup_moe
+from mup_moe.library.tables import roles_of, rules_of
+
+WIDTHS = (64, 128, 256, 512)
+# The same one at each step, so that a few show what training does.
+BATCHES = [torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(0))] * 5
+
+
+def make(width: int) -> MixtralForCausalLM:
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": width // 16}
+    sizes |= {"num_key_value_heads": width // 32, "num_hidden_layers": 1, "num_local_experts": 4, "vocab_size": 97}
+    return MixtralForCausalLM(MixtralConfig(**sizes))
+
+
+def slopes_of(rules: object = "mup", roles: object = "mixtral") -> "pd.Series[float]":
+    """The slope of each quantity after the last step."""
+    check = mup_moe.coordinate_check(make, WIDTHS, BATCHES, rules, roles, seeds=(0, 1))
+    table = check.table()
+    return table[table["step"] == len(BATCHES)].set_index("quantity")["slope"]
+
+
+def with_tensor(pattern: str, entry: dict[str, object]) -> dict[str, object]:
+    data = roles_of("mixtral").as_data()
+    return data | {"tensors": data["tensors"] | {pattern: entry}}
+
+
+@pytest.fixture(scope="module")
+def right() -> "pd.Series[float]":
+    return slopes_of()
+
+
+def test_under_mup_no_activation_grows_or_vanishes_with_the_width(right):
+    assert set(right.index) == {"embedding", "attention", "feed-forward", "router logits", "output logits"}
+    assert right.abs().max() < 0.3
+
+
+def test_a_router_that_the_table_leaves_as_it_is_shows(right):
+    # Neither its init nor its learning rate falls with the width: its logits grow.
+    found = slopes_of({"like": "mup", "router": [1, 1, 1, 1]})
+    assert found["router logits"] > right["router logits"] + 0.4
+
+
+def test_an_expert_matrix_with_the_axes_exchanged_shows(right):
+    # The experts of down_proj [E, D, F] do not grow with the width: with them as fan_in nothing falls.
+    entry = {"expert_down": "in expert expert", "residual": True}
+    found = slopes_of(roles=with_tensor("layers.*.mlp.experts.down_proj", entry))
+    assert found["feed-forward"] > right["feed-forward"] + 0.4
+
+
+def test_a_learning_rate_that_is_not_scaled_shows(right):
+    rules = {"like": "mup", "expert_up": ["1/fan_in", 1, 1, 1], "expert_down": ["1/fan_in", 1, 1, 1]}
+    assert slopes_of(rules)["feed-forward"] > right["feed-forward"] + 0.4
+
+
+def test_the_check_is_a_table_and_a_figure(tmp_path):
+    check = mup_moe.coordinate_check(make, (32, 64), BATCHES[:1], seeds=(0, 1))
+    assert "mup: router logits, block 0" in str(check)
+    assert set(check.table()["points"]) == {4}
+    check.save(tmp_path / "check")
+    assert (tmp_path / "check.png").stat().st_size > 1000
+    assert (tmp_path / "check.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (((32,), BATCHES), "needs two widths or more"),
+        (((32, 64), []), "a batch for each step"),
+        (((32, 64), BATCHES, "mup", roles_of("mixtral").as_data() | {"observe": {}}), "observe no module of the model"),
+    ],
+)
+def test_a_check_of_nothing_is_refused(arguments, sentence):
+    with pytest.raises(mup_moe.UserError, match=sentence):
+        mup_moe.coordinate_check(make, *arguments)
+    assert rules_of("mup").name == "mup"
