@@ -43,7 +43,7 @@ class Architecture:
             raise ValueError(f"{key}.roles` is {table!r}, which `roles` does not list")
         parsed = RoleTable.parse(table, roles[table]) if isinstance(table, str) else RoleTable.parse(name, table)
         for field, value in fields.items():
-            if isinstance(value, str) and names_in(value) & set(NAMES) and (strange := names_in(value) - set(NAMES)):
+            if _is_expression(value) and (strange := names_in(value) - set(NAMES)):
                 raise ValueError(
                     f"{key}.fields.{field}` refers to {', '.join(sorted(strange))}: it may refer to {', '.join(NAMES)}"
                 )
@@ -60,7 +60,7 @@ class Architecture:
         values["top_k"] = settings.active_experts(cell.experts)
         found = {}
         for field, value in json.loads(self.fields).items():
-            if isinstance(value, str) and names_in(value) & set(NAMES):
+            if _is_expression(value):
                 number = evaluate(value, values)
                 assert number is not None
                 if number.denominator != 1 or number < 1:
@@ -91,3 +91,8 @@ class Architecture:
                 f" {sizes[1]['head_size']} at `base_width`: keep it fixed, for the model scales its attention logits"
                 " by itself"
             )
+
+
+def _is_expression(value: Any) -> bool:
+    """Whether a field follows the sweep; any other text, such as the name of an activation, is its value."""
+    return isinstance(value, str) and bool(names_in(value) & set(NAMES))

@@ -71,6 +71,7 @@ def names_in(expression: str) -> set[str]:
         return set()
 
 
+@cache
 def compiled(pattern: str) -> re.Pattern[str]:
     """What matches the end of a name that a pattern describes, from a dot or the name's begin; groups are its `*`.
 
@@ -78,9 +79,13 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """
     if not re.fullmatch(r"[\w.*]*(\{[\w.*]+(,[\w.*]+)*\}[\w.*]*)*", pattern) or not 0 < len(pattern) <= _LONGEST:
         raise ValueError(f"{pattern!r} is not a pattern: write parts of a name, `*` for any one, {{a,b}} for a or b")
-    pieces = re.split(r"([*{},])", pattern)
-    text = {"*": r"([^.]+)", "{": "(?:", "}": ")", ",": "|"}
-    return re.compile(r"(?:.*\.)?" + "".join(text.get(piece, re.escape(piece)) for piece in pieces))
+    return re.compile(r"(?:.*\.)?" + regex_text(pattern, part=r"([^.]+)"))
+
+
+def regex_text(pattern: str, part: str = r"[^.]+") -> str:
+    """A pattern in the language of regular expressions. part: what stands for its `*`."""
+    text = {"*": part, "{": "(?:", "}": ")", ",": "|"}
+    return "".join(text.get(piece, re.escape(piece)) for piece in re.split(r"([*{},])", pattern))
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,7 @@ class RoleEntry:
 
     def matches(self, name: str) -> bool:
         """Whether a parameter's name is one of these."""
-        return _compiled(self.pattern).fullmatch(name) is not None
-
-
-_compiled = cache(compiled)
+        return compiled(self.pattern).fullmatch(name) is not None
 
 
 @dataclass(frozen=True)

@@ -108,10 +108,9 @@ def coordinate_check(
                     loss(model, batches[step]).backward()
                     optimizer.step()
                     optimizer.zero_grad()
-    columns = columns_over("width")
-    values = pd.DataFrame(rows, columns=["parametrization", "width", "seed", "step", "quantity", "block", "value"])
+    values = pd.DataFrame(rows, columns=columns_over("width"))
     order = pd.Categorical(values["quantity"], QUANTITIES, ordered=True)
-    return CoordinateCheck(values.iloc[order.argsort(kind="stable")][columns].reset_index(drop=True), confidence)
+    return CoordinateCheck(values.iloc[order.argsort(kind="stable")].reset_index(drop=True), confidence)
 
 
 def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dict[tuple[str, str], float]:

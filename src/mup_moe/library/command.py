@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from mup_moe.config.document import read_document
-from mup_moe.config.roles import RoleTable
+from mup_moe.config.roles import RoleTable, regex_text
 from mup_moe.files import UserError
 from mup_moe.library.plan import Entry, Plan, parametrize
 from mup_moe.library.tables import roles_of
@@ -47,9 +48,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.form == "table":
         print(plan)
         return
-    # Only here is YAML needed.
-    import yaml
-
     found = as_data(plan) if arguments.form == "yaml" else multipliers(plan, roles, arguments.form)
     print(yaml.safe_dump(found, sort_keys=False, width=200), end="")
 
@@ -111,9 +109,7 @@ def multipliers(plan: Plan, roles: RoleTable, form: str) -> dict[str, Mapping[st
 
 def as_regex(pattern: str) -> str:
     """A pattern of a role table as a regular expression, to be searched for."""
-    pieces = re.split(r"([*{},])", pattern)
-    text = {"*": r"[^.]+", "{": "(?:", "}": ")", ",": "|"}
-    return r"(?:^|\.)" + "".join(text.get(piece, re.escape(piece)) for piece in pieces) + "$"
+    return rf"(?:^|\.){regex_text(pattern)}$"
 
 
 def as_globs(pattern: str) -> list[str]:
