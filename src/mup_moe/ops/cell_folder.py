@@ -249,7 +249,9 @@ class CellFiles:
                 "model": asdict(self.request.model),
                 "training": asdict(self.request.training),
                 "parametrization": self.request.parametrization.as_row(),
-            },
+            }
+            | ({"architecture": self.request.architecture.as_data()} if self.request.architecture else {}),
             "machine": provenance.machine() | {"gpu": gpu, "threads": torch.get_num_threads()},
-            "versions": provenance.versions("numpy", "safetensors") | {"torch": str(torch.__version__)},
+            "versions": provenance.versions("numpy", "safetensors", *self.request.packages)
+            | {"torch": str(torch.__version__)},
         }

@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads or execution.threads)
     keep_freed_pages(of_any_size=True)
     tokens = Tokens.open(sweep.tokens(sweep.probe_corpus(name)), verify=True)
+    packages = sorted({package for request in requests for package in request.packages})
     rows: Rows = []
     with claim_folder(out.parent), claim_device(arguments.device or execution.device) as device:
         alike = {
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
             "code": provenance.code_digest(),
             "device": device.type,
             "machine": provenance.machine(),
-            "versions": provenance.versions("numpy") | {"torch": str(torch.__version__)},
+            "versions": provenance.versions("numpy", *packages) | {"torch": str(torch.__version__)},
         }
         kept = _Kept(out.with_name("measured.jsonl"), alike | {"measure": probe.measure, "steps": list(probe.steps)})
         for request in tqdm(requests, unit="model", mininterval=5, ascii=True):

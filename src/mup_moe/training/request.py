@@ -66,6 +66,11 @@ class TrainingRequest:
         return self.parametrization.scaled(*GroupRate.parse(of_group)) if of_group else self.parametrization
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages beside torch whose code computes its model."""
+        return ("transformers",) if self.architecture else ()
+
+    @property
     def digest(self) -> str:
         """Tells requests apart, whatever tokens they are trained on."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
