@@ -1,20 +1,15 @@
 """The recipes of docs/extending.md, run on the sweep in miniature as they are written there."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from conftest import ROOT, TABLE, make_request, smoke
+from conftest import ROOT, smoke
 from mup_moe.config.like import overlay
-from mup_moe.model.inventory import ModelShape
-from mup_moe.model.scaling import factors
 
 pytestmark = pytest.mark.workflow
 
@@ -111,32 +106,8 @@ def test_a_new_kind_of_figure_is_a_module_and_a_line_of_the_registry(project):
     assert len(lines) >= 10  # of a line per cell; axes and labels are grey
 
 
-OWN = """
-model, base = (torch.nn.ModuleDict({"router": torch.nn.Linear(width, 4, bias=False),
-                                    "up": torch.nn.Linear(width, 3 * width, bias=False)}) for width in (64, 8))
-roles = {"router.weight": "router", "up.weight": "expert_up"}
-groups = parametrize(model, base, roles, lr=1.0, weight_decay=1.0)
-optimizer = torch.optim.AdamW(groups)
-stds = {name: float(weight.std() / dict(base.named_parameters())[name].std())
-        for name, weight in model.named_parameters()}
-print({group["name"]: [stds[group["name"]], group["lr"], group["weight_decay"]] for group in groups})
-"""
-
-
-def test_the_table_parametrizes_a_model_of_ones_own(project):
-    (snippet,) = recipe("Your own model")
-    environment = os.environ | {"PYTHONPATH": "src"}
-    command = [sys.executable, "-c", snippet + OWN]
-    done = subprocess.run(command, cwd=project, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = yaml.safe_load(done.stdout)
-    request = make_request(width=64)
-    shape, base = ModelShape.of(request.cell, request.model, 97), ModelShape.base_of(request.cell, request.model, 97)
-    ours = factors(TABLE["mup"], shape, base, request.model)
-    at_base = factors(TABLE["mup"], base, base, request.model)
-    for name in ("router", "up"):
-        wide, narrow = ours[f"blocks.0.feed_forward.{name}"], at_base[f"blocks.0.feed_forward.{name}"]
-        std, rate, decay = found[f"{name}.weight"]
-        assert std == pytest.approx(wide.init_std / narrow.init_std * wide.multiplier, rel=0.2)
-        assert rate == pytest.approx(wide.lr * wide.multiplier)
-        assert decay == pytest.approx(wide.weight_decay / wide.multiplier)
+def test_another_architecture_is_an_entry_of_the_config(project):
+    (config,) = recipe("Another architecture")
+    new = make(project, "results/mine.pdf", config)
+    assert len(new) == CELLS
+    assert all("_mine_" in cell.name for cell in new)

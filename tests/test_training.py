@@ -718,7 +718,7 @@ def test_what_users_can_cause_ends_in_one_sentence(corpus, curve, tmp_path, opti
         (tmp_path / "list.jsonl").write_text(value)
         value = str(tmp_path / "list.jsonl")
     command = [*train_command(curve[:1], corpus, tmp_path), option, value]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,6 +5,8 @@ from typing import Any
 
 # Far beyond any config.
 _LONGEST_CHAIN = 100
+# Of a section, the part whose values replace inherited ones whole: a tensor has one role.
+_REPLACING = {"roles": "tensors"}
 
 
 def without_like(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,5 +39,16 @@ def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def inherited(section: str, table: Mapping[str, Any], name: str) -> Any:
     """An entry laid over those that it starts from. Raises ValueError naming the key."""
-    first, *rest = lineage(section, table, name)
-    return overlay(first, *map(without_like, rest)) if isinstance(first, Mapping) else first
+    merged, *rest = lineage(section, table, name)
+    if not isinstance(merged, Mapping):
+        return merged
+    for own in map(without_like, rest):
+        merged = overlay(_without_replaced(merged, own, _REPLACING.get(section, "")), own)
+    return dict(merged)
+
+
+def _without_replaced(entry: Mapping[str, Any], by: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    old, new = entry.get(part), by.get(part)
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return entry
+    return {**entry, part: {key: value for key, value in old.items() if key not in new}}

@@ -3,7 +3,8 @@
 import argparse
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from mup_moe.library.plan import Entry, Plan, parametrize
 from mup_moe.library.tables import roles_of
 from mup_moe.model.hub import make_model
 
-FORMATS = ("table", "yaml", "regex", "glob")
+# Role tables of trainers' names, and how each takes multipliers of learning rate, weight decay and eps.
+TRAINERS = ("automodel", "torchtitan", "megatron")
+FORMATS = ("table", "yaml", *TRAINERS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rules", default="mup", metavar="NAME", help="a row of config.yaml; default: mup")
     parser.add_argument("--roles", metavar="NAME", help="a role table there; default: the one for the model's type")
     help_as = (
-        "table, yaml, or multipliers of learning rate and weight decay by patterns over names: regex (as torchtitan"
-        " and NeMo Automodel search for them) or glob (as Megatron matches them)"
+        "table, yaml (with every number), or multipliers by patterns as NeMo Automodel, torchtitan or Megatron take"
+        " them, over the names of their own models"
     )
     parser.add_argument("--as", dest="form", choices=FORMATS, default="table", help=help_as)
 
@@ -47,9 +50,10 @@ def run(arguments: argparse.Namespace) -> None:
     plan = parametrize(model, base, arguments.rules, roles)
     if arguments.form == "table":
         print(plan)
-        return
-    found = as_data(plan) if arguments.form == "yaml" else multipliers(plan, roles, arguments.form)
-    print(yaml.safe_dump(found, sort_keys=False, width=200), end="")
+    elif arguments.form == "yaml":
+        print(yaml.safe_dump(as_data(plan), sort_keys=False, width=200), end="")
+    else:
+        print(for_trainer(plan, arguments.form))
 
 
 def narrower(model: nn.Module, roles: RoleTable, base_width: int) -> dict[str, int]:
@@ -88,28 +92,89 @@ def as_data(plan: Plan) -> list[dict[str, Any]]:
     return [data(entry) for entry in plan.entries.values()]
 
 
-def multipliers(plan: Plan, roles: RoleTable, form: str) -> dict[str, Mapping[str, float]]:
-    """What the learning rate and the weight decay are multiplied by, by patterns; those that all are 1 are left out.
+@dataclass(frozen=True, order=True)
+class Multipliers:
+    """What a trainer multiplies the base model's settings by."""
 
-    Raises UserError where parameters of one pattern differ.
-    """
-    found: dict[str, Mapping[str, float]] = {}
+    lr: float
+    weight_decay: float
+    eps: float
+
+
+def multipliers(plan: Plan) -> dict[str, Multipliers]:
+    """The multipliers of each role. Raises UserError where tensors of one role differ."""
+    found: dict[str, Multipliers] = {}
     for entry in plan.entries.values():
-        pattern = roles.entry(entry.name).pattern
-        factors = {"lr": entry.factors.lr, "weight_decay": entry.factors.weight_decay}
-        for text in (as_regex(pattern),) if form == "regex" else as_globs(pattern):
-            # Each its own, so that YAML writes them out.
-            if found.setdefault(text, dict(factors)) != factors:
-                raise UserError(
-                    f"the parameters of `{pattern}` have several learning rates: make a pattern of roles {roles.name!r}"
-                    " for each"
-                )
-    return {text: factors for text, factors in found.items() if set(factors.values()) != {1.0}}
+        own = Multipliers(entry.factors.lr, entry.factors.weight_decay, entry.eps)
+        if found.setdefault(entry.spec.role, own) != own:
+            raise UserError(
+                f"tensors of the role {entry.spec.role} have several learning rates, such as `{entry.name}`: write"
+                " the trainer's patterns from --as yaml"
+            )
+    return found
 
 
-def as_regex(pattern: str) -> str:
-    """A pattern of a role table as a regular expression, to be searched for."""
-    return rf"(?:^|\.){regex_text(pattern)}$"
+def patterns(plan: Plan, trainer: str) -> dict[Multipliers, list[str]]:
+    """The patterns of the trainer's role table by their multipliers, of the roles that the model has.
+
+    Those whose multipliers all are 1 are left out: they keep the trainer's settings.
+    """
+    of_role, found = multipliers(plan), dict[Multipliers, list[str]]()
+    for entry in roles_of(trainer).entries:
+        if (own := of_role.get(entry.role, _NONE)) != _NONE:
+            found.setdefault(own, []).append(entry.pattern)
+    return found
+
+
+_NONE = Multipliers(1.0, 1.0, 1.0)
+
+
+def for_trainer(plan: Plan, trainer: str) -> str:
+    """The plan as the settings of a trainer, in its own language. Raises UserError as of `multipliers`."""
+    groups = sorted(patterns(plan, trainer).items())
+    head = "# The base model's settings, multiplied. Initial values are not in here: see init_rescale of --as yaml."
+    return "\n".join(
+        [head, *{"automodel": _automodel, "torchtitan": _torchtitan, "megatron": _megatron}[trainer](groups)]
+    )
+
+
+Groups = Sequence[tuple[Multipliers, Sequence[str]]]
+
+
+def _automodel(groups: Groups) -> list[str]:
+    overrides = [{"pattern": as_regex(names), "lr_mult": of.lr, "wd_mult": of.weight_decay} for of, names in groups]
+    document = {"optimizer": {"param_group_overrides": overrides}}
+    note = "# Automodel applies them only where the config has an lr_scheduler section, and has none for eps."
+    return [note, yaml.safe_dump(document, sort_keys=False, width=10_000).rstrip()]
+
+
+def _torchtitan(groups: Groups) -> list[str]:
+    def config(regex: str, of: Multipliers) -> str:
+        settings = (
+            f'"lr": {of.lr:.9g} * lr, "weight_decay": {of.weight_decay:.9g} * weight_decay, "eps": {of.eps:.9g} * eps'
+        )
+        return f'    ParamGroupConfig(pattern=r"{regex}", optimizer_name="AdamW", optimizer_kwargs={{{settings}}}),'
+
+    # Every parameter has to match, and the first match counts.
+    lines = [*(config(as_regex(names), of) for of, names in groups), config(".*", _NONE)]
+    return ["param_groups = [", *lines, "]"]
+
+
+def _megatron(groups: Groups) -> list[str]:
+    lines = []
+    for of, names in groups:
+        globs = ", ".join(repr(glob) for name in names for glob in as_globs(name))
+        settings = (
+            f"max_lr={of.lr:.9g} * config.lr, min_lr={of.lr:.9g} * config.min_lr, wd_mult={of.weight_decay:.9g},"
+            f" eps={of.eps:.9g} * config.adam_eps"
+        )
+        lines.append(f"    ParamKey(name=({globs},)): ParamGroupOverride({settings}),")
+    return ["overrides = get_standard_config_overrides(config) | {", *lines, "}"]
+
+
+def as_regex(names: Sequence[str]) -> str:
+    """Patterns of a role table as one regular expression, to be searched for."""
+    return rf"(?:^|\.)(?:{'|'.join(map(regex_text, names))})$"
 
 
 def as_globs(pattern: str) -> list[str]:
