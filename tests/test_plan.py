@@ -125,10 +125,23 @@ def test_hours_follow_the_measured_rate_at_a_cells_width(tmp_path):
     machine = plan.Machine.read(path)
     flops = 10**12
     assert machine.name == "A CPU, 1 thread"
-    assert machine.seconds(flops, 64) == pytest.approx(flops / 20e9)
-    assert machine.seconds(flops, 128) == pytest.approx(flops / 30e9)
-    assert machine.seconds(flops, 8) == machine.seconds(flops, 64)
-    assert machine.seconds(flops, 4096) == machine.seconds(flops, 256)
+    assert machine.seconds(flops, 64, "moe") == pytest.approx(flops / 20e9)
+    assert machine.seconds(flops, 128, "moe") == pytest.approx(flops / 30e9)
+    assert machine.seconds(flops, 8, "moe") == machine.seconds(flops, 64, "moe")
+    assert machine.seconds(flops, 4096, "moe") == machine.seconds(flops, 256, "moe")
+
+
+def test_a_model_of_transformers_is_planned_at_the_rate_that_transformers_has(tmp_path):
+    rows = pd.read_csv(BENCHMARK)
+    alike = (rows["precision"] == "float32") & (rows["step"] == "eager") & (rows["allocator"] == "kept")
+    peer = rows[(rows["system"] == "transformers") & (rows["architecture"] == "moe") & alike]
+    expected = 1e12 / (1e9 * peer[peer["width"] == 64]["gflops"].item())
+    assert MACHINE.seconds(1e12, 64, "mixtral") == pytest.approx(expected)
+    assert MACHINE.seconds(1e12, 64, "mixtral") > MACHINE.seconds(1e12, 64, "moe")
+    # Where it was not measured at each width, ours has to do.
+    rows.drop(peer.index[-1]).to_csv(tmp_path / "step.csv")
+    without = plan.Machine.read(tmp_path / "step.csv")
+    assert without.seconds(1e12, 64, "mixtral") == without.seconds(1e12, 64, "moe")
 
 
 def test_the_machine_is_the_gpu_where_there_is_one(tmp_path):

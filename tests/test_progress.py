@@ -341,7 +341,7 @@ def test_the_forecast_has_what_the_plan_says(tmp_path):
     for cell in cells:
         tokens = setup.training.batch_size * setup.model.sequence
         vocabulary = config.corpora["python"].vocabulary
-        seconds = machine.seconds(tokens * size_of(cell, setup.model, vocabulary).flops_per_token, cell.width)
+        seconds = machine.seconds(tokens * size_of(cell, setup.model, vocabulary).flops_per_token, cell.width, "moe")
         assert told.cells[cell.id].seconds_of_step == pytest.approx(seconds)
         assert (told.cells[cell.id].step, told.cells[cell.id].steps) == (0, setup.training.steps)
     assert not ask_forecast(yaml.safe_load(path.read_text()), [cells[0].id], tmp_path, tmp_path / "none").is_measured

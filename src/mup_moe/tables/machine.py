@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pandas as pd
 
 from mup_moe.analysis.curve import FloatArray
 from mup_moe.analysis.runs import read_table
+from mup_moe.config.cell import ARCHITECTURES
 from mup_moe.files import UserError
 
 START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
@@ -19,23 +21,27 @@ _UPDATE_SECONDS = 4e-9
 class Machine:
     """What one CPU thread or one GPU achieves in training.
 
-    width: (W,), ascending; gflops: (W,), the rate measured at it; gpu: whether it is one.
+    width: (W,), ascending; gflops: (W,), the rate measured at it; gpu: whether it is one. of_peers: (W,), the rate of
+    transformers' model, trained as a cell of such an architecture is; None where it was not measured.
     """
 
     name: str
     width: FloatArray
     gflops: FloatArray
     gpu: bool = False
+    of_peers: FloatArray | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what benchmarks/step.py wrote of the MoE, trained as the pipeline does.
+        """Reads what benchmarks/step.py wrote of the MoE, ours and transformers', trained as the pipeline does.
 
         Raises UserError, also for rows of several machines.
         """
         columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
         table = read_table(path, columns)
-        table = table[(table["default"] == "yes") & (table["architecture"] == "moe")]
+        table = table[table["architecture"] == "moe"]
+        peers = _peers(table)
+        table = table[table["default"] == "yes"]
         names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
         names += np.where(table["threads"] == 1, "", "s")
         gpu = "gpu" in table.columns and bool((table["gpu"] != "").all())
@@ -47,13 +53,26 @@ class Machine:
         rates = table.groupby("width")["gflops"].median()
         if not (rates > 0).all():
             raise UserError(f"{path} has a rate that is not positive: measure it again with `make benchmark`")
-        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float), gpu)
+        of_peers = peers.groupby("width")["gflops"].median().reindex(rates.index)
+        measured = None if of_peers.isna().any() else of_peers.to_numpy(dtype=float)
+        return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float), gpu, measured)
 
-    def seconds(self, flops: float, width: int) -> float:
+    def seconds(self, flops: float, width: int, architecture: str) -> float:
         """How long that much training takes; a width not measured has its neighbours' rate."""
-        rate = np.interp(np.log2(width), np.log2(self.width), self.gflops)
+        rates = self.of_peers if self.of_peers is not None and architecture not in ARCHITECTURES else self.gflops
+        rate = np.interp(np.log2(width), np.log2(self.width), rates)
         return float(flops / (1e9 * rate))
 
     def update_seconds(self, parameters: int, steps: int) -> float:
         """What passing over all parameters takes on top, in steps with fewer tokens than were measured; a GPU's: 0."""
         return 0.0 if self.gpu else _UPDATE_SECONDS * parameters * steps
+
+
+# How cells of transformers' models are trained: eagerly, in float32, with our setting of the allocator.
+_AS_CELLS = {"system": "transformers", "precision": "float32", "step": "eager", "allocator": "kept"}
+
+
+def _peers(table: pd.DataFrame) -> pd.DataFrame:
+    for column, value in _AS_CELLS.items():
+        table = table[table[column] == value] if column in table.columns else table[:0]
+    return table

@@ -164,7 +164,9 @@ def _bill(
     setup = sweep.config.setups[cell.setup]
     size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus), sweep.config.architecture(cell))
     flops = tokens * size.flops_per_token
-    seconds = start + machine.seconds(flops, cell.width) + machine.update_seconds(size.parameters, updates)
+    seconds = (
+        start + machine.seconds(flops, cell.width, cell.architecture) + machine.update_seconds(size.parameters, updates)
+    )
     return _Bill(size, tokens, flops, seconds, disk_bytes)
 
 

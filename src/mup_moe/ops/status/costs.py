@@ -44,15 +44,15 @@ class Costs:
         except UserError as error:
             return cls(flops, error)
 
-    def seconds(self, flops: float, width: int) -> float:
-        """How long one process takes for so much training of models of a width."""
+    def seconds(self, flops: float, cell: Cell) -> float:
+        """How long one process takes for so much training of models such as a cell's."""
         if isinstance(self.machine, UserError):
             return flops / _FLAT_RATE
-        return self.machine.seconds(flops, width)
+        return self.machine.seconds(flops, cell.width, cell.architecture)
 
     def seconds_of_step(self, cell: Cell) -> float:
         """How long a step of a cell takes, where others share the process with it: its share."""
-        return self.seconds(self.flops_of_step[cell], cell.width)
+        return self.seconds(self.flops_of_step[cell], cell)
 
 
 def _vocabulary(sweep: Sweep, corpus: str) -> int:

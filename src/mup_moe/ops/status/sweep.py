@@ -143,7 +143,7 @@ def _rate(cell: CellStatus) -> float | None:
 
 def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Callable[[int], float], str]:
     """By width, the seconds that training takes to each of the costs, and how that is known. Raises UserError."""
-    done = _by_width((width, costs.seconds(flops, width), took) for width, flops, took in _results(cells, folder))
+    done = _by_width((of.width, costs.seconds(flops, of), took) for of, flops, took in _results(cells, folder))
     running = _by_width(
         (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
         for cell in cells
@@ -159,16 +159,16 @@ def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Ca
     return lambda _: 1.0, f"by a benchmark of {name}, as no cell of this sweep has been timed yet"
 
 
-def _results(cells: Iterable[CellStatus], folder: Path) -> list[tuple[int, float, float]]:
-    """Width, FLOPs and seconds of every result from the device that the newest of them is from."""
-    measured: list[tuple[float, Any, tuple[int, float, float]]] = []
+def _results(cells: Iterable[CellStatus], folder: Path) -> list[tuple[Cell, float, float]]:
+    """Cell, FLOPs and seconds of every result from the device that the newest of them is from."""
+    measured: list[tuple[float, Any, tuple[Cell, float, float]]] = []
     for status in cells:
         told = status.result or {}
         flops, seconds = told.get("flops"), told.get("wall_seconds")
         if _is_positive(flops) and _is_positive(seconds):
             with suppress(FileNotFoundError):  # somebody deletes it
                 made = Result(folder / status.cell.id).kept_files[1].stat().st_mtime
-                measured.append((made, told.get("device"), (status.cell.width, float(flops), float(seconds))))
+                measured.append((made, told.get("device"), (status.cell, float(flops), float(seconds))))
     _, device, _ = max(measured, key=lambda one: one[0], default=(0.0, None, None))
     return [one for _, on, one in measured if on == device]
 
