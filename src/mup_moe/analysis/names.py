@@ -4,6 +4,8 @@ from mup_moe.parametrization import CONTROL
 
 MINUS = "\N{MINUS SIGN}"
 _TITLES = {"sp": "SP", "simplep": "simpleP", "mup": "μP", "experts-only": "experts-only router"}
+_ARCHITECTURES = {"moe": "MoE", "dense": "Dense", "mixtral": "Mixtral", "olmoe": "OLMoE", "qwen3-moe": "Qwen3-MoE"}
+_ARCHITECTURES |= {"deepseek-v3": "DeepSeek-V3"}
 _AXES = {"experts": "number of experts"}
 
 
@@ -15,13 +17,20 @@ def parametrization_title(name: str) -> str:
     return _TITLES.get(name, name)
 
 
+def panel_title(name: str) -> str:
+    """A panel's name where its axis is not known: of a parametrization, an architecture, or a number."""
+    return _ARCHITECTURES.get(name) or parametrization_title(name)
+
+
 def axis_title(axis: str) -> str:
     """What an axis counts."""
     return _AXES.get(axis, axis)
 
 
-def axis_value(axis: str, value: int) -> str:
+def axis_value(axis: str, value: int | str) -> str:
     """One value of an axis, in words."""
+    if axis == "architecture":
+        return _ARCHITECTURES.get(str(value), str(value))
     if axis == "experts":
         return f"{value} expert" if value == 1 else f"{value} experts"
     return f"{axis} {value}"

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from mup_moe.analysis.excess import Panels, over_lowest, over_rule
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.names import panel_title, parametrization_title
 from mup_moe.analysis.optima import OptimumRow, read_optima
 from mup_moe.analysis.runs import figure_curves, read_rows, read_runs, read_table
 from mup_moe.analysis.slopes import Slope
@@ -139,7 +139,7 @@ def _drift_test(
         result=drift.figure,
         panel=drift.panel,
         kind="drift",
-        what=f"drift, {parametrization_title(drift.panel)}",
+        what=f"drift, {panel_title(drift.panel)}",
         expect=drift.expect,
         expected=drift.drift or 0.0,
         margin=settings.drift_margin,
@@ -151,7 +151,7 @@ def _drift_test(
         return test
     found = [row.value for row in rows if not math.isnan(row.log2_lr)]
     test = test._replace(
-        what=f"drift over {rows[0].axis}, {parametrization_title(drift.panel)}",
+        what=f"drift over {rows[0].axis}, {panel_title(drift.panel)}",
         estimate=rows[0].drift,
         low=rows[0].drift_low,
         high=rows[0].drift_high,
@@ -209,12 +209,12 @@ def _with_controls(test: Test, controls: Sequence[Test]) -> Test:
         return test._replace(verdict="inconclusive", reason="no control says whether a wrong rule would pass")
     passing = [control.panel for control in controls if control.verdict == "replicated"]
     if passing:
-        titles = " and ".join(map(parametrization_title, passing))
+        titles = " and ".join(map(panel_title, passing))
         reason = f"{CANNOT_TELL}: {titles} {'passes' if len(passing) == 1 else 'pass'} the same test"
         return test._replace(verdict="inconclusive", reason=reason)
     for control in controls:
         if control.verdict == "inconclusive":
-            reason = f"its control {parametrization_title(control.panel)} is inconclusive: {control.reason}"
+            reason = f"its control {panel_title(control.panel)} is inconclusive: {control.reason}"
             return test._replace(verdict="inconclusive", reason=reason)
     return test
 

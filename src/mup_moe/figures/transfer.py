@@ -182,8 +182,7 @@ def _title(spec: FigureSpec, panel: Any) -> str:
     if axis == "parametrization":
         title = parametrization_title(str(panel))
     else:
-        name = {"moe": "MoE", "dense": "Dense"}.get(panel, panel) if axis == "architecture" else axis_value(axis, panel)
-        title = f"{name}, {parametrization_title(axes.parametrization[0])}"
+        title = f"{axis_value(axis, panel)}, {parametrization_title(axes.parametrization[0])}"
     return f"{title}, dense" if axes.architecture == ("dense",) and axis != "architecture" else title
 
 
