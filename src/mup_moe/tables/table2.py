@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
-from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.names import axis_value, parametrization_title
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.tokens import MANIFEST
@@ -141,7 +141,7 @@ def _model_part(models: Iterable[Model]) -> _Part:
         row = model.row()
         counts = ("total_experts", "active_experts", "granularity", "expert_size")
         rows.append(
-            [row["setup"], ", ".join(row["figures"]), {"moe": "MoE"}.get(row["architecture"], row["architecture"])]
+            [row["setup"], ", ".join(row["figures"]), axis_value("architecture", row["architecture"])]
             + [_shown(row[name]) for name in ("width", "blocks", "heads", "head_size", *counts)]
             + [prefixed(row[name]) for name in ("parameters", "active_parameters", "tokens", "flops")]
         )
