@@ -4,10 +4,12 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from mup_moe.figures.plotting import ConstrainedLayoutEngine, Figure, SubFigure, Text, matplotlib, sns
 from mup_moe.files import atomic_write
@@ -62,8 +64,11 @@ def save(figure: Figure, path: Path) -> None:
     # Dates and versions would make equal figures differ.
     with atomic_write(path.with_name(f"{path.name}.pdf")) as file:
         figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    with atomic_write(path.with_name(f"{path.name}.png")) as file:
-        figure.savefig(file, format="png", dpi=200, metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=200)
+    with atomic_write(path.with_name(f"{path.name}.png")) as file, Image.open(drawn) as image:
+        # A third of the size: few colours are drawn, and their edges need no more than 256.
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
 
 
 def draw_legend(
