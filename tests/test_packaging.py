@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 import mup_moe
 from conftest import ROOT
-from mup_moe.analysis.names import MINUS
+from mup_moe.analysis.names import MINUS, panel_title, signed
 from mup_moe.analysis.verdicts import side_by_side
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -75,10 +75,32 @@ def test_the_version_is_the_same_everywhere():
 
 def test_the_verdicts_of_all_recorded_sweeps_are_shown_side_by_side():
     recorded = {path.parent.name: path for path in sorted((ROOT / "results/recorded").glob("*/claims.csv"))}
-    beyond = {"granularity": recorded.pop("granularity")}
+    beyond = {"granularity": "granularity.md", "architectures": "results.md"}
+    apart = {name: recorded.pop(name) for name in beyond}
     assert len(recorded) > 1
     assert side_by_side(recorded) in (ROOT / "docs/results.md").read_text()
-    assert side_by_side(beyond) in (ROOT / "docs/granularity.md").read_text()
+    for name, page in beyond.items():
+        assert side_by_side({name: apart[name]}) in (ROOT / "docs" / page).read_text()
+
+
+def test_the_page_shows_the_architectures_as_they_were_recorded():
+    page = (ROOT / "docs/results.md").read_text()
+    with (ROOT / "results/recorded/architectures/claims/tests.csv").open() as file:
+        tests = list(csv.DictReader(file))
+    for name in dict.fromkeys(test["panel"] for test in tests):
+        sp, mup, control = (
+            {k: float(v) for k, v in t.items() if k in NUMBERS and v} for t in tests if t["panel"] == name
+        )
+        cells = [panel_title(name), *(f"{_n(t['estimate'])} [{_n(t['low'])}, {_n(t['high'])}]" for t in (sp, mup))]
+        cells += [f"{mup['excess']:.3f}", _n(control["estimate"]), f"{control['excess']:.3f}"]
+        assert f"| {' | '.join(cells)} |" in page
+
+
+NUMBERS = ("estimate", "low", "high", "excess")
+
+
+def _n(number: float) -> str:
+    return signed(number).replace("+0.00", "0.00")
 
 
 @pytest.mark.parametrize("comparison", ["figure6", "figure6-experts", "figure6-sparsity"])
