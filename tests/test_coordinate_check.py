@@ -6,7 +6,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import mup_moe
-from mup_moe.library.tables import roles_of, rules_of
+from mup_moe.library.tables import roles_of
 
 WIDTHS = (64, 128, 256, 512)
 # The same one at each step, so that a few show what training does.
@@ -24,11 +24,6 @@ def slopes_of(rules: object = "mup", roles: object = "mixtral") -> "pd.Series[fl
     check = mup_moe.coordinate_check(make, WIDTHS, BATCHES, rules, roles, seeds=(0, 1))
     table = check.table()
     return table[table["step"] == len(BATCHES)].set_index("quantity")["slope"]
-
-
-def with_tensor(pattern: str, entry: dict[str, object]) -> dict[str, object]:
-    data = roles_of("mixtral").as_data()
-    return data | {"tensors": data["tensors"] | {pattern: entry}}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +45,8 @@ def test_a_router_that_the_table_leaves_as_it_is_shows(right):
 def test_an_expert_matrix_with_the_axes_exchanged_shows(right):
     # The experts of down_proj [E, D, F] do not grow with the width: with them as fan_in nothing falls.
     entry = {"expert_down": "in expert expert", "residual": True}
-    found = slopes_of(roles=with_tensor("layers.*.mlp.experts.down_proj", entry))
+    roles = {"like": "mixtral", "tensors": {"layers.*.mlp.experts.down_proj": entry}}
+    found = slopes_of(roles=roles)
     assert found["feed-forward"] > right["feed-forward"] + 0.4
 
 
@@ -79,4 +75,3 @@ def test_the_check_is_a_table_and_a_figure(tmp_path):
 def test_a_check_of_nothing_is_refused(arguments, sentence):
     with pytest.raises(mup_moe.UserError, match=sentence):
         mup_moe.coordinate_check(make, *arguments)
-    assert rules_of("mup").name == "mup"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mup_moe.analysis.names import signed
 from mup_moe.analysis.slopes import Slope, columns_over, slopes
 from mup_moe.config.roles import QUANTITIES, RoleTable
 from mup_moe.files import UserError
@@ -52,7 +53,8 @@ class CoordinateCheck:
         rows = [slope for slope in self.slopes if slope.step == last]
         width = max(len(_place(slope)) for slope in rows)
         lines = [
-            f"{_place(slope).ljust(width)}  {slope.slope:+.2f} [{slope.low:+.2f}, {slope.high:+.2f}]" for slope in rows
+            f"{_place(slope).ljust(width)}  {signed(slope.slope)} [{signed(slope.low)}, {signed(slope.high)}]"
+            for slope in rows
         ]
         return "\n".join([f"slopes over widths after {last} steps", *lines])
 
