@@ -96,6 +96,13 @@ def test_the_sweep_of_mixtral_and_of_ones_own_architecture_is_one_command(checko
     assert trained == {"mixtral", "mine"}
 
 
+def test_the_other_commands_of_the_page_find_their_targets(checkout):
+    commands = re.findall(r"`(snakemake [^`]+)`", PAGE)
+    assert commands
+    for command in commands:
+        assert "train_architectures_deepseek-v3_mup" in run(checkout, f"{command} --dry-run")
+
+
 def test_the_page_names_all_role_tables_in_a_hundred_and_twenty_lines():
     section = PAGE.split("\n## Roles\n")[1].split("```")[0]
     assert set(re.findall("`([a-z0-9-]+)`", section)) >= set(CONFIG.roles)
