@@ -1,7 +1,7 @@
 """Models of transformers as cells of a sweep, against transformers itself."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from conftest import CONFIG, VOCABULARY, run_step
+from conftest import CONFIG, TABLE, VOCABULARY, run_step
+from mup_moe.config.architecture import SHARED_SETTINGS
 from mup_moe.config.cell import Cell, LearningRate
 from mup_moe.config.load import validate
-from mup_moe.config.settings import Config
+from mup_moe.config.settings import Config, ModelSettings
 from mup_moe.files import UserError
 from mup_moe.model.build import build
 from mup_moe.model.hub import make
@@ -68,6 +69,35 @@ def test_the_tensors_of_a_shape_are_those_of_transformers(architecture):
     shape = request.shape(VOCABULARY)
     assert model_size(shape, request.model).parameters == sum(p.numel() for p in make(shape.hub).parameters())
     assert (shape.width, shape.head_size * shape.heads > 0) == (64, True)
+
+
+# Another value of each setting of the model.
+OTHERS: dict[str, object] = {
+    "base_width": 64, "base_experts": 4, "blocks": 1, "heads": 2, "head_size": 4, "sequence": 8, "ffn_ratio": 1,
+    "top_k": 1, "capacity_factor": 4.0, "activation": "relu", "renormalize_gates": False, "final_norm": False,
+    "balance_loss": 0.5, "z_loss": 0.5, "init": "constant", "init_scale": 0.5, "embedding_multiplier": 2.0,
+    "logit_multiplier": 2.0, "scale_residual_init": False, "expert_fan_in": "width", "gated": False,
+    "norm": "layernorm", "positions": "learned", "gates": "sigmoid", "balance_loss_times_top_k": True,
+    "experts_start_alike": True, "fixed_sparsity": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_the_settings_that_are_shared_with_our_model_are_those_that_change_a_cell(setting):
+    # The number of experts is in no other rule.
+    request = replace(request_of("mixtral"), parametrization=TABLE["mup-lr-by-experts"])
+    cell = replace(request.cell, experts=4) if setting == "fixed_sparsity" else request.cell
+    changes = {setting: OTHERS[setting]} | ({"heads": None} if setting == "head_size" else {})
+    histories = []
+    for model in (request.model, replace(request.model, **changes)):
+        trainer = trainer_of(replace(request, cell=cell, model=model))
+        trainer.run()
+        histories.append(trainer.outcomes()[0].history_TM[:, 0].tolist())
+    assert (histories[0] != histories[1]) == (setting in SHARED_SETTINGS)
+
+
+def test_every_setting_of_the_model_has_another_value_here():
+    assert list(OTHERS) == [field.name for field in fields(ModelSettings)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

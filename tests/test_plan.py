@@ -304,6 +304,15 @@ def test_table2_reads_as_markdown_and_latex(tables):
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
 
 
+def test_table2_leaves_out_what_is_not_about_models_of_transformers():
+    setup = CONFIG.setups["mixtral"]
+    ours, theirs = (table2.hyperparameters_of(setup, {}, of_ours)["Model"] for of_ours in (True, False))
+    assert theirs["top_k"] == ours["top_k"]
+    assert ours["capacity_factor"] == 1.25
+    assert theirs["capacity_factor"] is None
+    assert list(ours) == list(theirs)
+
+
 @pytest.mark.parametrize("text", ['{"vocabulary": 97}', "[]", "{"])
 def test_table2_names_a_damaged_manifest(tables, text, capsys):
     (tables.parent / "data/python/manifest.json").write_text(text)

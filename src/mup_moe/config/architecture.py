@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 AXIS_NAMES = ("width", "experts", "granularity")
 SETTING_NAMES = ("top_k", "blocks", "sequence", "ffn_ratio")
 NAMES = (*AXIS_NAMES, *SETTING_NAMES, "vocabulary")
+# What a set-up's `model` says of its cells beside: the rest is about our own model.
+SHARED_SETTINGS = (
+    *("base_width", "base_experts", *SETTING_NAMES, "fixed_sparsity", "init", "init_scale", "scale_residual_init"),
+    *("balance_loss", "balance_loss_times_top_k", "z_loss"),
+)
 _KEYS = ("model_type", "roles", "fields")
 
 

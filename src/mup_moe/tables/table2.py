@@ -13,6 +13,7 @@ from typing import Any
 
 from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
 from mup_moe.analysis.names import axis_value, parametrization_title
+from mup_moe.config.architecture import SHARED_SETTINGS
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
 from mup_moe.data.tokens import MANIFEST
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> None:
     names = dict.fromkeys(setup.corpus for setup in setups.values())
     corpora = {name: read_corpus(name, config.corpora[name], sweep.tokens(name)) for name in names}
     models = models_of(config, {name: corpus["vocabulary"] for name, corpus in corpora.items()})
-    shared = {name: hyperparameters_of(setup, corpora[setup.corpus]) for name, setup in setups.items()}
+    ours = {model.cells[0].setup for model in models if model.shape.hub is None}
+    shared = {name: hyperparameters_of(setup, corpora[setup.corpus], name in ours) for name, setup in setups.items()}
     rows = [
         model.row() | {name: value for group in shared[model.cells[0].setup].values() for name, value in group.items()}
         for model in models
@@ -117,9 +119,16 @@ def read_corpus(name: str, settings: CorpusSettings, folder: Path) -> dict[str, 
         raise UserError(f"{path} is damaged ({error!r}): delete its folder and tokenize the corpus again") from None
 
 
-def hyperparameters_of(setup: SetupSettings, corpus: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """All that the cells of a set-up share, but for _TOLD: group -> name -> value."""
-    model = {name: value for name, value in vars(setup.model).items() if name not in _TOLD}
+def hyperparameters_of(setup: SetupSettings, corpus: Mapping[str, Any], ours: bool) -> dict[str, dict[str, Any]]:
+    """All that the cells of a set-up share, but for _TOLD: group -> name -> value.
+
+    ours: whether some are of our own model; what is about that model alone is None where none is.
+    """
+    model = {
+        name: value if ours or name in SHARED_SETTINGS else None
+        for name, value in vars(setup.model).items()
+        if name not in _TOLD
+    }
     return {"Text": dict(corpus), "Model": model, "Training": dict(vars(setup.training))}
 
 
