@@ -387,8 +387,19 @@ def judged(
     model = config.setups[figure.setup].model
     base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
     curves: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
+    of_rows = figure.panel == "parametrization"
+
+    def row(one: DriftTest) -> str:
+        # Panels of architectures have a row each in a figure.
+        return one.panel if of_rows else f"{one.panel} {config.figures[one.figure].axes.parametrization[0]}"
+
     for cell in dict.fromkeys(cell for one in figures for cell in one.cells()):
-        key = (str(getattr(cell, figure.panel)), getattr(cell, figure.curve), cell.seed)
+        panel = str(getattr(cell, figure.panel))
+        key = (
+            panel if of_rows else f"{panel} {cell.parametrization}",
+            getattr(cell, figure.curve),
+            cell.seed,
+        )
         of_group = re.search(r"-lr2\^(.+)$", cell.learning_rate_of)
         tuned = float(of_group[1]) if of_group else 0.0 if figure.tunes else math.log2(cell.learning_rate)
         curves.setdefault(key, []).append((tuned, runs.loc[cell.id, config.analysis.loss]))
@@ -397,10 +408,10 @@ def judged(
     values, seeds = getattr(figure.axes, figure.curve), figure.axes.seed
     at_edge = False
     for value in values:
-        losses = np.mean([arrays[test.panel, value, seed][1] for seed in seeds], axis=0)
+        losses = np.mean([arrays[row(test), value, seed][1] for seed in seeds], axis=0)
         lowest = int(np.nanargmin(losses))
         at_edge |= bool(np.isnan([np.nan, *losses, np.nan][lowest : lowest + 3]).any())
-    points = [(seed, math.log2(value), fits[test.panel, value, seed][0]) for seed in seeds for value in values]
+    points = [(seed, math.log2(value), fits[row(test), value, seed][0]) for seed in seeds for value in values]
     slope, low, high = line(points, config.analysis.confidence)
     octaves = np.ptp([math.log2(value) for value in values])
     tokens = runs.loc[[c.id for c in figure.cells()], "tokens"].max()
@@ -418,12 +429,13 @@ def judged(
         return np.array([fits[panel, end, seed][2](rate) for seed in seeds])
 
     def lowest_of_all(end: int) -> np.ndarray:
-        return np.array([min(np.nanmin(arrays[k][1]) for k in arrays if k[1:] == (end, seed)) for seed in seeds])
+        rivals = [k for k in arrays if of_rows or k[0].startswith(f"{test.panel} ")]
+        return np.array([min(np.nanmin(arrays[k][1]) for k in rivals if k[1:] == (end, seed)) for seed in seeds])
 
     found = []
     for end in {min(values), max(values)} - {base}:
-        own = transferred(test.panel, end)
-        nats = own - transferred(rule.panel, end) if is_control else np.maximum(own - lowest_of_all(end), 0)
+        own = transferred(row(test), end)
+        nats = own - transferred(row(rule), end) if is_control else np.maximum(own - lowest_of_all(end), 0)
         margin = (
             stats.sem(nats) * stats.t.ppf((1 + config.analysis.confidence) / 2, len(nats) - 1) if len(nats) > 1 else 0
         )

@@ -42,12 +42,17 @@ def test_a_router_that_the_table_leaves_as_it_is_shows(right):
     assert found["router logits"] > right["router logits"] + 0.4
 
 
-def test_an_expert_matrix_with_the_axes_exchanged_shows(right):
-    # The experts of down_proj [E, D, F] do not grow with the width: with them as fan_in nothing falls.
+def test_an_expert_matrix_whose_fan_in_is_an_axis_that_does_not_grow_shows(right):
+    # The number of experts of down_proj [E, D, F]: with it as fan_in no factor falls.
     entry = {"expert_down": "in expert expert", "residual": True}
     roles = {"like": "mixtral", "tensors": {"layers.*.mlp.experts.down_proj": entry}}
     found = slopes_of(roles=roles)
     assert found["feed-forward"] > right["feed-forward"] + 0.4
+
+
+def test_two_axes_that_both_grow_may_be_exchanged_unseen(right):
+    roles = {"like": "mixtral", "tensors": {"layers.*.mlp.experts.down_proj": {"expert_down": "expert in out"}}}
+    assert slopes_of(roles=roles)["feed-forward"] == pytest.approx(right["feed-forward"], abs=0.2)
 
 
 def test_a_learning_rate_that_is_not_scaled_shows(right):

@@ -130,6 +130,7 @@ def test_a_figure_of_three_seeds_is_embedded_and_the_same_twice(tmp_path):
     assert b"CreationDate" not in pdf
     with Image.open(tmp_path / "f.png") as image:
         assert image.size[0] == 1400
+        assert image.info["dpi"] == pytest.approx((200, 200), rel=1e-3)
         assert "Software" not in image.info
 
 

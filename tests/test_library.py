@@ -1,13 +1,14 @@
 """The table on models of others: plans, groups, initialisation, and what is refused."""
 
 import copy
-import fnmatch
 import json
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -378,7 +379,7 @@ import json, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"pandas", "snakemake", "pydantic", "transformers", "scipy"}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Refuse())
 import mup_moe
 import torch
@@ -386,141 +387,130 @@ model, base = torch.nn.Linear(8, 8), torch.nn.Linear(4, 4)
 roles = {"tensors": {"weight": {"attention": "out in"}, "bias": {"norm": "out"}}}
 plan = mup_moe.parametrize(model, base, "simplep", roles, logits_scaled=True)
 print(json.dumps(sorted(group["lr"] for group in plan.groups(lr=1.0))))
+try:
+    mup_moe.coordinate_check
+except mup_moe.UserError as error:
+    print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [0.5, 1.0]
+    rates, refused = done.stdout.splitlines()
+    assert json.loads(rates) == [0.5, 1.0]
+    assert refused.startswith("mup_moe.coordinate_check needs the package pandas: install the extra, pip install")
 
 
-# What the models of trainers call what transformers calls otherwise, by the code that converts their checkpoints.
+# Names that the code of the trainers gives its parameters, at the commits that config.yaml names.
+EXPERTS = "layers.1.moe.routed_experts.inner_experts"
 NAMES = {
     "automodel": {
-        "mlp.experts.gate_up_proj_bias": "mlp.experts.gate_up_proj_bias",
-        "mlp.experts.down_proj_bias": "mlp.experts.down_proj_bias",
-        "mlp.experts.gate_up_proj": "mlp.experts.gate_and_up_projs",
-        "mlp.experts.down_proj": "mlp.experts.down_projs",
-        "mlp.router": "mlp.gate",
+        "attention": "model.layers.0.self_attn.q_proj.weight model.layers.0.self_attn.q_a_proj.weight"
+        " model.layers.0.self_attn.kv_a_proj_with_mqa.weight model.layers.0.self_attn.o_proj.weight",
+        "feed_forward": "model.layers.0.mlp.gate_proj.weight model.layers.1.mlp.shared_experts.down_proj.weight",
+        "router": "model.layers.1.mlp.gate.weight",
+        "expert_up": "model.layers.1.mlp.experts.gate_and_up_projs model.layers.1.mlp.experts.gate_up_linear.weight3",
+        "expert_down": "model.layers.1.mlp.experts.down_projs model.layers.1.mlp.experts.down_linear.weight0",
+        "unembedding": "lm_head.weight",
+        "embedding": "model.embed_tokens.weight",
+        "norm": "model.norm.weight model.layers.0.input_layernorm.weight model.layers.0.self_attn.q_a_layernorm.weight",
     },
     "torchtitan": {
-        "model.": "",
-        "embed_tokens": "tok_embeddings",
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "self_attn.q_proj": "attention.qkv_linear.wq",
-        "self_attn.k_proj": "attention.qkv_linear.wk",
-        "self_attn.v_proj": "attention.qkv_linear.wv",
-        "self_attn.o_proj": "attention.wo",
-        "self_attn.q_a_proj": "attention.wq_a",
-        "self_attn.q_b_proj": "attention.wq_b",
-        "self_attn.kv_a_proj_with_mqa": "attention.wkv_a",
-        "self_attn.kv_b_proj": "attention.wkv_b",
-        "self_attn.q_a_layernorm": "attention.q_norm",
-        "self_attn.kv_a_layernorm": "attention.kv_norm",
-        "self_attn": "attention",
-        "mlp.experts.gate_up_proj_bias": "moe.routed_experts.inner_experts.mlp1_bias",
-        "mlp.experts.down_proj_bias": "moe.routed_experts.inner_experts.mlp2_bias",
-        "mlp.experts.gate_up_proj": "moe.routed_experts.inner_experts.w1_EFD",
-        "mlp.experts.down_proj": "moe.routed_experts.inner_experts.w2_EDF",
-        "mlp.gate.": "moe.router.gate.",
-        "mlp.router.": "moe.router.gate.",
-        "mlp.shared_experts.gate_proj": "moe.shared_experts.w1",
-        "mlp.shared_experts.up_proj": "moe.shared_experts.w3",
-        "mlp.shared_experts.down_proj": "moe.shared_experts.w2",
-        "mlp.gate_proj": "feed_forward.w1",
-        "mlp.up_proj": "feed_forward.w3",
-        "mlp.down_proj": "feed_forward.w2",
+        "attention": "layers.0.attention.qkv_linear.wqkv.weight layers.0.attention.qkv_linear.wq.weight"
+        " layers.0.attention.wkv_a.weight layers.0.attention.wq_b.weight layers.0.attention.wo.weight",
+        "feed_forward": "layers.0.feed_forward.w1.weight layers.1.moe.shared_experts.w2.weight"
+        " mtp_layers.0.eh_proj.weight",
+        "router": "layers.1.moe.router.gate.weight",
+        "expert_up": f"{EXPERTS}.w1_EFD {EXPERTS}.w3_EFD {EXPERTS}.mlp1_weight_EGD",
+        "expert_down": f"{EXPERTS}.w2_EDF {EXPERTS}.mlp2_weight_EDF",
+        "unembedding": "lm_head.weight",
+        "embedding": "tok_embeddings.weight",
+        "norm": "norm.weight layers.0.attention_norm.weight layers.0.ffn_norm.weight layers.0.attention.q_norm.weight"
+        f" layers.0.attention.qkv_linear.wqkv.bias layers.0.attention.wo.bias layers.0.attention.sinks"
+        f" layers.1.moe.router.gate.bias {EXPERTS}.mlp1_bias_EG {EXPERTS}.mlp2_bias_ED mtp_layers.0.hnorm.weight",
     },
     "megatron": {
-        "model.embed_tokens": "embedding.word_embeddings",
-        "model.norm": "decoder.final_layernorm",
-        "model.": "decoder.",
-        "lm_head": "output_layer",
-        "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
-        "post_attention_layernorm": "pre_mlp_layernorm",
-        "self_attn.q_proj": "self_attention.linear_qkv",
-        "self_attn.k_proj": "self_attention.linear_qkv",
-        "self_attn.v_proj": "self_attention.linear_qkv",
-        "self_attn.o_proj": "self_attention.linear_proj",
-        "self_attn.q_a_proj": "self_attention.linear_q_down_proj",
-        "self_attn.q_b_proj": "self_attention.linear_q_up_proj",
-        "self_attn.kv_a_proj_with_mqa": "self_attention.linear_kv_down_proj",
-        "self_attn.kv_b_proj": "self_attention.linear_kv_up_proj",
-        "self_attn.q_a_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight",
-        "self_attn.kv_a_layernorm": "self_attention.kv_layernorm",
-        "self_attn.q_norm": "self_attention.q_layernorm",
-        "self_attn.k_norm": "self_attention.k_layernorm",
-        "mlp.gate.": "mlp.router.",
-        "mlp.experts.gate_up_proj": "mlp.experts.linear_fc1.weight7",
-        "mlp.experts.down_proj": "mlp.experts.local_experts.3.linear_fc2.weight",
-        "mlp.shared_experts.gate_proj": "mlp.shared_experts.linear_fc1",
-        "mlp.shared_experts.up_proj": "mlp.shared_experts.linear_fc1",
-        "mlp.shared_experts.down_proj": "mlp.shared_experts.linear_fc2",
-        "mlp.gate_proj": "mlp.linear_fc1",
-        "mlp.up_proj": "mlp.linear_fc1",
-        "mlp.down_proj": "mlp.linear_fc2",
+        "attention": "decoder.layers.0.self_attention.linear_qkv.weight"
+        " decoder.layers.0.self_attention.linear_qkv_down_proj.weight"
+        " decoder.layers.0.self_attention.linear_proj.weight"
+        " module.module.decoder.layers.0.self_attention.linear_q_up_proj.weight",
+        "feed_forward": "decoder.layers.0.mlp.linear_fc1.weight decoder.layers.1.mlp.shared_experts.linear_fc2.weight"
+        " mtp.layers.0.eh_proj.weight",
+        "router": "decoder.layers.1.mlp.router.weight decoder.layers.1.mlp.shared_experts.gate_weight",
+        "expert_up": "decoder.layers.1.mlp.experts.linear_fc1.weight12"
+        " decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight",
+        "expert_down": "decoder.layers.1.mlp.experts.linear_fc2.weight0"
+        " decoder.layers.1.mlp.experts.local_experts.3.linear_fc2.weight",
+        "unembedding": "output_layer.weight",
+        "embedding": "embedding.word_embeddings.weight",
+        "norm": "decoder.final_layernorm.weight decoder.layers.0.self_attention.linear_qkv.layer_norm_weight"
+        " decoder.layers.1.pre_mlp_layernorm.weight decoder.layers.0.self_attention.q_layernorm.weight",
     },
 }
 
 
-def renamed(name: str, trainer: str) -> str:
-    """A parameter's name in a trainer's model; the longest part that differs counts."""
-    words = sorted(NAMES[trainer], key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, words)), lambda match: NAMES[trainer][match[0]], name)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_each_name_in_a_trainers_models_has_its_role(trainer):
+    table = roles_of(trainer)
+    assert set(NAMES[trainer]) == set(ROLES)
+    for role, names in NAMES[trainer].items():
+        assert {table.entry(name).role for name in names.split()} == {role}
 
 
-Settings = tuple[float, float, float]
+@dataclass(frozen=True)
+class Predicate:
+    """Megatron's ParamWithNamePredicate."""
+
+    name: str
+    fn: Callable[[object, str], bool] = field(compare=False)
 
 
-def taken_by(trainer: str, text: str) -> list[tuple[Callable[[str], object], Settings]]:
-    """What a trainer reads from the text: which names match, and their lr, decay and eps; the first match counts.
+BASE = {"lr": 2.0, "betas": (0.9, 0.95), "weight_decay": 3.0, "eps": 5.0}
+Factors = tuple[float, float, float]
 
-    The base model's settings are 1.
-    """
+
+def taken_by(trainer: str, text: str, min_lr: float | None = 7.0) -> list[tuple[Callable[[str], object], Factors]]:
+    """What a trainer reads from the text: which names match, and what is multiplied by; the first match counts."""
     if trainer == "automodel":
         overrides = yaml.safe_load(text)["optimizer"]["param_group_overrides"]
         return [(re.compile(of["pattern"]).search, (of["lr_mult"], of["wd_mult"], None)) for of in overrides]
-    names: dict[str, Any] = {"lr": 1.0, "weight_decay": 1.0, "eps": 1.0, "ParamGroupConfig": SimpleNamespace}
-    names |= {"config": SimpleNamespace(lr=1.0, min_lr=1.0, adam_eps=1.0), "ParamGroupOverride": dict}
-    names |= {"ParamKey": lambda name: name, "get_standard_config_overrides": lambda _: {("*.bias",): {}}}
+    config = SimpleNamespace(lr=BASE["lr"], min_lr=min_lr, adam_eps=BASE["eps"])
+    names: dict[str, Any] = {"re": re, "config": config, "base": BASE, "ParamGroupConfig": SimpleNamespace}
+    names |= {"ParamKey": lambda with_name_predicate: with_name_predicate, "ParamWithNamePredicate": Predicate}
+    names |= {"ParamGroupOverride": dict, "get_standard_config_overrides": lambda _: {}}
     exec(text, names)
     if trainer == "torchtitan":
-        kwargs = ((of.pattern, of.optimizer_kwargs) for of in names["param_groups"])
-        return [(re.compile(pattern).search, (of["lr"], of["weight_decay"], of["eps"])) for pattern, of in kwargs]
-    standard, *ours = names["overrides"].items()
-    assert standard == (("*.bias",), {})
-    assert all(of["min_lr"] == of["max_lr"] for _, of in ours)
+        groups = [(of.pattern, of.optimizer_kwargs) for of in names["param_groups"]]
+        assert all(of["betas"] == BASE["betas"] for _, of in groups)
+        return [
+            (re.compile(pattern).search, tuple(of[key] / BASE[key] for key in ("lr", "weight_decay", "eps")))
+            for pattern, of in groups
+        ]
+    overrides = names["overrides"]
+    assert {of["min_lr"] / min_lr == of["max_lr"] / config.lr if min_lr else "min_lr" not in of
+            for of in overrides.values()} <= {True}  # fmt: skip
     return [
-        (
-            lambda name, globs=globs: any(fnmatch.fnmatch(name, g) for g in globs),
-            (of["max_lr"], of["wd_mult"], of["eps"]),
-        )
-        for globs, of in ours
+        (partial(key.fn, None), (of["max_lr"] / config.lr, of["wd_mult"], of["eps"] / config.adam_eps))
+        for key, of in overrides.items()
     ]
 
 
-IN_TRAINERS = [
-    (family, trainer)
-    for family in FAMILIES
-    for trainer in TRAINERS
-    if family != "gpt2" and (family, trainer) != ("gpt_oss", "megatron")
-]
-
-
-@pytest.mark.parametrize(("family", "trainer"), IN_TRAINERS)
-@pytest.mark.parametrize("rules", ["sp", "mup"])
-def test_a_trainer_gives_each_tensor_of_a_family_the_multipliers_of_the_plan(family, trainer, rules):
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("rules", ["sp", "simplep", "mup"])
+def test_a_trainer_multiplies_by_what_the_plan_says_of_a_role(family, trainer, rules):
     plan = mup_moe.parametrize(make(family, 48), make(family, 16), rules)
-    taken, used, table = taken_by(trainer, for_trainer(plan, trainer)), set(), roles_of(trainer)
-    for name, entry in plan.entries.items():
-        there = renamed(name, trainer)
-        if entry.spec.role != "norm":
-            assert table.entry(there).role == entry.spec.role, there
-        found = next(((i, of) for i, (matches, of) in enumerate(taken) if matches(there)), (-1, (1.0, 1.0, 1.0)))
-        used.add(found[0])
+    taken = taken_by(trainer, for_trainer(plan, trainer))
+    for entry in plan.entries.values():
         expected = (entry.factors.lr, entry.factors.weight_decay, entry.eps)
-        assert found[1] == pytest.approx(expected if found[1][2] else (*expected[:2], None)), there
-    # torchtitan refuses a pattern that matches nothing.
-    assert used >= set(range(len(taken)))
-    assert len(taken) == {"sp": 0, "mup": 2}[rules] + (trainer == "torchtitan")
+        for name in NAMES[trainer][entry.spec.role].split():
+            found = [of for matches, of in taken if matches(name)]
+            # torchtitan refuses a parameter that no pattern matches.
+            assert len(found) == 1 or (not found and expected == (1, 1, 1) and trainer != "torchtitan"), name
+            assert (found or [(1, 1, 1)])[0][:2] == pytest.approx(expected[:2]), name
+            assert not found or found[0][2] in (None, pytest.approx(expected[2])), name
+
+
+def test_megatron_without_a_least_learning_rate_gets_none():
+    plan = mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup")
+    assert len(taken_by("megatron", for_trainer(plan, "megatron"), min_lr=None)) == 2
 
 
 def test_a_role_with_several_learning_rates_is_refused_in_a_sentence():
@@ -556,6 +546,7 @@ def test_the_plan_of_a_config_of_the_hub_is_printed(form, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "width", "sentence"),
     [
+        ({}, -64, "--base-width is -64: give the width at which learning rates are tuned"),
         ({}, 40, "`num_attention_heads` 8 at width 256 is not whole at width 40: choose another base width"),
         ({"model_type": None}, 64, "has no `model_type`: give the config.json of a model of transformers"),
         ({"model_type": "llama"}, 64, "there is no role table for the model type 'llama': give `roles`, one of"),

@@ -26,4 +26,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'mup_moe' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"mup_moe.{_HOMES[name]}"), name)
+    from mup_moe.files import UserError
+
+    try:
+        return getattr(importlib.import_module(f"mup_moe.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"mup_moe.{name} needs the package {error.name}: install the extra, pip install '.[pipeline]' in a checkout"
+        ) from None

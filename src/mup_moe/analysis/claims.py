@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
-from mup_moe.analysis.names import signed
+from mup_moe.analysis.names import estimated
 from mup_moe.analysis.verdict import CANNOT_TELL, Test, all_tests, verdict_of, without_controls
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
@@ -35,7 +35,7 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
         "claim": name,
         "says": claim.says,
         "criterion": "; ".join(dict.fromkeys(criterion(test) for test in own)),
-        "estimate": "; ".join(_number(test.estimate) for test in own),
+        "estimate": "; ".join(estimated(test.estimate) for test in own),
         "interval": "; ".join(_interval(test) for test in own),
         "controls": "; ".join(f"{test.panel} {FATES[test.verdict]}" for test in controls),
         "verdict": verdict,
@@ -46,7 +46,7 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
 
 def criterion(test: Test) -> str:
     """What would replicate a test, in words."""
-    bounds = f"within {_number(test.expected - test.margin)} to {_number(test.expected + test.margin)}"
+    bounds = f"within {estimated(test.expected - test.margin)} to {estimated(test.expected + test.margin)}"
     excess = "" if math.isnan(test.excess_margin) else f", excess at most {test.excess_margin:g} nats"
     return {
         "keeps": f"interval {bounds}{excess}",
@@ -70,7 +70,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
     overview = []
     for name, claim in settings.table.items():
         own = without_controls(tests[name])
-        estimates = "<br>".join(f"{_number(test.estimate)} {_interval(test)}" for test in own)
+        estimates = "<br>".join(f"{estimated(test.estimate)} {_interval(test)}" for test in own)
         estimates = estimates.replace(" ", "\N{NO-BREAK SPACE}")
         rests = _text(", ".join(_results(tests[name])))
         verdict = verdict_of(tests[name])
@@ -113,7 +113,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         rows = (
             [
                 *(_text(test.result), _text(_tested(test)), criterion(test) if test.kind != "control" else "the same"),
-                *(_number(test.estimate), _interval(test), _excess(test)),
+                *(estimated(test.estimate), _interval(test), _excess(test)),
                 FATES[test.verdict] if test.kind == "control" else test.verdict,
             ]
             for test in tests[name]
@@ -128,7 +128,7 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
 
 
 def _tested(test: Test) -> str:
-    drift = f"{test.what} {test.expect}" + (f" by {_number(test.expected)}" if test.expect == "drifts" else "")
+    drift = f"{test.what} {test.expect}" + (f" by {estimated(test.expected)}" if test.expect == "drifts" else "")
     return {"control": f"control: {test.what}", "drift": drift, "slope": test.what}[test.kind]
 
 
@@ -156,9 +156,5 @@ def _text(text: str) -> str:
     return markdown_text(text.replace("muP", "\N{GREEK SMALL LETTER MU}P"))
 
 
-def _number(value: float) -> str:
-    return "none" if math.isnan(value) else signed(value).replace("+0.00", "0.00")
-
-
 def _interval(test: Test) -> str:
-    return "[none]" if math.isnan(test.low) else f"[{_number(test.low)}, {_number(test.high)}]"
+    return "[none]" if math.isnan(test.low) else f"[{estimated(test.low)}, {estimated(test.high)}]"

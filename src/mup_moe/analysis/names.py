@@ -1,5 +1,7 @@
 """How parametrizations, axes and numbers are written in figures and tables."""
 
+import math
+
 from mup_moe.parametrization import CONTROL
 
 MINUS = "\N{MINUS SIGN}"
@@ -34,6 +36,11 @@ def axis_value(axis: str, value: int | str) -> str:
     if axis == "experts":
         return f"{value} expert" if value == 1 else f"{value} experts"
     return f"{axis} {value}"
+
+
+def estimated(number: float) -> str:
+    """An estimate with its sign, for which "0.00" has none; "none" where it is not a number."""
+    return "none" if math.isnan(number) else signed(number).replace("+0.00", "0.00")
 
 
 def signed(number: float, decimals: int = 2) -> str:

@@ -183,6 +183,8 @@ def _drift_test(
 def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: DriftTest | None) -> Test:
     """The test with its excess: a panel's over all rows of its figure and of its controls', a control's over its rule.
 
+    Where panels are not of rows, but of architectures say, a panel is held against itself and its controls.
+
     That of a control is not known where its figure has other seeds or ends than its rule's.
     """
     spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
@@ -190,6 +192,12 @@ def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: D
     same_seeds = evidence.specs[other].figure.axes.seed == spec.figure.axes.seed
     beside = _panels(evidence, other) if same_seeds else {}
     if control_of is None:
+        if spec.figure.panel != "parametrization":
+            # Its other panels are other models, whose losses say nothing of this one's.
+            beside = {
+                f"control {p}": beside[p] for p in (drift.controls.panels if drift.controls else ()) if p in beside
+            }
+            curves = {drift.panel: curves[drift.panel]}
         # The figure's own curves win: that of the controls may be smaller.
         found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
     else:

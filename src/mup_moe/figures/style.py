@@ -64,11 +64,11 @@ def save(figure: Figure, path: Path) -> None:
     # Dates and versions would make equal figures differ.
     with atomic_write(path.with_name(f"{path.name}.pdf")) as file:
         figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=200)
+    drawn, dpi = BytesIO(), 200
+    figure.savefig(drawn, format="png", dpi=dpi)
     with atomic_write(path.with_name(f"{path.name}.png")) as file, Image.open(drawn) as image:
         # A third of the size: few colours are drawn, and their edges need no more than 256.
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True)
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True, dpi=(dpi, dpi))
 
 
 def draw_legend(

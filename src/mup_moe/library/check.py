@@ -26,8 +26,8 @@ class CoordinateCheck:
     """What a coordinate check measured.
 
     values: a row per width, seed, step, quantity and block, with the mean absolute entry. slopes: of log2 of the
-    values on log2 of the width, with Student's interval; once a few steps are taken, a rule that transfers has none far
-    from 0. Before that, logits of the router and of the output fall with slope -1/2 under muP.
+    values on log2 of the width, with Student's interval; under a rule that transfers none grows. Before the first
+    step, logits of the router and of the output fall with slope -1/2 under muP.
     """
 
     def __init__(self, values: pd.DataFrame, confidence: float) -> None:

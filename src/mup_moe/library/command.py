@@ -1,9 +1,6 @@
 """What the rules come to for a model of the hub, from its config alone: python -m mup_moe roles."""
 
 import argparse
-import itertools
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from mup_moe.library.plan import Entry, Plan, parametrize
 from mup_moe.library.tables import roles_of
 from mup_moe.model.hub import make_model
 
-# Role tables of trainers' names, and how each takes multipliers of learning rate, weight decay and eps.
+# Each is a role table too, of the names in its own models.
 TRAINERS = ("automodel", "torchtitan", "megatron")
 FORMATS = ("table", "yaml", *TRAINERS)
 
@@ -58,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def narrower(model: nn.Module, roles: RoleTable, base_width: int) -> dict[str, int]:
     """The fields of a model's config that follow the width, at the base width. Raises UserError."""
+    if base_width < 1:
+        raise UserError(f"--base-width is {base_width}: give the width at which learning rates are tuned")
     config: Any = model.config
     width = roles.sizes_of(vars(config)).get("width") if roles.sizes else None
     if width is None:
@@ -69,7 +68,7 @@ def narrower(model: nn.Module, roles: RoleTable, base_width: int) -> dict[str, i
         scaled, rest = divmod(value * base_width, width)
         if field == "num_key_value_heads":
             # Their number is in no fan_in; it has to divide that of the heads.
-            heads = found.get("num_attention_heads", 1)
+            heads = max(1, config.num_attention_heads * base_width // width)
             scaled, rest = max(count for count in range(1, max(scaled, 1) + 1) if heads % count == 0), 0
         if rest or not scaled:
             raise UserError(
@@ -114,70 +113,59 @@ def multipliers(plan: Plan) -> dict[str, Multipliers]:
     return found
 
 
-def patterns(plan: Plan, trainer: str) -> dict[Multipliers, list[str]]:
-    """The patterns of the trainer's role table by their multipliers, of the roles that the model has.
+def patterns(plan: Plan, trainer: str) -> dict[Multipliers, str]:
+    """One pattern for the names of all tensors with the same multipliers, by a trainer's role table.
 
-    Those whose multipliers all are 1 are left out: they keep the trainer's settings.
+    It is a regular expression to be searched for, of the roles that the model has.
     """
     of_role, found = multipliers(plan), dict[Multipliers, list[str]]()
     for entry in roles_of(trainer).entries:
-        if (own := of_role.get(entry.role, _NONE)) != _NONE:
-            found.setdefault(own, []).append(entry.pattern)
-    return found
-
-
-_NONE = Multipliers(1.0, 1.0, 1.0)
+        if (own := of_role.get(entry.role)) is not None:
+            found.setdefault(own, []).append(regex_text(entry.pattern))
+    return {own: rf"(?:^|\.)(?:{'|'.join(texts)})$" for own, texts in sorted(found.items())}
 
 
 def for_trainer(plan: Plan, trainer: str) -> str:
     """The plan as the settings of a trainer, in its own language. Raises UserError as of `multipliers`."""
-    groups = sorted(patterns(plan, trainer).items())
-    head = "# The base model's settings, multiplied. Initial values are not in here: see init_rescale of --as yaml."
-    return "\n".join(
-        [head, *{"automodel": _automodel, "torchtitan": _torchtitan, "megatron": _megatron}[trainer](groups)]
+    found = patterns(plan, trainer)
+    # torchtitan has no settings for a parameter that no pattern matches, the others have the base model's.
+    kept = {own: text for own, text in found.items() if trainer == "torchtitan" or own != Multipliers(1.0, 1.0, 1.0)}
+    rows = [f'    (r"{text}", {own.lr:.9g}, {own.weight_decay:.9g}, {own.eps:.9g}),' for own, text in kept.items()]
+    if trainer == "automodel":
+        overrides = [{"pattern": text, "lr_mult": own.lr, "wd_mult": own.weight_decay} for own, text in kept.items()]
+        document = {"optimizer": {"param_group_overrides": overrides}}
+        rows = [yaml.safe_dump(document, sort_keys=False, width=10_000).rstrip()]
+    return "\n".join([_INITIAL, *_BEFORE[trainer], *rows, *_AFTER[trainer]])
+
+
+_INITIAL = "# Initial values are not in here: --as yaml has their standard deviations."
+_MULTIPLIERS = "multipliers = [  # names that are searched for; of lr, weight decay and eps"
+_BEFORE = {
+    "automodel": ["# They act where the config has a section lr_scheduler. Automodel has no multiplier of eps."],
+    "torchtitan": [
+        "# base: the optimizer_kwargs of the base model, with lr, betas, weight_decay and eps.",
+        "# A pattern that matches nothing is refused, also in a single stage of a pipeline: leave it out there.",
+        _MULTIPLIERS,
+    ],
+    "megatron": [_MULTIPLIERS],
+}
+_AFTER = {
+    "automodel": [],
+    "torchtitan": """]
+param_groups = [
+    ParamGroupConfig(
+        pattern=pattern,
+        optimizer_name="AdamW",
+        optimizer_kwargs=base | dict(lr=lr * base["lr"], weight_decay=wd * base["weight_decay"], eps=eps * base["eps"]),
     )
-
-
-Groups = Sequence[tuple[Multipliers, Sequence[str]]]
-
-
-def _automodel(groups: Groups) -> list[str]:
-    overrides = [{"pattern": as_regex(names), "lr_mult": of.lr, "wd_mult": of.weight_decay} for of, names in groups]
-    document = {"optimizer": {"param_group_overrides": overrides}}
-    note = "# Automodel applies them only where the config has an lr_scheduler section, and has none for eps."
-    return [note, yaml.safe_dump(document, sort_keys=False, width=10_000).rstrip()]
-
-
-def _torchtitan(groups: Groups) -> list[str]:
-    def config(regex: str, of: Multipliers) -> str:
-        settings = (
-            f'"lr": {of.lr:.9g} * lr, "weight_decay": {of.weight_decay:.9g} * weight_decay, "eps": {of.eps:.9g} * eps'
-        )
-        return f'    ParamGroupConfig(pattern=r"{regex}", optimizer_name="AdamW", optimizer_kwargs={{{settings}}}),'
-
-    # Every parameter has to match, and the first match counts.
-    lines = [*(config(as_regex(names), of) for of, names in groups), config(".*", _NONE)]
-    return ["param_groups = [", *lines, "]"]
-
-
-def _megatron(groups: Groups) -> list[str]:
-    lines = []
-    for of, names in groups:
-        globs = ", ".join(repr(glob) for name in names for glob in as_globs(name))
-        settings = (
-            f"max_lr={of.lr:.9g} * config.lr, min_lr={of.lr:.9g} * config.min_lr, wd_mult={of.weight_decay:.9g},"
-            f" eps={of.eps:.9g} * config.adam_eps"
-        )
-        lines.append(f"    ParamKey(name=({globs},)): ParamGroupOverride({settings}),")
-    return ["overrides = get_standard_config_overrides(config) | {", *lines, "}"]
-
-
-def as_regex(names: Sequence[str]) -> str:
-    """Patterns of a role table as one regular expression, to be searched for."""
-    return rf"(?:^|\.)(?:{'|'.join(map(regex_text, names))})$"
-
-
-def as_globs(pattern: str) -> list[str]:
-    """A pattern of a role table as those of fnmatch, one for each choice of its braces."""
-    pieces = [piece.split(",") for piece in re.split(r"[{}]", pattern)]
-    return [f"*{''.join(choice)}" for choice in itertools.product(*pieces)]
+    for pattern, lr, wd, eps in multipliers
+]""".splitlines(),
+    "megatron": """]
+overrides = get_standard_config_overrides(config)
+for pattern, lr, wd, eps in multipliers:
+    matches = ParamWithNamePredicate(name=pattern, fn=lambda _, name, p=pattern: re.search(p, name) is not None)
+    override = ParamGroupOverride(max_lr=lr * config.lr, wd_mult=wd, eps=eps * config.adam_eps)
+    if config.min_lr is not None:
+        override["min_lr"] = lr * config.min_lr
+    overrides[ParamKey(with_name_predicate=matches)] = override""".splitlines(),
+}

@@ -1,6 +1,6 @@
 """What the rules come to for every parameter of a model: its initialisation, learning rate and weight decay.
 
-The table's multipliers are folded into these, which Adam and AdamW do not notice (Tensor Programs V, appendix B): a
+The table's multipliers are folded into these, which AdamW does not notice (Tensor Programs V, appendix B): a
 weight W under a multiplier m trains as w = m W does from m times the initial values, at m times the learning rate, with
 1/m of the weight decay and of eps. So nothing of the model is hooked or wrapped.
 """
@@ -94,7 +94,7 @@ class Plan:
     def groups(
         self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, undecayed: Collection[str] = ()
     ) -> list[dict[str, Any]]:
-        """Parameter groups for Adam, AdamW, or another optimizer whose step does not depend on the gradient's scale.
+        """Parameter groups for AdamW, or for Adam without weight decay.
 
         lr, weight_decay, eps: those of the base model; decay is decoupled, as in AdamW, where a step shrinks a weight
         by lr * weight_decay. undecayed: roles without weight decay, such as "norm". SGD needs other rules: its step
