@@ -4,6 +4,7 @@ A table is data (config.yaml, `roles`), found by patterns over the names of para
 """
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Fraction | None:
                 return Fraction(number)
             case ast.Name(id=name):
                 found = values.get(name)
+                if found is not None and (not isinstance(found, int | float) or not math.isfinite(found)):
+                    raise ValueError(f"`{name}` is {found!r}, not a number")
                 return None if found is None else Fraction(found)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 first, second = value(left), value(right)
@@ -108,10 +111,14 @@ class RoleEntry:
         if len(roles) != 1 or roles[0] not in ROLES:
             raise ValueError(f"`{pattern}` must have one role, of {', '.join(ROLES)}, but has {entry!r}")
         axes = tuple(str(entry[roles[0]]).split())
-        if not axes or not set(axes) <= set(AXES):
+        # A number alone has no axis.
+        if not set(axes) <= set(AXES) or not (axes or roles[0] == "norm"):
             raise ValueError(f"`{pattern}` has the axes {entry[roles[0]]!r}: write {', '.join(AXES)} for each")
+        if roles[0] not in ("embedding", "norm") and "in" not in axes:
+            raise ValueError(f"`{pattern}` has no axis `in`: say which one the product with this matrix sums over")
         fill, residual = entry.get("fill"), entry.get("residual", False)
-        if isinstance(fill, bool) or not isinstance(fill, int | float | None) or not isinstance(residual, bool):
+        known = fill is None or (isinstance(fill, int | float) and not isinstance(fill, bool) and math.isfinite(fill))
+        if not known or not isinstance(residual, bool):
             raise ValueError(f"`{pattern}`: `fill` is a number, and `residual` is true or false")
         return cls(pattern, roles[0], axes, fill if fill is None else float(fill), residual)
 
@@ -189,8 +196,8 @@ class RoleTable:
         for size, texts in self.sizes:
             value = next((value for text in texts if (value := evaluate(text, fields)) is not None), None)
             if value is not None:
-                if value.denominator != 1:
-                    raise ValueError(f"`{size}` is {float(value):g} by roles {self.name!r}, not a whole number")
+                if value.denominator != 1 or value < 1:
+                    raise ValueError(f"`{size}` is {float(value):g} by roles {self.name!r}, not a whole number from 1")
                 found[size] = int(value)
         return found
 

@@ -1,5 +1,8 @@
 """The coordinate check of a model of your own (Tensor Programs V, section D.1 and figure 5)."""
 
+import itertools
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,7 +56,8 @@ class CoordinateCheck:
         rows = [slope for slope in self.slopes if slope.step == last]
         width = max(len(_place(slope)) for slope in rows)
         lines = [
-            f"{_place(slope).ljust(width)}  {signed(slope.slope)} [{signed(slope.low)}, {signed(slope.high)}]"
+            f"{_place(slope).ljust(width)}  {signed(slope.slope)}"
+            + (" no interval" if math.isnan(slope.low) else f" [{signed(slope.low)}, {signed(slope.high)}]")
             for slope in rows
         ]
         return "\n".join([f"slopes over widths after {last} steps", *lines])
@@ -64,8 +68,12 @@ def _place(slope: Slope) -> str:
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The mean cross-entropy of a model of transformers that predicts each next token of tokens [B, S]."""
-    logits: Tensor = model(tokens).logits
+    """The mean cross-entropy of a model that predicts each next token of tokens [B, S].
+
+    The model gives logits [B, S, V], or has them in its output's `logits`, as models of transformers do.
+    """
+    output = model(tokens)
+    logits: Tensor = getattr(output, "logits", output)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
 
 
@@ -89,16 +97,21 @@ def coordinate_check(
     that the model alone changes. rules, roles, more: as of `parametrize`. lr: Adam's, at `base_width` (None:
     the least). loss: of a model on a batch, in place of the cross-entropy of the next token.
 
-    Raises UserError for fewer than two widths, and where the role table observes nothing.
+    Raises UserError for fewer than two widths, and where the role table observes nothing, or two modules as one.
     """
-    if len(set(widths)) < 2 or not batches:
-        raise UserError("a coordinate check needs two widths or more, and a batch for each step")
+    widths, seeds, batches = sorted(set(map(int, widths))), sorted(set(map(int, seeds))), list(batches)
+    if len(widths) < 2 or widths[0] < 1 or not batches or not seeds:
+        raise UserError("a coordinate check needs two widths or more, a seed, and a batch for each step")
+    if not 0 < confidence < 1:
+        raise UserError(f"confidence is {confidence!r} but must lie between 0 and 1")
     row = rules_of(rules)
-    base = make_model(min(widths) if base_width is None else base_width)
+    base = make_model(widths[0] if base_width is None else base_width)
     table = roles_of(roles, getattr(getattr(base, "config", None), "model_type", None))
     rows: list[tuple[Any, ...]] = []
-    for width in sorted(set(widths)):
-        for seed in seeds:
+    for width, seed in itertools.product(widths, seeds):
+        with torch.random.fork_rng():
+            # Of dropout, say.
+            torch.manual_seed(seed)
             model = make_model(width)
             plan = parametrize(model, base, row, table, **more)
             plan.initialize_(seed)
@@ -125,7 +138,11 @@ def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dic
 
         return see
 
-    handles = [m.register_forward_hook(keep((quantity, block))) for m, quantity, block in observed(model, table)]
+    modules = [(module, (quantity, block)) for module, quantity, block in observed(model, table)]
+    for key, count in Counter(key for _, key in modules).items():
+        if count > 1:
+            raise UserError(f"roles {table.name!r} observe {count} modules as {' '.join(key)}: name one of them")
+    handles = [module.register_forward_hook(keep(key)) for module, key in modules]
     try:
         with torch.no_grad():
             run()

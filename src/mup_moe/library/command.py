@@ -1,6 +1,7 @@
 """What the rules come to for a model of the hub, from its config alone: python -m mup_moe roles."""
 
 import argparse
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ import torch
 import yaml
 from torch import nn
 
-from mup_moe.config.document import read_document
 from mup_moe.config.roles import RoleTable, regex_text
 from mup_moe.files import UserError
-from mup_moe.library.plan import Entry, Plan, parametrize
+from mup_moe.library.plan import Entry, Plan, parametrize, sizes_in
 from mup_moe.library.tables import roles_of
 from mup_moe.model.hub import make_model
 
@@ -36,14 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the plan of a model relative to one that is narrower. Raises UserError."""
-    fields = read_document(arguments.file)
-    kind = fields.pop("model_type", None)
-    if not isinstance(kind, str):
-        raise UserError(f"{arguments.file} has no `model_type`: give the config.json of a model of transformers")
+    kind, fields = read_config(arguments.file)
     roles = roles_of(arguments.roles, kind)
     with torch.device("meta"):
-        model = make_model(kind, fields)
-        base = make_model(kind, fields | narrower(model, roles, arguments.base_width))
+        model: Any = make_model(kind, fields)
+        # Under another name a field would win over the narrower one.
+        named = {model.config.attribute_map.get(field, field): value for field, value in fields.items()}
+        base = make_model(kind, named | narrower(model, roles, arguments.base_width))
     plan = parametrize(model, base, arguments.rules, roles)
     if arguments.form == "table":
         print(plan)
@@ -53,12 +52,31 @@ def run(arguments: argparse.Namespace) -> None:
         print(for_trainer(plan, arguments.form))
 
 
+# Fields that no parameter's shape follows, and that may ask for what this machine lacks.
+_OF_THE_MACHINE = {"attn_implementation", "dtype", "torch_dtype", "quantization_config"}
+
+
+def read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    """The model type and the fields of a model's config.json. Raises UserError."""
+    give = "give the config.json of a model of transformers"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {give}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}): {give}") from None
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
+    if not isinstance(kind, str):
+        raise UserError(f"{path} has no `model_type`: {give}")
+    return kind, {key: value for key, value in fields.items() if key not in {"model_type", *_OF_THE_MACHINE}}
+
+
 def narrower(model: nn.Module, roles: RoleTable, base_width: int) -> dict[str, int]:
     """The fields of a model's config that follow the width, at the base width. Raises UserError."""
     if base_width < 1:
         raise UserError(f"--base-width is {base_width}: give the width at which learning rates are tuned")
     config: Any = model.config
-    width = roles.sizes_of(vars(config)).get("width") if roles.sizes else None
+    width = sizes_in(roles, model).get("width")
     if width is None:
         raise UserError(f"roles {roles.name!r} do not say which field is the width: give `sizes` a `width`")
     found: dict[str, int] = {}

@@ -21,7 +21,7 @@ from mup_moe.library.tables import roles_of, rules_of
 from mup_moe.model.initialize import draw
 from mup_moe.model.inventory import TensorSpec
 from mup_moe.model.scaling import Factors, factors_of
-from mup_moe.parametrization import Parametrization, Power
+from mup_moe.parametrization import ROLES, Parametrization, Power
 
 # What torch puts into names where it wraps a module.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -66,6 +66,8 @@ class Plan:
         The base model's entries have variance scale / fan_in. The numbers depend on the seed and the parameter's name
         and shape alone: on any device, and sharded or not, they are the same.
         """
+        if not 0 < scale < math.inf:
+            raise UserError(f"scale is {scale!r} but must be a positive number: that of the variances")
         with torch.no_grad():
             for entry, parameter in self._parameters():
                 std = entry.factors.init_std * (1.0 if entry.spec.fill is not None else math.sqrt(scale))
@@ -100,6 +102,12 @@ class Plan:
         by lr * weight_decay. undecayed: roles without weight decay, such as "norm". SGD needs other rules: its step
         follows the gradient's scale, which folding changes.
         """
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name} is {value!r} but must be a number from 0")
+        undecayed = {undecayed} if isinstance(undecayed, str) else set(undecayed)
+        if unknown := sorted(undecayed - set(ROLES)):
+            raise UserError(f"undecayed has {', '.join(unknown)}, but the roles are {', '.join(ROLES)}")
         groups: dict[tuple[float, float, float], list[Tensor]] = {}
         for entry, parameter in self._parameters():
             decay = 0.0 if entry.spec.role in undecayed else weight_decay * entry.factors.weight_decay
@@ -109,9 +117,18 @@ class Plan:
 
     def _parameters(self) -> Iterator[tuple[Entry, nn.Parameter]]:
         parameters = {clean(name): parameter for name, parameter in self._model.named_parameters()}
+        changed = sorted(
+            name
+            for name in {*parameters, *self.entries}
+            if name not in parameters
+            or name not in self.entries
+            or parameters[name].shape != self.entries[name].spec.shape
+        )
+        if changed:
+            raise UserError(f"the model's parameter {changed[0]!r} is not the one of the plan: make the plan again")
+        if meta := [name for name, parameter in parameters.items() if parameter.is_meta]:
+            raise UserError(f"the parameter {meta[0]!r} is on the meta device: call the model's `to_empty` first")
         for name, entry in self.entries.items():
-            if name not in parameters:
-                raise UserError(f"the model has no parameter {name!r} any more: make the plan again")
             yield entry, parameters[name]
 
     def __str__(self) -> str:
@@ -159,15 +176,18 @@ def parametrize(
     another scale of the attention logits than 1/sqrt(head_size), which is in no parameter.
     """
     row = rules_of(rules)
+    model, base = (_unwrapped(what, given) for what, given in (("model", model), ("base", base)))
     config = getattr(model, "config", None)
     table = roles_of(roles, getattr(config, "model_type", None))
-    ours, theirs = (_sizes(table, of_one, given or {}) for of_one, given in ((model, sizes), (base, base_sizes)))
+    ours, theirs = (sizes_in(table, of_one, given) for of_one, given in ((model, sizes), (base, base_sizes)))
     base_shapes = {clean(name): tuple(p.shape) for name, p in base.named_parameters(remove_duplicate=False)}
     named: dict[int, list[Entry]] = {}
     for raw, parameter in model.named_parameters(remove_duplicate=False):
         name = clean(raw)
         if name not in base_shapes:
             raise UserError(f"the base model has no parameter {name!r}: make both of the same layers and experts")
+        if not parameter.is_floating_point():
+            raise UserError(f"the parameter {name!r} is of {parameter.dtype}: make the plan before it is quantised")
         try:
             pattern = table.entry(name)
             spec, at_base = (
@@ -176,6 +196,8 @@ def parametrize(
             found = factors_of(row, spec, at_base, ours, theirs, 1.0 / at_base.fan_in)
         except KeyError as error:
             raise _missing(row, table, str(error.args[0])) from None
+        except ArithmeticError:
+            raise UserError(f"the rules {row.name} come to no number for `{name}`: look at their powers") from None
         except ValueError as error:
             raise UserError(str(error)) from None
         named.setdefault(id(parameter), []).append(Entry(name, spec, at_base, found.folded(), 1 / found.multiplier))
@@ -197,11 +219,24 @@ def clean(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
-def _sizes(table: RoleTable, model: nn.Module, given: Mapping[str, int]) -> dict[str, int]:
+def _unwrapped(what: str, model: object) -> nn.Module:
+    """The model within what trains it on several devices."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the {what} is a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def sizes_in(table: RoleTable, model: nn.Module, given: Mapping[str, int] | None = None) -> dict[str, int]:
+    """The sizes that rules may refer to, by a model's config, and over them those that are given. Raises UserError."""
+    given = {} if given is None else given
+    if not isinstance(given, Mapping) or not all(type(size) is int and size > 0 for size in given.values()):
+        raise UserError(f"sizes are {given!r} but must be whole numbers from 1 by their names")
     config = getattr(model, "config", None)
     names = {name for _, texts in table.sizes for text in texts for name in re.findall(r"[A-Za-z_]\w*", text)}
     fields = {name: getattr(config, name, None) for name in names}
-    if unknown := sorted(set(given) - set(SIZES)):
+    if unknown := sorted(map(str, set(given) - set(SIZES))):
         raise UserError(f"sizes has {', '.join(unknown)}, but the sizes of a layer are {', '.join(SIZES)}")
     try:
         return table.sizes_of(fields) | dict(given)

@@ -30,6 +30,7 @@ def rules_of(rules: str | Mapping[str, Any] | Parametrization) -> Parametrizatio
     """
     if isinstance(rules, Parametrization):
         return rules
+    _check_type("rules", rules)
     table = dict(_document()["parametrizations"])
     name = rules if isinstance(rules, str) else "yours"
     if not isinstance(rules, str):
@@ -58,8 +59,10 @@ def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str 
             what = (
                 f"for the model type {model_type!r}" if model_type else "for a model without a config of transformers"
             )
-            raise UserError(f"there is no role table {what}: give `roles`, one of {', '.join(tables)} or your own")
+            known = [name for name, table in tables.items() if "model_types" in table]
+            raise UserError(f"there is no role table {what}: give `roles`, one of {', '.join(known)} or your own")
         roles = matching[0]
+    _check_type("roles", roles)
     name = roles if isinstance(roles, str) else "yours"
     if not isinstance(roles, str):
         tables[name] = roles
@@ -69,6 +72,11 @@ def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str 
         return RoleTable.parse(name, inherited("roles", tables, name))
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _check_type(what: str, given: object) -> None:
+    if not isinstance(given, str | Mapping):
+        raise UserError(f"{what} is a {type(given).__name__}: give a name in config.yaml, or a mapping of your own")
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

@@ -83,9 +83,10 @@ def observed(model: nn.Module, roles: RoleTable) -> Iterator[tuple[nn.Module, st
 
 
 def tensor_of(output: Any) -> Tensor:
-    """What a module gave, without what came along with it."""
+    """What a module gave, without what came along with it. Raises UserError where that is not a tensor."""
     first = output[0] if isinstance(output, tuple) else output
-    assert isinstance(first, Tensor)
+    if not isinstance(first, Tensor):
+        raise UserError(f"a module that `observe` names gives a {type(first).__name__}: name one that gives a tensor")
     return first
 
 

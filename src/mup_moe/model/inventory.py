@@ -113,6 +113,8 @@ class TensorSpec:
                 f"`{name}` has the shape {shape}, but `{entry.pattern}` describes {len(entry.axes)} axes"
                 f" ({' '.join(entry.axes)})"
             )
+        if 0 in shape:
+            raise ValueError(f"`{name}` has the shape {shape}: a tensor without entries has no place in a plan")
         fans = {
             fan: math.prod(n for axis, n in zip(entry.axes, shape, strict=True) if axis == fan) for fan in ("in", "out")
         }
