@@ -69,10 +69,45 @@ def test_the_check_is_a_table_and_a_figure(tmp_path):
     assert (tmp_path / "check.pdf").exists()
 
 
+def test_seeds_count_once_and_dropout_is_drawn_alike():
+    def make_with_dropout(width: int) -> MixtralForCausalLM:
+        model = make(width)
+        model.config.attention_dropout = 0.5
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.5
+        return model.train()
+
+    first, again = (mup_moe.coordinate_check(make_with_dropout, (32, 64), BATCHES[:1], seeds=(0, 0)) for _ in range(2))
+    pd.testing.assert_frame_equal(first.values, again.values)
+    assert set(first.table()["points"]) == {2}
+    assert "no interval" in str(first)
+
+
+def test_a_model_that_gives_its_logits_alone_needs_no_loss():
+    class Bare(torch.nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.embed, self.head = torch.nn.Embedding(97, width), torch.nn.Linear(width, 97, bias=False)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(tokens))
+
+    tensors = {"embed.weight": {"embedding": "row out"}, "head.weight": {"unembedding": "out in"}}
+    roles = {"tensors": tensors, "observe": {"embedding": "embed", "output logits": "head"}}
+    batches = torch.stack(BATCHES[:1])
+    check = mup_moe.coordinate_check(Bare, (32, 64), batches, "mup", roles, logits_scaled=True)
+    assert set(check.table()["quantity"]) == {"embedding", "output logits"}
+
+
+TWICE = {"like": "mixtral", "observe": {"attention": "self_attn.{q,k}_proj"}}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (((32,), BATCHES), "needs two widths or more"),
+        (((32, 64), BATCHES, "mup", TWICE), "observe 2 modules as attention"),
+        (((32, 64), BATCHES, "mup", {"like": "mixtral", "observe": {"attention": "model"}}), "gives a MoeModelOutput"),
         (((32, 64), []), "a batch for each step"),
         (((32, 64), BATCHES, "mup", roles_of("mixtral").as_data() | {"observe": {}}), "observe no module of the model"),
     ],

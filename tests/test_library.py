@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import mup_moe
 from conftest import TABLE, make_request
 from mup_moe.__main__ import main
-from mup_moe.config.roles import AXES
+from mup_moe.config.roles import AXES, RoleEntry
 from mup_moe.library.command import FORMATS, TRAINERS, for_trainer
 from mup_moe.library.tables import roles_of, rules_of
 from mup_moe.model.attention import Attention
@@ -284,6 +284,16 @@ def test_a_dense_model_is_initialised_and_trained_as_the_mup_package_has_it(widt
     torch.testing.assert_close(model(tokens), theirs(tokens), rtol=1e-3, atol=1e-4)
 
 
+def quantised(model: Dense) -> Dense:
+    whole = torch.zeros(model.embedding.weight.shape, dtype=torch.int8)
+    model.embedding.weight = nn.Parameter(whole, requires_grad=False)
+    return model
+
+
+def entry_of(entry: dict[str, object]) -> RoleEntry:
+    return roles_of({"tensors": {"w": entry}}).entries[0]
+
+
 GPT2_TENSORS = roles_of("gpt2").as_data()["tensors"]
 
 
@@ -335,6 +345,42 @@ def without(pattern: str) -> dict[str, object]:
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup"),
             "there is no role table for a model without a config",
         ),
+        (
+            lambda: mup_moe.parametrize(make("mixtral", 32), None),
+            "the base is a NoneType, not a torch.nn.Module",
+        ),
+        (
+            lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE, sizes={"head_size": 0}),
+            "sizes are {'head_size': 0} but must be whole numbers from 1 by their names",
+        ),
+        (
+            lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE, sizes={"head_sise": 8}),
+            "sizes has head_sise, but the sizes of a layer are",
+        ),
+        (
+            lambda: mup_moe.parametrize(quantised(Dense(32)), Dense(16), "mup", DENSE),
+            "the parameter 'embedding.weight' is of torch.int8: make the plan before it is quantised",
+        ),
+        (
+            lambda: mup_moe.parametrize(
+                Dense(32), Dense(16), {"like": "mup", "unembedding": [1, "fan_in^9999", 1, 1]}, DENSE
+            ),
+            "come to no number for `output.weight`: look at their powers",
+        ),
+        (
+            lambda: mup_moe.parametrize(make("deepseek_v3", 32, n_shared_experts=0), make("deepseek_v3", 16), "mup"),
+            "a tensor without entries has no place in a plan",
+        ),
+        (lambda: rules_of(None), "rules is a NoneType: give a name in config.yaml, or a mapping of your own"),
+        (lambda: roles_of(1), "roles is a int: give a name in config.yaml, or a mapping of your own"),
+        (
+            lambda: entry_of({"router": "row out"}),
+            "`w` has no axis `in`: say which one the product with this matrix sums",
+        ),
+        (
+            lambda: entry_of({"norm": "out", "fill": math.nan}),
+            "`w`: `fill` is a number, and `residual` is true or false",
+        ),
         (lambda: rules_of("mupp"), "there are no rules 'mupp': did you mean mup?"),
         (lambda: roles_of("mixtrall"), "there are no roles 'mixtrall': did you mean mixtral?"),
         (lambda: rules_of({"like": "mup", "rooter": [1, 1, 1, 1]}), "`parametrizations.yours.rooter` is not a role"),
@@ -345,6 +391,61 @@ def test_what_has_no_plan_is_refused_in_a_sentence(make_it, sentence):
         make_it()
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def altered(plan: mup_moe.Plan, model: nn.Module) -> mup_moe.Plan:
+    model.extra = nn.Linear(3, 3)
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("use", "sentence"),
+    [
+        (lambda plan, _: plan.groups(lr=math.nan), "lr is nan but must be a number from 0"),
+        (lambda plan, _: plan.groups(lr=1.0, weight_decay=-1.0), "weight_decay is -1.0 but must be a number from 0"),
+        (lambda plan, _: plan.groups(lr=1.0, undecayed=["nrm"]), "undecayed has nrm, but the roles are embedding"),
+        (lambda plan, _: plan.initialize_(scale=-1.0), "scale is -1.0 but must be a positive number"),
+        (
+            lambda plan, model: altered(plan, model).groups(lr=1.0),
+            "the model's parameter 'extra.bias' is not the one of",
+        ),
+        (
+            lambda plan, model: model.to("meta") and plan.initialize_(),
+            "is on the meta device: call the model's `to_empty`",
+        ),
+    ],
+)
+def test_what_a_plan_cannot_do_is_refused_in_a_sentence(use, sentence):
+    model = make("mixtral", 32)
+    plan = mup_moe.parametrize(model, make("mixtral", 16), "mup")
+    with pytest.raises(mup_moe.UserError) as caught:
+        use(plan, model)
+    assert sentence in str(caught.value)
+
+
+def test_a_role_without_decay_is_that_role_alone():
+    plan = mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup")
+    groups = plan.groups(lr=1.0, weight_decay=0.1, undecayed="unembedding")
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    of_role = {entry.spec.role: decay[id(parameter)] for entry, parameter in plan._parameters()}
+    assert of_role["unembedding"] == 0
+    assert of_role["embedding"] == 0.1
+
+
+def test_a_model_in_data_parallel_has_the_plan_of_the_model():
+    plan = mup_moe.parametrize(nn.DataParallel(make("mixtral", 32)), make("mixtral", 16), "mup")
+    assert str(plan) == str(mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup"))
+
+
+def test_a_parameter_that_is_a_number_has_a_role():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+    plan = mup_moe.parametrize(Scaled(), Scaled(), "sp", {"tensors": {"scale": {"norm": "", "fill": 1}}})
+    plan.initialize_()
+    assert [group["lr"] for group in plan.groups(lr=0.5)] == [0.5]
 
 
 def test_logits_that_the_model_scales_itself_are_let_be():
@@ -543,9 +644,27 @@ def test_the_plan_of_a_config_of_the_hub_is_printed(form, tmp_path, capsys):
         assert "0.25" in said
 
 
+def test_a_field_by_its_other_name_follows_the_width_too(tmp_path, capsys):
+    fields = {"model_type": "gpt2", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 1}
+    fields |= {"tie_word_embeddings": False, "attn_implementation": "nothing_that_is_here"}
+    (tmp_path / "config").write_text(json.dumps(fields))
+    assert main(["roles", str(tmp_path / "config"), "--base-width", "16"]) == 0
+    assert re.search(r"lm_head\.weight +unembedding +\S+ x 64 +16 -> 64 +0\.0625 +0\.25 ", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "nonsense: 1"])
+def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(text)
+    assert main(["roles", str(tmp_path / "config.json"), "--base-width", "16"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("give the config.json of a model of transformers")
+
+
 @pytest.mark.parametrize(
     ("changes", "width", "sentence"),
     [
+        ({"num_attention_heads": 7}, 64, "`head_size` is 36.5714 by roles 'mixtral', not a whole number from 1"),
+        ({"head_dim": 0}, 64, "`head_size` is 0 by roles 'mixtral', not a whole number from 1"),
         ({}, -64, "--base-width is -64: give the width at which learning rates are tuned"),
         ({}, 40, "`num_attention_heads` 8 at width 256 is not whole at width 40: choose another base width"),
         ({"model_type": None}, 64, "has no `model_type`: give the config.json of a model of transformers"),
