@@ -347,7 +347,7 @@ def without(pattern: str) -> dict[str, object]:
         ),
         (
             lambda: mup_moe.parametrize(make("mixtral", 32), None),
-            "the base is a NoneType, not a torch.nn.Module",
+            "the base is of type NoneType, not a torch.nn.Module",
         ),
         (
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE, sizes={"head_size": 0}),
@@ -371,8 +371,8 @@ def without(pattern: str) -> dict[str, object]:
             lambda: mup_moe.parametrize(make("deepseek_v3", 32, n_shared_experts=0), make("deepseek_v3", 16), "mup"),
             "a tensor without entries has no place in a plan",
         ),
-        (lambda: rules_of(None), "rules is a NoneType: give a name in config.yaml, or a mapping of your own"),
-        (lambda: roles_of(1), "roles is a int: give a name in config.yaml, or a mapping of your own"),
+        (lambda: rules_of(None), "rules is of type NoneType: give a name in config.yaml, or a mapping of your own"),
+        (lambda: roles_of(1), "roles is of type int: give a name in config.yaml, or a mapping of your own"),
         (
             lambda: entry_of({"router": "row out"}),
             "`w` has no axis `in`: say which one the product with this matrix sums",

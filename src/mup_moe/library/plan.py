@@ -224,7 +224,7 @@ def _unwrapped(what: str, model: object) -> nn.Module:
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
-        raise UserError(f"the {what} is a {type(model).__name__}, not a torch.nn.Module")
+        raise UserError(f"the {what} is of type {type(model).__name__}, not a torch.nn.Module")
     return model
 
 
