@@ -652,6 +652,19 @@ def test_a_field_by_its_other_name_follows_the_width_too(tmp_path, capsys):
     assert re.search(r"lm_head\.weight +unembedding +\S+ x 64 +16 -> 64 +0\.0625 +0\.25 ", capsys.readouterr().out)
 
 
+def test_a_role_table_of_ones_own_is_a_file(tmp_path, capsys):
+    fields = {"model_type": "qwen3_moe", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
+    fields |= {"num_hidden_layers": 1, "num_experts": 4, "attention_bias": True, "moe_intermediate_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    roles = {"like": "qwen3-moe", "tensors": {"self_attn.{q,k,v,o}_proj.bias": {"norm": "out", "fill": 0}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(roles))
+    command = ["roles", str(tmp_path / "config.json"), "--base-width", "32"]
+    assert main(command) == 1
+    assert "q_proj.bias` has no role in roles 'qwen3-moe': add a pattern for it" in capsys.readouterr().err
+    assert main([*command, "--roles", str(tmp_path / "mine.yaml")]) == 0
+    assert re.search(r"q_proj\.bias +norm ", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "nonsense: 1"])
 def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsys):
     (tmp_path / "config.json").write_text(text)

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import nn
 
+from mup_moe.config.document import read_document
 from mup_moe.config.roles import RoleTable, regex_text
 from mup_moe.files import UserError
 from mup_moe.library.plan import Entry, Plan, parametrize, sizes_in
@@ -26,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="CONFIG.json", help="a model's config as the hub has it")
     parser.add_argument("--base-width", type=int, required=True, metavar="N", help="where learning rates are tuned")
     parser.add_argument("--rules", default="mup", metavar="NAME", help="a row of config.yaml; default: mup")
-    parser.add_argument("--roles", metavar="NAME", help="a role table there; default: the one for the model's type")
+    help_roles = "a role table there, or a YAML file with your own; default: the one for the model's type"
+    parser.add_argument("--roles", metavar="NAME|FILE", help=help_roles)
     help_as = (
         "table, yaml (with every number), or multipliers by patterns as NeMo Automodel, torchtitan or Megatron take"
         " them, over the names of their own models"
@@ -37,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Prints the plan of a model relative to one that is narrower. Raises UserError."""
     kind, fields = read_config(arguments.file)
-    roles = roles_of(arguments.roles, kind)
+    is_file = (arguments.roles or "").endswith((".yaml", ".yml"))
+    roles = roles_of(read_document(Path(arguments.roles)) if is_file else arguments.roles, kind)
     with torch.device("meta"):
         model: Any = make_model(kind, fields)
         # Under another name a field would win over the narrower one.

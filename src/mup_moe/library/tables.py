@@ -76,7 +76,9 @@ def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str 
 
 def _check_type(what: str, given: object) -> None:
     if not isinstance(given, str | Mapping):
-        raise UserError(f"{what} is of type {type(given).__name__}: give a name in config.yaml, or a mapping of your own")
+        raise UserError(
+            f"{what} is of type {type(given).__name__}: give a name in config.yaml, or a mapping of your own"
+        )
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:
