@@ -63,6 +63,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]]:
     """The model type and the fields of a model's config.json. Raises UserError."""
     give = "give the config.json of a model of transformers"
     try:
+        # Its texts and numbers may be longer than those of a config of ours.
         fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): {give}") from None
@@ -149,30 +150,32 @@ def patterns(plan: Plan, trainer: str) -> dict[Multipliers, str]:
 def for_trainer(plan: Plan, trainer: str) -> str:
     """The plan as the settings of a trainer, in its own language. Raises UserError as of `multipliers`."""
     found = patterns(plan, trainer)
-    # torchtitan has no settings for a parameter that no pattern matches, the others have the base model's.
-    kept = {own: text for own, text in found.items() if trainer == "torchtitan" or own != Multipliers(1.0, 1.0, 1.0)}
-    rows = [f'    (r"{text}", {own.lr:.9g}, {own.weight_decay:.9g}, {own.eps:.9g}),' for own, text in kept.items()]
+    if trainer != "torchtitan":
+        # What no pattern matches has the base model's settings there; in torchtitan it is refused.
+        found.pop(Multipliers(1.0, 1.0, 1.0), None)
     if trainer == "automodel":
-        overrides = [{"pattern": text, "lr_mult": own.lr, "wd_mult": own.weight_decay} for own, text in kept.items()]
+        overrides = [{"pattern": text, "lr_mult": own.lr, "wd_mult": own.weight_decay} for own, text in found.items()]
         document = {"optimizer": {"param_group_overrides": overrides}}
-        rows = [yaml.safe_dump(document, sort_keys=False, width=10_000).rstrip()]
-    return "\n".join([_INITIAL, *_BEFORE[trainer], *rows, *_AFTER[trainer]])
+        lines = [yaml.safe_dump(document, sort_keys=False, width=10_000).rstrip()]
+    else:
+        rows = (f'    (r"{text}", {own.lr:.9g}, {own.weight_decay:.9g}, {own.eps:.9g}),' for own, text in found.items())
+        head = "multipliers = [  # names that are searched for; of lr, weight decay and eps"
+        lines = [head, *rows, "]", _USE[trainer]]
+    notes = ["Initial values are not in here: --as yaml has their standard deviations.", *_NOTES[trainer]]
+    return "\n".join([*(f"# {note}" for note in notes), *lines])
 
 
-_INITIAL = "# Initial values are not in here: --as yaml has their standard deviations."
-_MULTIPLIERS = "multipliers = [  # names that are searched for; of lr, weight decay and eps"
-_BEFORE = {
-    "automodel": ["# They act where the config has a section lr_scheduler. Automodel has no multiplier of eps."],
+_NOTES = {
+    "automodel": ["They act where the config has a section lr_scheduler. Automodel has no multiplier of eps."],
     "torchtitan": [
-        "# base: the optimizer_kwargs of the base model, with lr, betas, weight_decay and eps.",
-        "# A pattern that matches nothing is refused, also in a single stage of a pipeline: leave it out there.",
-        _MULTIPLIERS,
+        "base: the optimizer_kwargs of the base model, with lr, betas, weight_decay and eps.",
+        "A pattern that matches nothing is refused, also in a single stage of a pipeline: leave it out there.",
     ],
-    "megatron": [_MULTIPLIERS],
+    "megatron": [],
 }
-_AFTER = {
-    "automodel": [],
-    "torchtitan": """]
+# How the multipliers become a trainer's settings.
+_USE = {
+    "torchtitan": """\
 param_groups = [
     ParamGroupConfig(
         pattern=pattern,
@@ -180,13 +183,13 @@ param_groups = [
         optimizer_kwargs=base | dict(lr=lr * base["lr"], weight_decay=wd * base["weight_decay"], eps=eps * base["eps"]),
     )
     for pattern, lr, wd, eps in multipliers
-]""".splitlines(),
-    "megatron": """]
+]""",
+    "megatron": """\
 overrides = get_standard_config_overrides(config)
 for pattern, lr, wd, eps in multipliers:
     matches = ParamWithNamePredicate(name=pattern, fn=lambda _, name, p=pattern: re.search(p, name) is not None)
     override = ParamGroupOverride(max_lr=lr * config.lr, wd_mult=wd, eps=eps * config.adam_eps)
     if config.min_lr is not None:
         override["min_lr"] = lr * config.min_lr
-    overrides[ParamKey(with_name_predicate=matches)] = override""".splitlines(),
+    overrides[ParamKey(with_name_predicate=matches)] = override""",
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mup_moe.config.roles import SIZES, RoleTable
+from mup_moe.config.roles import SIZES, RoleTable, names_in
 from mup_moe.files import UserError
 from mup_moe.library.tables import roles_of, rules_of
 from mup_moe.model.initialize import draw
@@ -234,13 +234,13 @@ def sizes_in(table: RoleTable, model: nn.Module, given: Mapping[str, int] | None
     if not isinstance(given, Mapping) or not all(type(size) is int and size > 0 for size in given.values()):
         raise UserError(f"sizes are {given!r} but must be whole numbers from 1 by their names")
     config = getattr(model, "config", None)
-    names = {name for _, texts in table.sizes for text in texts for name in re.findall(r"[A-Za-z_]\w*", text)}
+    names = {name for _, texts in table.sizes for text in texts for name in names_in(text)}
     fields = {name: getattr(config, name, None) for name in names}
     if unknown := sorted(map(str, set(given) - set(SIZES))):
         raise UserError(f"sizes has {', '.join(unknown)}, but the sizes of a layer are {', '.join(SIZES)}")
     try:
         return table.sizes_of(fields) | dict(given)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(str(error)) from None
 
 
