@@ -1,9 +1,10 @@
-"""Tokens to the slots of their experts, and the experts' outputs back: static shapes, no scatter.
+"""Tokens to the rows of their experts, and the experts' outputs back: no scatter of tokens.
 
-An assignment is a (k, token) pair, numbered k * N + token. An expert has C slots, its capacity.
+An assignment is a (k, token) pair, numbered k * N + token, and r * A more in replica r. An expert has up to C rows,
+its capacity. Rows of all replicas and experts are one list: C for each expert, filled or not, so that every shape is
+static; or, where that is faster, the filled ones alone.
 
-Axes: R replicas, N tokens, D width, E experts, K experts of a token, A = K * N assignments,
-M = E * C slots.
+Axes: R replicas, N tokens, D width, E experts, K experts of a token, A = K * N assignments, M rows, G = R * E.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mup_moe.config.settings import DROPLESS
@@ -23,48 +25,88 @@ from mup_moe.model.router import Choice
 class Load:
     """How many assignments experts have."""
 
-    kept_RKN: Tensor  # whether the assignment got a slot
+    kept_RKN: Tensor  # whether the assignment got a row
     load_RE: Tensor  # each expert's share of the assignments, dropped ones included
 
 
 @dataclass(frozen=True)
 class Routing(Load):
-    """Which assignment has which slot."""
+    """Which assignment has which row."""
 
     gates_RKN: Tensor  # of each assignment; 0 where it was dropped
-    slot_RKN: Tensor  # of each assignment (expert * C + position); any slot if dropped
-    assignment_RM: Tensor  # in each slot; any assignment if the slot is empty
-    filled_RM: Tensor  # whether the slot holds one
+    row_RKN: Tensor  # of each assignment; any row if dropped
+    assignment_M: Tensor  # in each row; any assignment if the row is empty
+    filled_M: Tensor | None  # whether the row holds one; None if all do
+    ends_G: Tensor | None  # where each expert's rows end; None if all have C
 
 
 def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
-    """Slots per expert: factor times its expected assignments, rounded up; all tokens if dropless."""
+    """Rows per expert at most: factor times its expected assignments, rounded up; all tokens if dropless."""
     if factor == DROPLESS:
         return tokens
-    # The small subtrahend undoes rounding: 1.1 * 100 tokens on 10 experts is 11 slots, not 12.
+    # The small subtrahend undoes rounding: 1.1 * 100 tokens on 10 experts is 11 rows, not 12.
     return min(tokens, max(1, math.ceil(float(factor) * tokens * shape.active_experts / shape.total_experts - 1e-9)))
 
 
-def assign_slots(choice: Choice, capacity: int) -> Routing:
-    """Gives each expert's `capacity` slots to first choices before second ones, and to earlier tokens before later."""
+def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
+    """Gives each expert's `capacity` rows to first choices before second ones, and to earlier tokens before later.
+
+    ragged: rows that would be empty are left out.
+    """
     replicas, tokens, experts = choice.logits_RNE.shape
     active, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
     assignments = active * tokens
     expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, assignments)
-    queue = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
-    position_RA, assignment_REC, counts_RE = queue(expert_RA, experts, capacity)
-    kept_RA = position_RA < capacity
+    first_R1 = torch.arange(replicas, device=device)[:, None]
+    filled_M = ends_G = None
+    if ragged:
+        queue = _sorted(expert_RA, experts)
+        kept_RA, counts_RE = queue.position_RA < capacity, queue.counts_RE
+        ends_G = counts_RE.clamp(max=capacity).flatten().cumsum(0)
+        starts_RE = ends_G.roll(1).index_fill(0, first_R1[0, :1], 0).view(replicas, experts)
+        row_RA = starts_RE.gather(1, expert_RA) + queue.position_RA
+        in_order_RA = queue.order_RA + assignments * first_R1
+        assignment_M = in_order_RA[kept_RA.gather(1, queue.order_RA)]
+    else:
+        form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
+        position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
+        kept_RA = position_RA < capacity
+        row_RA = (expert_RA + experts * first_R1) * capacity + position_RA
+        assignment_M = (assignment_REC + assignments * first_R1[..., None]).flatten()
+        filled_M = (torch.arange(capacity, device=device) < counts_RE[:, :, None]).flatten()
     kept_RKN = kept_RA.view(replicas, active, tokens)
-    slot_RA = (expert_RA * capacity + position_RA).where(kept_RA, 0)
-    filled_REC = torch.arange(capacity, device=device) < counts_RE[:, :, None]
     return Routing(
         gates_RKN=choice.gates_RNK.transpose(1, 2) * kept_RKN,
-        slot_RKN=slot_RA.view(replicas, active, tokens),
+        row_RKN=row_RA.where(kept_RA, 0).view(replicas, active, tokens),
         kept_RKN=kept_RKN,
-        assignment_RM=assignment_REC.reshape(replicas, -1),
-        filled_RM=filled_REC.reshape(replicas, -1),
+        assignment_M=assignment_M,
+        filled_M=filled_M,
+        ends_G=ends_G,
         load_RE=counts_RE / assignments,
     )
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Assignments sorted by expert, those of one expert in order of precedence."""
+
+    order_RA: Tensor  # the assignment at each place
+    position_RA: Tensor  # of each assignment in its expert's queue
+    starts_RE: Tensor  # of the queues, among places
+    counts_RE: Tensor  # their lengths
+
+
+def _sorted(expert_RA: Tensor, experts: int) -> _Sorted:
+    replicas, assignments = expert_RA.shape
+    device = expert_RA.device
+    sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
+    bounds_RE1 = torch.searchsorted(
+        sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous()
+    )
+    starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
+    position_sorted_RA = torch.arange(assignments, device=device) - starts_RE.gather(1, sorted_RA)
+    position_RA = torch.empty_like(order_RA).scatter_(1, order_RA, position_sorted_RA)
+    return _Sorted(order_RA, position_RA, starts_RE, counts_RE)
 
 
 # In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
@@ -78,18 +120,10 @@ def _queue_by_sort(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tens
     first `capacity` positions of each queue [R, E, C] (any one beyond the queue's end), and the queues'
     lengths [R, E].
     """
-    replicas, assignments = expert_RA.shape
-    device = expert_RA.device
-    # A stable sort by expert puts assignments in order of precedence within each expert.
-    sorted_RA, order_RA = expert_RA.sort(dim=-1, stable=True)
-    bounds_RE1 = torch.searchsorted(
-        sorted_RA, torch.arange(experts + 1, device=device).expand(replicas, -1).contiguous()
-    )
-    starts_RE, counts_RE = bounds_RE1[:, :-1], bounds_RE1.diff(dim=-1)
-    position_sorted_RA = torch.arange(assignments, device=device) - starts_RE.gather(1, sorted_RA)
-    position_RA = torch.empty_like(order_RA).scatter_(1, order_RA, position_sorted_RA)
-    index_REC = (starts_RE[:, :, None] + torch.arange(capacity, device=device)).clamp(max=assignments - 1)
-    return position_RA, order_RA.gather(1, index_REC.flatten(1)).view_as(index_REC), counts_RE
+    queue, places = _sorted(expert_RA, experts), torch.arange(capacity, device=expert_RA.device)
+    index_REC = (queue.starts_RE[:, :, None] + places).clamp(max=expert_RA.shape[1] - 1)
+    assignment_REC = queue.order_RA.gather(1, index_REC.flatten(1)).view_as(index_REC)
+    return queue.position_RA, assignment_REC, queue.counts_RE
 
 
 def _queue_by_count(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,39 +142,42 @@ def _queue_by_count(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Ten
 class _GatherRows(torch.autograd.Function):
     """y[j] = x[index[j]], for an index whose transpose is known.
 
-    Row i of x is read by the outputs `inverse[:, i]` where `keep[:, i]` holds, so that the gradient
-    is a gather too. Autograd's scatter-add is as fast on a CPU, but not deterministic on a GPU.
+    Row i of x is read by the outputs `inverse[:, i]` where `keep[:, i]` holds (None: everywhere), so that the
+    gradient is a gather too. Autograd's scatter-add is as fast on a CPU, but not deterministic on a GPU.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_RID: Tensor, index_RJ: Tensor, inverse_RKI: Tensor, keep_RKI: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse_RKI, keep_RKI)
-        return operators.rows(x_RID, index_RJ)
+    def forward(ctx: Any, x_ID: Tensor, index_J: Tensor, inverse_KI: Tensor, keep_KI: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse_KI, keep_KI)
+        return F.embedding(index_J, x_ID)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse_RKI, keep_RKI = ctx.saved_tensors
-        (dy_RJD,) = gradients
-        replicas, copies, rows = inverse_RKI.shape
-        dx_RKID = operators.rows(dy_RJD, inverse_RKI.view(replicas, -1)).view(replicas, copies, rows, -1)
-        dx_RKID = dx_RKID * keep_RKI[..., None]
-        return (dx_RKID[:, 0] if copies == 1 else dx_RKID.sum(1)), None, None, None
+        inverse_KI, keep_KI = ctx.saved_tensors
+        (dy_JD,) = gradients
+        dx_KID = F.embedding(inverse_KI, dy_JD)
+        if keep_KI is not None:
+            dx_KID = dx_KID * keep_KI[..., None]
+        return (dx_KID[0] if len(dx_KID) == 1 else dx_KID.sum(0)), None, None, None
 
 
 def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
-    """The rows of `x_RND` in their slots [R, M, D]. An empty slot holds a row that nothing reads."""
-    token_RM = routing.assignment_RM % x_RND.shape[1]
-    y: Tensor = _GatherRows.apply(x_RND, token_RM, routing.slot_RKN, routing.kept_RKN)  # type: ignore[no-untyped-call]
+    """The tokens in their rows, [M, D]. An empty row holds a token that nothing reads."""
+    active, tokens = routing.row_RKN.shape[1:]
+    replica_M, assignment_M = routing.assignment_M // (active * tokens), routing.assignment_M
+    token_M = assignment_M % tokens + tokens * replica_M
+    row_KI, kept_KI = (t.transpose(0, 1).flatten(1) for t in (routing.row_RKN, routing.kept_RKN))
+    y: Tensor = _GatherRows.apply(x_RND.flatten(0, 1), token_M, row_KI, kept_KI)  # type: ignore[no-untyped-call]
     return y
 
 
-def gather_outputs(y_RMD: Tensor, routing: Routing) -> Tensor:
+def gather_outputs(y_MD: Tensor, routing: Routing) -> Tensor:
     """The expert's output of each assignment, [R, K, N, D]; of a dropped one some other output."""
-    replicas, active, tokens = routing.slot_RKN.shape
-    z_RAD: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
-        y_RMD, routing.slot_RKN.view(replicas, -1), routing.assignment_RM[:, None], routing.filled_RM[:, None]
+    filled_1M = None if routing.filled_M is None else routing.filled_M[None]
+    z_ID: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
+        y_MD, routing.row_RKN.flatten(), routing.assignment_M[None], filled_1M
     )
-    return z_RAD.view(replicas, active, tokens, -1)
+    return z_ID.view(*routing.row_RKN.shape, -1)
 
 
 def combine(z_RKND: Tensor, gates_RKN: Tensor) -> Tensor:

@@ -135,8 +135,8 @@ class HubModel(ReplicaModel):
         with self._seeing() as outputs:
             found = functional_call(self._model[0], tensors, (tokens_BS,), {"use_cache": False})
             routed = [self._routed(output) for (quantity, _), output in outputs.items() if quantity == "router logits"]
-        logits_RNV = found.logits.flatten(0, 1)[None]
-        return measure(Pass(logits_RNV, cross_entropy(logits_RNV, targets_RBS.flatten(1)), routed))
+        losses_RN = cross_entropy(found.logits.flatten(0, 1)[None], targets_RBS.flatten(1))
+        return measure(Pass(losses_RN.mean(1), losses_RN, routed))
 
     @contextmanager
     def _seeing(self) -> Iterator[dict[tuple[str, str], Any]]:

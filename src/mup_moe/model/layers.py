@@ -1,9 +1,11 @@
 """What the model's parts are made of: parameters of R replicas, norms, the feed-forward layer, and taps.
 
-Axes: R replicas, N tokens, D width, F feed-forward size, I inputs and O outputs of a product.
+Axes: R replicas, N tokens, D width, F feed-forward size, I inputs and O outputs of a product,
+M rows in G runs.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,12 @@ from torch import Tensor, nn
 from mup_moe.config.roles import QUANTITIES
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.inventory import ModelShape, TensorSpec, feed_forward_tensors, norm_tensors
+from mup_moe.model.operators import grouped_product
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+# From rows to rows.
+Product: TypeAlias = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Product] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 # Each with torch's own eps.
 _NORMS: dict[str, Callable[..., Tensor]] = {"layernorm": F.layer_norm, "rmsnorm": F.rms_norm}
 
@@ -25,6 +31,11 @@ OBSERVED = dict(zip(TAPS, QUANTITIES, strict=True))
 
 class Tap(nn.Identity):
     """A named place where a forward hook finds a tensor; without one it does nothing."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a hook is there."""
+        return bool(self._forward_hooks)
 
 
 class Weight(nn.Module):
@@ -48,16 +59,23 @@ class Weight(nn.Module):
         return x_RXY if self.multiplier_R is None else (x_RXY * self.multiplier_R[:, None, None]).to(x_RXY.dtype)
 
     def times(self, x_RNI: Tensor) -> Tensor:
-        """Each row times the matrix and the multiplier, [R, N, O].
+        """Each row times the matrix and the multiplier, [R, N, O]."""
+        return self.scale(x_RNI @ self.value)
 
-        Of a stack of E matrices, each is for one of E runs of rows, all of one length.
+    def times_each(self, x_MI: Tensor, ends_G: Tensor | None) -> Tensor:
+        """Of a stack of matrices, one for each of G = R * E runs of rows: each row times its own, [M, O].
+
+        ends_G: where the runs end; None if all have one length.
         """
-        if self.value.dim() == 3:
-            return self.scale(x_RNI @ self.value)
-        replicas, experts, fan_in, fan_out = self.value.shape
-        # Replicas and experts are one batch of matrix products: (R E) C I @ (R E) I O.
-        product = torch.bmm(x_RNI.view(replicas * experts, -1, fan_in), self.value.flatten(0, 1))
-        return self.scale(product.view(replicas, -1, fan_out))
+        value_GIO, replicas = self.value.flatten(0, 1), len(self.value)
+        if ends_G is None:
+            y_GCO = torch.bmm(x_MI.view(len(value_GIO), -1, x_MI.shape[1]), value_GIO)
+            return self.scale(y_GCO.view(replicas, -1, y_GCO.shape[-1])).flatten(0, 1)
+        y_MO = grouped_product(x_MI, value_GIO, ends_G)
+        if self.multiplier_R is None:
+            return y_MO
+        rows_R = ends_G.view(replicas, -1)[:, -1].diff(prepend=ends_G.new_zeros(1))
+        return y_MO * self.multiplier_R.repeat_interleave(rows_R, output_size=len(y_MO))[:, None].to(y_MO.dtype)
 
 
 def weights_of(model: nn.Module) -> dict[str, Weight]:
@@ -85,16 +103,11 @@ class Norm(nn.Module):
         return y_RND if self.bias is None else y_RND + self.bias.scale(self.bias.value[:, None])
 
 
-def feed_forward(
-    x_RNI: Tensor, up: Weight, gate: Weight | None, down: Weight, activation: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """down(activation(up(x))); with a gate down(activation(gate(x)) * up(x)) (Shazeer 2020, eq. 6).
-
-    Of tokens, or of experts' rows, as the weights are (`Weight.times`).
-    """
+def feed_forward(x: Tensor, up: Product, gate: Product | None, down: Product, activation: Product) -> Tensor:
+    """down(activation(up(x))); with a gate down(activation(gate(x)) * up(x)) (Shazeer 2020, eq. 6)."""
     if gate is None:
-        return down.times(activation(up.times(x_RNI)))
-    return down.times(activation(gate.times(x_RNI)) * up.times(x_RNI))
+        return down(activation(up(x)))
+    return down(activation(gate(x)) * up(x))
 
 
 class FeedForward(nn.Module):
@@ -110,4 +123,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, None]:
         """Tokens [R, N, D] to tokens [R, N, D]; no router, nothing routed."""
-        return feed_forward(x_RND, self.up, self.gate, self.down, self.activation), None
+        gate = None if self.gate is None else self.gate.times
+        return feed_forward(x_RND, self.up.times, gate, self.down.times, self.activation), None

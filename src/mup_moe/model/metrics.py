@@ -1,6 +1,6 @@
 """What is recorded of every training step: each metric is a function of a forward pass.
 
-Axes: R replicas, N tokens, E experts, V vocabulary.
+Axes: R replicas, N tokens, E experts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,8 @@ from mup_moe.model.moe import Routed
 class Pass:
     """A forward pass over a batch."""
 
-    logits_RNV: Tensor  # of the next token
-    cross_entropy_RN: Tensor  # in nats
+    loss_R: Tensor  # the mean cross-entropy, in nats
+    cross_entropy_RN: Tensor  # each token's, to be observed: it may have no gradient
     routed: Sequence[Routed]  # what the routers did, block by block; nothing if dense
 
 
@@ -30,7 +30,7 @@ def _of_routers(of_one: Callable[[Routed], Tensor]) -> Metric:
 
     def metric(forward: Pass) -> Tensor:
         if not forward.routed:
-            return forward.cross_entropy_RN.new_zeros(len(forward.cross_entropy_RN))
+            return torch.zeros_like(forward.loss_R)
         return torch.stack([of_one(routed) for routed in forward.routed]).mean(0)
 
     return metric
@@ -79,4 +79,4 @@ METRICS = ("train_loss", *AUXILIARY_LOSSES, "gradient_norm", *OBSERVED)
 def measure(forward: Pass) -> dict[str, Tensor]:
     """All metrics of a forward pass by name, each [R]."""
     metrics = {name: metric(forward) for of_kind in (AUXILIARY_LOSSES, OBSERVED) for name, metric in of_kind.items()}
-    return {"train_loss": forward.cross_entropy_RN.mean(-1)} | metrics
+    return {"train_loss": forward.loss_R} | metrics

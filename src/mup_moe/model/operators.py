@@ -3,6 +3,7 @@
 Axes: R replicas, N tokens, V vocabulary, D width, I and J rows.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,10 @@ from torch.autograd.function import once_differentiable
 
 # One-hot rows are as large as the logits, and their product a third of the unembedding's work.
 _MOST_ONE_HOT = 8192
+# torch's grouped product takes rows of whole units of so many bytes.
+_GROUPED_BYTES = 16
+# Logits of a piece: 4 MiB, which stay in a CPU's cache between two operators. Fewer rows make products slow.
+_CACHED, _LEAST_ROWS = 2**18, 64
 
 
 def prefers_dense(device: torch.device) -> bool:
@@ -21,6 +26,27 @@ def prefers_dense(device: torch.device) -> bool:
     for arithmetic.
     """
     return device.type != "cpu"
+
+
+def prefers_whole(device: torch.device) -> bool:
+    """Whether a step should keep its logits whole: where memory is fast, and where a compiler chooses the pieces."""
+    return prefers_dense(device) or torch.compiler.is_compiling()
+
+
+def prefers_ragged(*weights: Tensor) -> bool:
+    """Whether experts of these stacks [R, E, I, O] should have rows that are filled only, in products of unequal size.
+
+    They save a CPU what padding costs. In bfloat16 each small product costs more than that.
+    """
+    first = weights[0]
+    if prefers_whole(first.device) or first.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(size * first.element_size() % _GROUPED_BYTES == 0 for weight in weights for size in weight.shape[-2:])
+
+
+def grouped_product(x_MI: Tensor, weight_GIO: Tensor, ends_G: Tensor) -> Tensor:
+    """Rows in G runs that end at `ends_G`, each run times a matrix of its own, [M, O]."""
+    return F.grouped_mm(x_MI, weight_GIO, offs=ends_G.to(torch.int32))
 
 
 def rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
@@ -73,24 +99,84 @@ def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        probabilities_NV = torch.softmax(logits_NV, -1, dtype=torch.float32)
-        target_N1 = targets_N[..., None]
-        ctx.save_for_backward(probabilities_NV, target_N1)
+        losses_N, probabilities_NV = _cross_entropy(logits_NV, targets_N)
+        ctx.save_for_backward(probabilities_NV, targets_N)
         ctx.dtype = logits_NV.dtype
-        # The largest probability is at least 1/V: its logarithm is exact where that of the target's underflows.
-        log_sum_N = logits_NV.amax(-1).float() - probabilities_NV.amax(-1).log()
-        return log_sum_N - logits_NV.gather(-1, target_N1).squeeze(-1).float()
+        return losses_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_N: Tensor) -> tuple[Tensor, None]:
-        probabilities_NV, target_N1 = ctx.saved_tensors
-        gradient_N1 = gradient_N[..., None]
-        vocabulary, device = probabilities_NV.shape[-1], target_N1.device
-        if prefers_dense(device):
-            is_target_NV = torch.arange(vocabulary, device=device) == target_N1
-            return ((probabilities_NV - is_target_NV.float()) * gradient_N1).to(ctx.dtype), None
-        probabilities_NV.mul_(gradient_N1)
-        first_N = torch.arange(0, probabilities_NV.numel(), vocabulary)
-        probabilities_NV.view(-1).scatter_add_(0, first_N + target_N1.view(-1), -gradient_N1.reshape(-1))
-        return probabilities_NV.to(ctx.dtype), None
+        probabilities_NV, targets_N = ctx.saved_tensors
+        return _logit_gradient(probabilities_NV, targets_N, gradient_N).to(ctx.dtype), None
+
+
+def linear_cross_entropy(x_RND: Tensor, weight_RDV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` of the logits x @ weight: the mean over tokens, [R], and each token's, [R, N], without a gradient.
+
+    The products are in the precision of autocast. The logits of all tokens are never there at once: pieces that fit a
+    CPU's cache are turned into losses and gradients right away (Liger-Kernel, arXiv 2410.10989, section 3.2).
+    """
+    if torch.is_autocast_enabled("cpu"):
+        x_RND, weight_RDV = (t.to(torch.get_autocast_dtype("cpu")) for t in (x_RND, weight_RDV))
+    if torch.is_grad_enabled():
+        mean_R, losses_RN = _LinearCrossEntropy.apply(x_RND, weight_RDV, targets_RN)  # type: ignore[no-untyped-call]
+        return mean_R, losses_RN
+    losses_RN = torch.empty(targets_RN.shape)
+    for piece, logits_RNV in _logits(x_RND, weight_RDV):
+        losses_RN[piece], _ = _cross_entropy(logits_RNV, targets_RN[piece])
+    return losses_RN.mean(1), losses_RN
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_RND: Tensor, weight_RDV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
+        losses_RN = torch.empty(targets_RN.shape)
+        dx_RND, dweight_RDV = torch.empty_like(x_RND), torch.zeros_like(weight_RDV, dtype=torch.float32)
+        of_mean_RN = torch.full_like(losses_RN, 1 / losses_RN.shape[1])
+        for piece, logits_RNV in _logits(x_RND, weight_RDV):
+            losses_RN[piece], probabilities_RNV = _cross_entropy(logits_RNV, targets_RN[piece])
+            dlogits_RNV = _logit_gradient(probabilities_RNV, targets_RN[piece], of_mean_RN[piece]).to(x_RND.dtype)
+            dx_RND[piece] = dlogits_RNV @ weight_RDV[piece[0]].mT
+            dweight_RDV[piece[0]] += x_RND[piece].mT @ dlogits_RNV
+        ctx.save_for_backward(dx_RND, dweight_RDV.to(weight_RDV.dtype))
+        ctx.mark_non_differentiable(losses_RN)
+        return losses_RN.mean(1), losses_RN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_R: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        dx_RND, dweight_RDV = ((t * gradient_R[:, None, None]).to(t.dtype) for t in ctx.saved_tensors)
+        return dx_RND, dweight_RDV, None
+
+
+def _logits(x_RND: Tensor, weight_RDV: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """The logits of some replicas and tokens after the other, and which those are."""
+    (replicas, tokens, _), vocabulary = x_RND.shape, weight_RDV.shape[-1]
+    rows = min(tokens, max(_LEAST_ROWS, _CACHED // vocabulary))
+    stacked = max(1, _CACHED // (tokens * vocabulary))
+    for replica in range(0, replicas, stacked):
+        for token in range(0, tokens, rows):
+            piece = slice(replica, replica + stacked), slice(token, token + rows)
+            yield piece, x_RND[piece] @ weight_RDV[piece[0]]
+
+
+def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses [N], and the probabilities [N, V] that they come from."""
+    probabilities_NV = torch.softmax(logits_NV, -1, dtype=torch.float32)
+    # The largest probability is at least 1/V: its logarithm is exact where that of the target's underflows.
+    log_sum_N = logits_NV.amax(-1).float() - probabilities_NV.amax(-1).log()
+    return log_sum_N - logits_NV.gather(-1, targets_N[..., None]).squeeze(-1).float(), probabilities_NV
+
+
+def _logit_gradient(probabilities_NV: Tensor, targets_N: Tensor, gradient_N: Tensor) -> Tensor:
+    """The gradient of the losses with respect to the logits [N, V], which may take the place of the probabilities."""
+    target_N1, gradient_N1 = targets_N[..., None], gradient_N[..., None]
+    vocabulary, device = probabilities_NV.shape[-1], targets_N.device
+    if prefers_dense(device):
+        is_target_NV = torch.arange(vocabulary, device=device) == target_N1
+        return (probabilities_NV - is_target_NV.float()) * gradient_N1
+    probabilities_NV.mul_(gradient_N1)
+    first_N = torch.arange(0, probabilities_NV.numel(), vocabulary)
+    probabilities_NV.view(-1).scatter_add_(0, first_N + targets_N.reshape(-1), -gradient_N.reshape(-1))
+    return probabilities_NV

@@ -13,7 +13,7 @@ from mup_moe.model.inventory import ModelShape, tensors_of
 from mup_moe.model.layers import FeedForward, Norm, Tap, Weight
 from mup_moe.model.metrics import Pass, measure
 from mup_moe.model.moe import MoE, Routed
-from mup_moe.model.operators import cross_entropy, lookup
+from mup_moe.model.operators import cross_entropy, linear_cross_entropy, lookup, prefers_whole
 from mup_moe.model.replicas import ReplicaModel
 
 
@@ -48,8 +48,8 @@ class Transformer(ReplicaModel):
         self.unembedding = Weight(tensors["unembedding"], replicas)
         self.embedded, self.logits = Tap(), Tap()
 
-    def predict(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
-        """Token ids [R, B, S] to logits [R, N, V], and what the routers did, block by block."""
+    def features(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
+        """Token ids [R, B, S] to what the unembedding multiplies [R, N, D], and what the routers did, block by block."""
         sequence = tokens_RBS.shape[-1]
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
         if self.position is not None:
@@ -61,10 +61,21 @@ class Transformer(ReplicaModel):
             x_RND, of_block = block(x_RND, sequence)
             if of_block is not None:
                 routed.append(of_block)
-        x_RND = self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier)
-        return self.logits(x_RND @ self.unembedding.value), routed
+        return self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier), routed
+
+    def predict(self, tokens_RBS: Tensor) -> Tensor:
+        """Token ids [R, B, S] to logits [R, N, V]."""
+        return self._logits(self.features(tokens_RBS)[0])
+
+    def _logits(self, x_RND: Tensor) -> Tensor:
+        logits_RNV: Tensor = self.logits(x_RND @ self.unembedding.value)
+        return logits_RNV
 
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
         """As of `ReplicaModel`."""
-        logits_RNV, routed = self.predict(tokens_RBS)
-        return measure(Pass(logits_RNV, cross_entropy(logits_RNV, targets_RBS.flatten(1)), routed))
+        x_RND, routed = self.features(tokens_RBS)
+        targets_RN = targets_RBS.flatten(1)
+        if self.logits.watched or prefers_whole(x_RND.device):
+            losses_RN = cross_entropy(self._logits(x_RND), targets_RN)
+            return measure(Pass(losses_RN.mean(1), losses_RN, routed))
+        return measure(Pass(*linear_cross_entropy(x_RND, self.unembedding.value, targets_RN), routed))
