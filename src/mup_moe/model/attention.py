@@ -14,18 +14,26 @@ from mup_moe.model.inventory import ModelShape, attention_tensors
 from mup_moe.model.layers import Weight
 
 _ROTARY_BASE = 10_000.0
+# Heads of fewer entries are faster in products of our own than in torch's kernel for a CPU (float32).
+_NARROW = 16
 
 
 def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
     """softmax(q.k) v over the positions up to each one's own, [X, H, S, P]; the logits unscaled."""
-    if q_XHSP.device.type != "cpu" or q_XHSP.dtype != torch.bfloat16:
+    *_, positions, size = shape = q_XHSP.shape
+    on_cpu, narrow = q_XHSP.device.type == "cpu", size < _NARROW
+    # On a CPU torch's own kernel takes several times as long in bfloat16 as in float32 (docs/decisions.md).
+    if not on_cpu or not (narrow or q_XHSP.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(q_XHSP, k_XHSP, v_XHSP, is_causal=True, scale=1.0)
-    # torch's own kernel takes several times as long in bfloat16 as in float32 on a CPU (docs/decisions.md).
-    shape, positions = q_XHSP.shape, q_XHSP.shape[-2]
-    q, k, v = (t.reshape(-1, *shape[2:]) for t in (q_XHSP, k_XHSP, v_XHSP))
-    later_SS = torch.full((positions, positions), -math.inf, dtype=q.dtype).triu(1)
-    weights = torch.baddbmm(later_SS, q, k.transpose(1, 2)).softmax(-1, dtype=torch.float32)
-    return torch.bmm(weights.to(v.dtype), v).view(shape)
+    later_SS = torch.full((positions, positions), -math.inf, dtype=q_XHSP.dtype).triu(1)
+    if q_XHSP.dtype == torch.bfloat16:
+        q, k, v = (t.reshape(-1, positions, size) for t in (q_XHSP, k_XHSP, v_XHSP))
+        weights = torch.baddbmm(later_SS, q, k.mT).softmax(-1, dtype=torch.float32)
+        return torch.bmm(weights.to(v.dtype), v).view(shape)
+    # The long axis last: rows of a few entries are a poor shape for a product.
+    q, k, v = (t.mT.reshape(-1, size, positions) for t in (q_XHSP, k_XHSP, v_XHSP))
+    weights = torch.baddbmm(later_SS, q.mT, k).softmax(-1)
+    return torch.bmm(v, weights.mT).view(*shape[:2], size, positions).mT
 
 
 def rotate(x_XHSP: Tensor) -> Tensor:
