@@ -2,7 +2,7 @@
 
 python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
                           [--steps 6300] [--compiled-widths 32 64 128] [--no-compile]
-                          [--device cuda] [--request request.json]
+                          [--instructions native avx2] [--device cuda] [--request request.json]
 
 A step is forward, backward, clipping and AdamW on 1,024 tokens for each replica; tokens/s are those of
 all replicas of a stack together. Every variant of a shape is in a
@@ -10,16 +10,24 @@ process of its own, and all of them take turns, so that a noisy machine disturbs
 the median, over the turns, of a variant's tokens/s to those of the fastest peer in its stock
 environment; `ratio_same_allocator` to those of the fastest peer whose malloc keeps freed pages too.
 Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
-them. Where bfloat16 is emulated, no variant has it. Compilation counts in `tokens_per_second_of_run`, a
+them. Where bfloat16 is emulated, no variant has it. On a CPU with AVX-512 everything is measured a second
+time, after the first, as a CPU without it would do it (`instructions`): what a laptop does, as far as its
+instructions decide. Compilation counts in `tokens_per_second_of_run`, a
 run of --steps steps (default: what one shape of figure 1 trains, 21 cells of 300 steps), and in
 `ratio_of_run`, to the best peer's run. The fraction of the matmul rate counts training FLOPs (6 per
 active matrix entry, and attention) against one product of square matrices in the precision of the
 variant. `default` marks how the pipeline trains.
 """
 
+import argparse
+import csv
+import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +44,7 @@ COLUMNS = (
     *("system", "architecture", "width", "experts", "granularity", "top_k", "replicas", "precision", "step"),
     *(
         "allocator",
+        "instructions",
         "experts_implementation",
         "attention",
         "default",
@@ -52,6 +61,18 @@ COLUMNS = (
 
 GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
+
+
+# Of a process and its libraries (torch, oneDNN, oneMKL, OpenBLAS), by what `--instructions` calls them.
+ENVIRONMENTS = {
+    "native": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+}
 
 
 def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> list[Variant]:
@@ -101,11 +122,12 @@ def rows_of(base: TrainingRequest, default: Variant, results: Sequence[Measured]
     run = best_peer(results, "stock", steps)
     for result in results:
         variant = result.variant
+        instructions = torch.backends.cpu.get_cpu_capability() if variant.device == "cpu" else None
         ours = variant.system == OURS and variant.architecture == "moe" and variant.device == "cpu"
         yield [
             *(variant.system, variant.architecture, variant.width, variant.experts, variant.granularity),
             1 if variant.architecture == "dense" else base.model.top_k * variant.granularity,
-            *(variant.replicas, variant.precision, variant.step, variant.allocator),
+            *(variant.replicas, variant.precision, variant.step, variant.allocator, instructions),
             *(variant.experts_implementation, variant.attention, "yes" if variant == default else "no"),
             *(result.sizes.parameters, result.sizes.active_parameters, result.sizes.flops_per_token),
             *(round(result.rate), round(result.gflops, 1), round(result.matmul_gflops, 1)),
@@ -127,9 +149,39 @@ def main() -> None:
     options.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
     help_compiled = "of MoE, where compiled variants are measured too; on a GPU all are"
     options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64, 128], help=help_compiled)
+    help_instructions = "of the CPU (default: native, and avx2 where that is less)"
+    options.add_argument("--instructions", nargs="+", choices=list(ENVIRONMENTS), help=help_instructions)
     arguments = options.parse_args()
+    out = out_path(arguments, "step")
+    native = torch.backends.cpu.get_cpu_capability()
+    more = ["avx2"] if arguments.device == "cpu" and native.startswith("AVX512") else []
+    table: list[list[Any]] = []
+    for instructions in arguments.instructions or ["native", *more]:
+        if instructions == "native":
+            table += _rows(arguments, out, table)
+        else:
+            table += _rows_elsewhere(instructions)
+    if not any(row[0] == OURS for row in table):
+        sys.exit("nothing of ours was measured")
+    write_csv(out, COLUMNS, table)
+
+
+def _rows_elsewhere(instructions: str) -> list[list[str]]:
+    """Measures the same, in a process that keeps to these instructions."""
+    given = [word for word in sys.argv[1:] if word not in ("--instructions", *ENVIRONMENTS)]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "step.csv"
+        command = [sys.executable, __file__, *given, "--instructions", "native", "--out", out]
+        if subprocess.run(command, env=os.environ | ENVIRONMENTS[instructions]).returncode:
+            sys.exit(f"measuring with {instructions} failed")
+        with out.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file))[1:]
+
+
+def _rows(arguments: argparse.Namespace, out: Path, before: list[list[Any]]) -> list[list[Any]]:
+    """Measures every shape in this process and its workers."""
     base, device = read_request(arguments.request), arguments.device
-    rows = []
+    rows: list[list[Any]] = []
     for architecture in arguments.architectures:
         for width in arguments.widths:
             shape = {"architecture": architecture, "width": width}
@@ -143,9 +195,8 @@ def main() -> None:
                 rows.append(row + machine_row(device, arguments.threads))
                 _show(dict(zip(COLUMNS, rows[-1], strict=True)))
             # What is measured so far is kept should a later shape fail.
-            write_csv(out_path(arguments, "step"), COLUMNS, rows)
-    if not any(row[0] == OURS for row in rows):
-        sys.exit("nothing of ours was measured")
+            write_csv(out, COLUMNS, [*before, *rows])
+    return rows
 
 
 def _show(row: dict[str, Any]) -> None:

@@ -24,12 +24,13 @@ from mup_moe.config.cell import AXES, Cell, LearningRate
 from mup_moe.config.jobs import jobs
 from mup_moe.config.optimizers import OPTIMIZERS, OptimizerEntry
 from mup_moe.files import UserError
-from mup_moe.model import operators
+from mup_moe.model import operators, products
 from mup_moe.model.attention import causal_attention
 from mup_moe.model.inventory import ModelShape, size_of
 from mup_moe.model.layers import weights_of
 from mup_moe.model.metrics import METRICS
-from mup_moe.model.operators import cross_entropy
+from mup_moe.model.operators import cross_entropy, linear_cross_entropy
+from mup_moe.model.products import grouped_product, product
 from mup_moe.model.scaling import factors
 from mup_moe.training import optimizer
 from mup_moe.training import stack as stack_module
@@ -79,12 +80,104 @@ def test_cross_entropy_of_bfloat16_logits_is_float32_and_not_finite_where_they_a
     assert not cross_entropy(torch.full((1, 1, 3), float("nan")), torch.zeros(1, 1, dtype=torch.long)).isfinite()
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    scale=st.sampled_from([0.0, 1.0, 1e3]),
+    tokens=st.integers(1, 9),
+    piece=st.sampled_from([1, 22, 50, 2**20]),
+    by_numpy=st.booleans(),
+)
+def test_cross_entropy_in_pieces_is_that_of_whole_logits(seed, scale, tokens, piece, by_numpy):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(3, tokens, 8, generator=generator), torch.randn(3, 8, 11, generator=generator) * scale
+    targets = torch.randint(0, 11, (3, tokens), generator=generator)
+    of_replica = torch.rand(3, generator=generator)
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in (x, weight)] for _ in range(2))
+    with (
+        patch.multiple(operators, _CACHED=piece, _LEAST_ROWS=2),
+        patch.object(products, "numpy_is_faster", lambda: by_numpy),
+    ):
+        mean, losses = linear_cross_entropy(*ours, targets)
+        with torch.no_grad():
+            unwatched = linear_cross_entropy(x, weight, targets)
+    expected = cross_entropy(theirs[0] @ theirs[1], targets)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5 * max(scale, 1)}
+    torch.testing.assert_close(losses, expected, **tolerance)
+    torch.testing.assert_close((mean, losses), unwatched)
+    torch.testing.assert_close(mean, expected.mean(1), **tolerance)
+    assert not losses.requires_grad
+    (mean * of_replica).sum().backward()
+    (expected.mean(1) * of_replica).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, **tolerance)
+
+
+def test_cross_entropy_in_pieces_multiplies_in_the_precision_of_autocast():
+    x, weight, targets = torch.randn(2, 6, 8), torch.randn(2, 8, 11), torch.randint(0, 11, (2, 6))
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in (x, weight)] for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16), patch.multiple(operators, _CACHED=1, _LEAST_ROWS=6):
+        mean, losses = linear_cross_entropy(*ours, targets)
+        expected = cross_entropy(theirs[0] @ theirs[1], targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected, rtol=0, atol=0)
+    mean.sum().backward()
+    expected.mean(1).sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-2, atol=1e-4)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    sizes=st.lists(st.integers(0, 5), min_size=6, max_size=6),
+    inputs=st.sampled_from([1, 3, 8]),
+    outputs=st.sampled_from([1, 4, 5]),
+)
+def test_products_by_numpy_are_torchs_with_their_gradients(seed, sizes, inputs, outputs):
+    generator = torch.Generator().manual_seed(seed)
+    rows, weight = torch.randn(sum(sizes), inputs, generator=generator), torch.randn(6, inputs, outputs)
+    # As they come: a part of longer rows, and with the last axes swapped.
+    part = torch.randn(6, 7, inputs + 2, generator=generator)[..., 1:-1]
+    turned = torch.randn(6, inputs, 7, generator=generator).mT
+    ends = torch.tensor(sizes).cumsum(0)
+
+    def run(x, times):
+        mine, matrices = x.clone(memory_format=torch.preserve_format).requires_grad_(), weight.clone().requires_grad_()
+        y = times(mine, matrices)
+        (y.square().sum() + y.sum()).backward()
+        return y, mine.grad, matrices.grad
+
+    def each(x, matrices):
+        return torch.cat([run @ matrix for run, matrix in zip(x.split(sizes), matrices, strict=True)])
+
+    with patch.object(products, "numpy_is_faster", lambda: True):
+        made = [run(x, product) for x in (part, turned)]
+        made.append(run(rows, lambda x, matrices: grouped_product(x, matrices, ends)))
+    wanted = [*(run(x, torch.matmul) for x in (part, turned)), run(rows, each)]
+    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_cross_entropy_refuses_to_be_walked_backward_twice():
     logits = torch.randn(1, 3, 5, requires_grad=True)
     loss = cross_entropy(logits, torch.zeros(1, 3, dtype=torch.long)).sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         loss.backward()
+
+
+@pytest.mark.parametrize("positions", [1, 7, 64])
+def test_attention_of_narrow_heads_is_torchs(positions):
+    generator = torch.Generator().manual_seed(positions)
+    ours, theirs = (
+        [torch.randn(3, 2, positions, 8, generator=generator.manual_seed(n)).requires_grad_() for n in range(3)]
+        for _ in range(2)
+    )
+    mixed = causal_attention(*ours)
+    expected = F.scaled_dot_product_attention(*theirs, is_causal=True, scale=1.0)
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+    mixed.square().sum().backward()
+    expected.square().sum().backward()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [1, 7, 64])

@@ -34,7 +34,7 @@ class Routing(Load):
     """Which assignment has which row."""
 
     gates_RKN: Tensor  # of each assignment; 0 where it was dropped
-    row_RKN: Tensor  # of each assignment; any row if dropped
+    row_RKN: Tensor  # of each assignment; any row of its replica if dropped
     assignment_M: Tensor  # in each row; any assignment if the row is empty
     filled_M: Tensor | None  # whether the row holds one; None if all do
     ends_G: Tensor | None  # where each expert's rows end; None if all have C
@@ -57,27 +57,31 @@ def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
     active, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
     assignments = active * tokens
     expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, assignments)
-    first_R1 = torch.arange(replicas, device=device)[:, None]
+    replica_R1 = torch.arange(replicas, device=device)[:, None]
     filled_M = ends_G = None
     if ragged:
         queue = _sorted(expert_RA, experts)
         kept_RA, counts_RE = queue.position_RA < capacity, queue.counts_RE
-        ends_G = counts_RE.clamp(max=capacity).flatten().cumsum(0)
-        starts_RE = ends_G.roll(1).index_fill(0, first_R1[0, :1], 0).view(replicas, experts)
+        rows_RE = counts_RE.clamp(max=capacity)
+        ends_G = rows_RE.flatten().cumsum(0)
+        starts_RE = ends_G.view_as(rows_RE) - rows_RE
         row_RA = starts_RE.gather(1, expert_RA) + queue.position_RA
-        in_order_RA = queue.order_RA + assignments * first_R1
+        own_R1 = starts_RE[:, :1]
+        in_order_RA = queue.order_RA + assignments * replica_R1
         assignment_M = in_order_RA[kept_RA.gather(1, queue.order_RA)]
     else:
         form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
         position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
         kept_RA = position_RA < capacity
-        row_RA = (expert_RA + experts * first_R1) * capacity + position_RA
-        assignment_M = (assignment_REC + assignments * first_R1[..., None]).flatten()
+        own_R1 = replica_R1 * experts * capacity
+        row_RA = own_R1 + expert_RA * capacity + position_RA
+        assignment_M = (assignment_REC + assignments * replica_R1[..., None]).flatten()
         filled_M = (torch.arange(capacity, device=device) < counts_RE[:, :, None]).flatten()
     kept_RKN = kept_RA.view(replicas, active, tokens)
     return Routing(
         gates_RKN=choice.gates_RNK.transpose(1, 2) * kept_RKN,
-        row_RKN=row_RA.where(kept_RA, 0).view(replicas, active, tokens),
+        # One of its own replica's, for what is not finite there is for no other.
+        row_RKN=row_RA.where(kept_RA, own_R1).view(replicas, active, tokens),
         kept_RKN=kept_RKN,
         assignment_M=assignment_M,
         filled_M=filled_M,

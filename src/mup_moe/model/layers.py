@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mup_moe.config.roles import QUANTITIES
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.inventory import ModelShape, TensorSpec, feed_forward_tensors, norm_tensors
-from mup_moe.model.operators import grouped_product
+from mup_moe.model.products import grouped_product, product
 
 # From rows to rows.
 Product: TypeAlias = Callable[[Tensor], Tensor]
@@ -60,7 +60,7 @@ class Weight(nn.Module):
 
     def times(self, x_RNI: Tensor) -> Tensor:
         """Each row times the matrix and the multiplier, [R, N, O]."""
-        return self.scale(x_RNI @ self.value)
+        return self.scale(product(x_RNI, self.value))
 
     def times_each(self, x_MI: Tensor, ends_G: Tensor | None) -> Tensor:
         """Of a stack of matrices, one for each of G = R * E runs of rows: each row times its own, [M, O].

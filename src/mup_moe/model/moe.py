@@ -1,8 +1,8 @@
 """A mixture-of-experts layer: router, dispatch, experts, combination.
 
 Axes: R replicas, N tokens, D width, E experts, K experts of a token, C rows per expert at most,
-M rows of all replicas and experts, F expert size. But for float32 on a CPU (`operators.prefers_ragged`), every shape
-follows from the settings alone, so that the layer compiles and can be captured in a CUDA graph.
+M rows of all replicas and experts, F expert size. Where a step is to be compiled or captured as a CUDA graph, every
+shape follows from the settings alone; float32 on a CPU leaves empty rows out.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from functools import partial
 from torch import Tensor, nn
 
 from mup_moe.config.settings import ModelSettings
-from mup_moe.model import operators
 from mup_moe.model.dispatch import Load, assign_rows, capacity, combine, dispatch, gather_outputs
 from mup_moe.model.inventory import ModelShape, moe_tensors
 from mup_moe.model.layers import ACTIVATIONS, Tap, Weight, feed_forward
+from mup_moe.model.operators import prefers_static
+from mup_moe.model.products import prefers_runs
 from mup_moe.model.router import Choice, Router, choose
 
 
@@ -46,9 +47,10 @@ class MoE(nn.Module):
         logits_RNE = self.logits(self.router.logits(x_RND))
         choice = choose(logits_RNE, shape.active_experts, settings.gates, settings.renormalize_gates)
         rows = capacity(x_RND.shape[1], shape, settings.capacity_factor)
-        ragged = operators.prefers_ragged(self.up.value, self.down.value)
+        ragged = not prefers_static(x_RND.device) and prefers_runs(self.up.value, self.down.value)
         routing = assign_rows(choice, rows, ragged)
-        up, gate, down = (w and partial(w.times_each, ends_G=routing.ends_G) for w in (self.up, self.gate, self.down))
+        up, down = (partial(weight.times_each, ends_G=routing.ends_G) for weight in (self.up, self.down))
+        gate = None if self.gate is None else partial(self.gate.times_each, ends_G=routing.ends_G)
         y_MD = feed_forward(dispatch(x_RND, routing), up, gate, down, ACTIVATIONS[settings.activation])
         z_RKND = self.expert_outputs(gather_outputs(y_MD, routing))
         return combine(z_RKND, self.gates(routing.gates_RKN)), Routed(choice, routing)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mup_moe.model.products import multiply
+
 # One-hot rows are as large as the logits, and their product a third of the unembedding's work.
 _MOST_ONE_HOT = 8192
-# torch's grouped product takes rows of whole units of so many bytes.
-_GROUPED_BYTES = 16
 # Logits of a piece: 4 MiB, which stay in a CPU's cache between two operators. Fewer rows make products slow.
 _CACHED, _LEAST_ROWS = 2**18, 64
 
@@ -28,25 +28,9 @@ def prefers_dense(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def prefers_whole(device: torch.device) -> bool:
-    """Whether a step should keep its logits whole: where memory is fast, and where a compiler chooses the pieces."""
+def prefers_static(device: torch.device) -> bool:
+    """Whether a step should be whole operators of static shapes: to be compiled or captured, and on a GPU."""
     return prefers_dense(device) or torch.compiler.is_compiling()
-
-
-def prefers_ragged(*weights: Tensor) -> bool:
-    """Whether experts of these stacks [R, E, I, O] should have rows that are filled only, in products of unequal size.
-
-    They save a CPU what padding costs. In bfloat16 each small product costs more than that.
-    """
-    first = weights[0]
-    if prefers_whole(first.device) or first.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-        return False
-    return all(size * first.element_size() % _GROUPED_BYTES == 0 for weight in weights for size in weight.shape[-2:])
-
-
-def grouped_product(x_MI: Tensor, weight_GIO: Tensor, ends_G: Tensor) -> Tensor:
-    """Rows in G runs that end at `ends_G`, each run times a matrix of its own, [M, O]."""
-    return F.grouped_mm(x_MI, weight_GIO, offs=ends_G.to(torch.int32))
 
 
 def rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
@@ -112,7 +96,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(x_RND: Tensor, weight_RDV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` of the logits x @ weight: the mean over tokens, [R], and each token's, [R, N], without a gradient.
+    """`cross_entropy` of the logits x @ weight: its mean over tokens [R], and each token's [R, N], without a gradient.
 
     The products are in the precision of autocast. The logits of all tokens are never there at once: pieces that fit a
     CPU's cache are turned into losses and gradients right away (Liger-Kernel, arXiv 2410.10989, section 3.2).
@@ -137,8 +121,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for piece, logits_RNV in _logits(x_RND, weight_RDV):
             losses_RN[piece], probabilities_RNV = _cross_entropy(logits_RNV, targets_RN[piece])
             dlogits_RNV = _logit_gradient(probabilities_RNV, targets_RN[piece], of_mean_RN[piece]).to(x_RND.dtype)
-            dx_RND[piece] = dlogits_RNV @ weight_RDV[piece[0]].mT
-            dweight_RDV[piece[0]] += x_RND[piece].mT @ dlogits_RNV
+            dx_RND[piece] = multiply(dlogits_RNV, weight_RDV[piece[0]].mT)
+            dweight_RDV[piece[0]] += multiply(x_RND[piece].mT, dlogits_RNV)
         ctx.save_for_backward(dx_RND, dweight_RDV.to(weight_RDV.dtype))
         ctx.mark_non_differentiable(losses_RN)
         return losses_RN.mean(1), losses_RN
@@ -158,7 +142,7 @@ def _logits(x_RND: Tensor, weight_RDV: Tensor) -> Iterator[tuple[tuple[slice, sl
     for replica in range(0, replicas, stacked):
         for token in range(0, tokens, rows):
             piece = slice(replica, replica + stacked), slice(token, token + rows)
-            yield piece, x_RND[piece] @ weight_RDV[piece[0]]
+            yield piece, multiply(x_RND[piece], weight_RDV[piece[0]])
 
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:

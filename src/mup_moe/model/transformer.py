@@ -13,7 +13,8 @@ from mup_moe.model.inventory import ModelShape, tensors_of
 from mup_moe.model.layers import FeedForward, Norm, Tap, Weight
 from mup_moe.model.metrics import Pass, measure
 from mup_moe.model.moe import MoE, Routed
-from mup_moe.model.operators import cross_entropy, linear_cross_entropy, lookup, prefers_whole
+from mup_moe.model.operators import cross_entropy, linear_cross_entropy, lookup, prefers_static
+from mup_moe.model.products import product
 from mup_moe.model.replicas import ReplicaModel
 
 
@@ -49,7 +50,7 @@ class Transformer(ReplicaModel):
         self.embedded, self.logits = Tap(), Tap()
 
     def features(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
-        """Token ids [R, B, S] to what the unembedding multiplies [R, N, D], and what the routers did, block by block."""
+        """Token ids [R, B, S] to what the unembedding multiplies [R, N, D], and what each block's router did."""
         sequence = tokens_RBS.shape[-1]
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
         if self.position is not None:
@@ -68,14 +69,14 @@ class Transformer(ReplicaModel):
         return self._logits(self.features(tokens_RBS)[0])
 
     def _logits(self, x_RND: Tensor) -> Tensor:
-        logits_RNV: Tensor = self.logits(x_RND @ self.unembedding.value)
+        logits_RNV: Tensor = self.logits(product(x_RND, self.unembedding.value))
         return logits_RNV
 
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
         """As of `ReplicaModel`."""
         x_RND, routed = self.features(tokens_RBS)
         targets_RN = targets_RBS.flatten(1)
-        if self.logits.watched or prefers_whole(x_RND.device):
+        if self.logits.watched or prefers_static(x_RND.device):
             losses_RN = cross_entropy(self._logits(x_RND), targets_RN)
             return measure(Pass(losses_RN.mean(1), losses_RN, routed))
         return measure(Pass(*linear_cross_entropy(x_RND, self.unembedding.value, targets_RN), routed))
