@@ -1,23 +1,32 @@
-"""The peer: transformers' Mixtral, and Llama where our model is dense, of our active size.
+"""The peers: transformers' Mixtral, and Llama where our model is dense, of our active size; and nanoGPT-mup.
 
 Same widths, heads, blocks, vocabulary, windows of tokens, balance loss, gradient clipping and AdamW
 (fused). Their gated feed-forward layer has three matrices to our two, so that its size is two thirds of
 ours and a token meets as many weights in both. Theirs drops no token; ours drops what is above an
 expert's capacity, and reports it.
+
+nanoGPT-mup (EleutherAI) is what one would take to sweep learning rates of a dense GPT under muP. Its code is not here:
+`NanoGPT` is the model of its description at our sizes, trained by the loop of its description.
 """
 
 import itertools
+import math
+import re
 import warnings
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from variants import Model, Variant
+from variants import NANO, Model, Variant
 
 from mup_moe.model.inventory import ModelShape
 from mup_moe.training.batches import Batches
 from mup_moe.training.request import TrainingRequest
+
+# Matrices that are read, not multiplied.
+_LOOKUP = re.compile("embed_tokens|wte|wpe")
 
 
 def peer_model(variant: Variant, request: TrainingRequest, vocabulary: int) -> nn.Module:
@@ -59,11 +68,13 @@ def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, v
     warnings.simplefilter("ignore")
     device, training = torch.device(variant.device), request.training
     torch.manual_seed(0)
-    model = peer_model(variant, request, vocabulary).to(device).train()
+    of_system = nano_gpt if variant.system == NANO else peer_model
+    model = of_system(variant, request, vocabulary).to(device).train()
     if variant.precision == "bfloat16-weights":
         model = model.to(torch.bfloat16)
+    groups = model.groups() if isinstance(model, NanoGPT) else [{"params": list(model.parameters())}]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        groups,
         lr=1e-3,
         betas=training.adam_betas,
         eps=training.adam_eps,
@@ -75,6 +86,8 @@ def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, v
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=variant.precision == "bfloat16"):
+            if isinstance(model, NanoGPT):
+                return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
             # Targets are shifted already; without `labels` no loss is computed.
             loss: Tensor = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         return loss
@@ -85,6 +98,8 @@ def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, v
     def run(count: int) -> None:
         for _ in range(count):
             windows = batches.training(request.cell.seed, next(steps)).to(device)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * group.get("lr_scale", 1.0)
             optimizer.zero_grad()
             loss_of(windows[:, :-1].contiguous(), windows[:, 1:].contiguous()).backward()
             if training.clip_norm is not None:
@@ -94,12 +109,81 @@ def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, v
     return Model(run, training.batch_size * request.model.sequence, **sizes(model, request))
 
 
+# ---------------------------------------------------------------- nanoGPT-mup
+
+
+class _NanoBlock(nn.Module):
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln_1, self.ln_2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.c_attn, self.c_proj = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.c_fc, self.mlp_proj = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        batch, sequence, width = x_BSD.shape
+        heads = (batch, sequence, self.heads, width // self.heads)
+        q, k, v = (t.view(heads).transpose(1, 2) for t in self.c_attn(self.ln_1(x_BSD)).split(width, dim=2))
+        # muP: attention scales with 1/head_size.
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / q.shape[-1])
+        x_BSD = x_BSD + self.c_proj(mixed.transpose(1, 2).reshape(batch, sequence, width))
+        return x_BSD + self.mlp_proj(F.gelu(self.c_fc(self.ln_2(x_BSD))))
+
+
+class NanoGPT(nn.Module):
+    """A GPT with learned positions, LayerNorm and GELU under muP: groups of learning rates, and scaled logits.
+
+    Axes: B sequences, S positions, D width, V vocabulary.
+    """
+
+    config = None
+
+    def __init__(self, shape: ModelShape, request: TrainingRequest, vocabulary: int) -> None:
+        super().__init__()
+        width, blocks = shape.width, request.model.blocks
+        self.multiplier = width / request.model.base_width
+        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(request.model.sequence, width)
+        self.h = nn.ModuleList(_NanoBlock(width, shape.heads, shape.expert_size) for _ in range(blocks))
+        self.ln_f, self.lm_head = nn.LayerNorm(width, bias=False), nn.Linear(width, vocabulary, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                hidden = name.startswith("h.")
+                into_residual = 2 * blocks if name.endswith("proj.weight") else 1
+                std = 0.02 / math.sqrt((self.multiplier if hidden else 1) * into_residual)
+                nn.init.normal_(parameter, std=std)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Logits [B, S, V]."""
+        positions_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
+        x_BSD = self.wte(tokens_BS) + self.wpe(positions_S)
+        for block in self.h:
+            x_BSD = block(x_BSD)
+        logits_BSV: Tensor = self.lm_head(self.ln_f(x_BSD)) / self.multiplier
+        return logits_BSV
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Hidden matrices, whose rate falls with width; other matrices; gains, which do not decay."""
+        of = dict(self.named_parameters())
+        hidden = [p for name, p in of.items() if p.dim() == 2 and name.startswith("h.")]
+        others = [p for name, p in of.items() if p.dim() == 2 and not name.startswith("h.")]
+        return [
+            {"params": hidden, "lr_scale": 1 / self.multiplier},
+            {"params": others},
+            {"params": [p for p in of.values() if p.dim() < 2], "weight_decay": 0.0},
+        ]
+
+
+def nano_gpt(_: Variant, request: TrainingRequest, vocabulary: int) -> NanoGPT:
+    """nanoGPT-mup's model of the request's size."""
+    return NanoGPT(ModelShape.of(request.cell, request.model, vocabulary), request, vocabulary)
+
+
 def sizes(model: nn.Module, request: TrainingRequest) -> dict[str, int]:
     """Parameters, active parameters and training FLOPs per token, counted as `model_size` does."""
     config: Any = model.config
     share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     active = {name: p.numel() * (share if ".experts." in name else 1) for name, p in model.named_parameters()}
-    matmul = sum(active[name] for name, p in model.named_parameters() if p.dim() > 1 and "embed_tokens" not in name)
+    matmul = sum(active[name] for name, p in model.named_parameters() if p.dim() > 1 and not _LOOKUP.search(name))
     attention = 12 * request.model.blocks * request.cell.width * request.model.sequence
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -38,6 +38,13 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"figure": str}, keep_default_na=False, na_values=[""])  # noqa: TID251
 
 
+def with_all_instructions(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that use all of the machine's instructions, which come first."""
+    if "instructions" not in table or table["instructions"].isna().all():
+        return table
+    return table[table["instructions"] == table["instructions"].iloc[0]]
+
+
 def best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     """The row of the largest value at each width."""
     return rows.loc[rows.groupby("width")[column].idxmax()].sort_values("width")

@@ -1,4 +1,4 @@
-"""Speed of a training step: ours beside transformers' Mixtral and Llama, and the machine's matmul rate.
+"""Speed of a training step: ours, transformers' Mixtral and Llama, nanoGPT-mup, and the machine's matmul rate.
 
 python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
                           [--steps 6300] [--compiled-widths 32 64 128] [--no-compile]
@@ -7,33 +7,31 @@ python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dens
 A step is forward, backward, clipping and AdamW on 1,024 tokens for each replica; tokens/s are those of
 all replicas of a stack together. Every variant of a shape is in a
 process of its own, and all of them take turns, so that a noisy machine disturbs all alike: `ratio` is
-the median, over the turns, of a variant's tokens/s to those of the fastest peer in its stock
-environment; `ratio_same_allocator` to those of the fastest peer whose malloc keeps freed pages too.
-Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
-them. Where bfloat16 is emulated, no variant has it. On a CPU with AVX-512 everything is measured a second
-time, after the first, as a CPU without it would do it (`instructions`): what a laptop does, as far as its
-instructions decide. Compilation counts in `tokens_per_second_of_run`, a
+the median, over the turns, of a variant's tokens/s to those of the fastest of transformers in its stock
+environment; `ratio_same_allocator` to those of the fastest of transformers whose malloc keeps freed pages
+too. Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
+them. Where bfloat16 is emulated, no variant has it. nanoGPT-mup is timed beside Llama; its loop compiles the
+model, so that variant is there at the compiled widths. Compilation counts in `tokens_per_second_of_run`, a
 run of --steps steps (default: what one shape of figure 1 trains, 21 cells of 300 steps), and in
-`ratio_of_run`, to the best peer's run. The fraction of the matmul rate counts training FLOPs (6 per
+`ratio_of_run`, to the best run of transformers. The fraction of the matmul rate counts training FLOPs (6 per
 active matrix entry, and attention) against one product of square matrices in the precision of the
 variant. `default` marks how the pipeline trains.
+
+On a CPU with AVX-512 everything is measured a second time, after the first, as a CPU without it would do it
+(`instructions`): what a laptop does, as far as its instructions decide.
 """
 
 import argparse
-import csv
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import PROVENANCE, machine_row, out_path, parser, told
+from common import INSTRUCTIONS, PROVENANCE, instructions_of, machine_row, out_path, parser, rows_with, told
 from timing import Measured, measure
-from variants import CURVE, OURS, PEER, VOCABULARY, Variant, default_variant, read_request
+from variants import CURVE, NANO, OURS, PEER, VOCABULARY, Variant, default_variant, read_request
 
 from mup_moe.files import write_csv
 from mup_moe.model.inventory import ModelShape, model_size
@@ -63,25 +61,17 @@ GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
 """Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
 
 
-# Of a process and its libraries (torch, oneDNN, oneMKL, OpenBLAS), by what `--instructions` calls them.
-ENVIRONMENTS = {
-    "native": {},
-    "avx2": {
-        "ATEN_CPU_CAPABILITY": "avx2",
-        "ONEDNN_MAX_CPU_ISA": "AVX2",
-        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-        "OPENBLAS_CORETYPE": "Haswell",
-    },
-}
-
-
-def variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> list[Variant]:
-    """Ours, the default first, and the peer's, at one shape; each once."""
+def variants_of(
+    base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool, nano_compiling: bool = False
+) -> list[Variant]:
+    """Ours, the default first, and the peers', at one shape; each once."""
     # Where the default is float32 or one replica, some of ours coincide.
-    return list(dict.fromkeys(_variants_of(base, device, shape, compiling)))
+    return list(dict.fromkeys(_variants_of(base, device, shape, compiling, nano_compiling)))
 
 
-def _variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool) -> Iterator[Variant]:
+def _variants_of(
+    base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool, nano_compiling: bool
+) -> Iterator[Variant]:
     alone = default_variant(base, device, **shape)
     request = alone.request(base)
     size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
@@ -103,6 +93,11 @@ def _variants_of(base: TrainingRequest, device: str, shape: dict[str, Any], comp
                 yield replace(peer, precision=precision, step=step, allocator=allocator)
     eager = replace(peer, precision="float32", step="eager")
     yield replace(eager, attention="eager")
+    if dense:
+        nano = replace(peer, system=NANO, attention="")
+        for precision in ("float32", "bfloat16") if native else ("float32",):
+            for step in ("eager", "compiled") if compiling or nano_compiling else ("eager",):
+                yield replace(nano, precision=precision, step=step)
     if native:
         yield replace(eager, precision="bfloat16-weights")
     if not dense:
@@ -150,32 +145,18 @@ def main() -> None:
     help_compiled = "of MoE, where compiled variants are measured too; on a GPU all are"
     options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64, 128], help=help_compiled)
     help_instructions = "of the CPU (default: native, and avx2 where that is less)"
-    options.add_argument("--instructions", nargs="+", choices=list(ENVIRONMENTS), help=help_instructions)
+    options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), help=help_instructions)
     arguments = options.parse_args()
     out = out_path(arguments, "step")
-    native = torch.backends.cpu.get_cpu_capability()
-    more = ["avx2"] if arguments.device == "cpu" and native.startswith("AVX512") else []
     table: list[list[Any]] = []
-    for instructions in arguments.instructions or ["native", *more]:
+    for instructions in arguments.instructions or instructions_of(arguments.device):
         if instructions == "native":
             table += _rows(arguments, out, table)
         else:
-            table += _rows_elsewhere(instructions)
+            table += rows_with(instructions, __file__)
     if not any(row[0] == OURS for row in table):
         sys.exit("nothing of ours was measured")
     write_csv(out, COLUMNS, table)
-
-
-def _rows_elsewhere(instructions: str) -> list[list[str]]:
-    """Measures the same, in a process that keeps to these instructions."""
-    given = [word for word in sys.argv[1:] if word not in ("--instructions", *ENVIRONMENTS)]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "step.csv"
-        command = [sys.executable, __file__, *given, "--instructions", "native", "--out", out]
-        if subprocess.run(command, env=os.environ | ENVIRONMENTS[instructions]).returncode:
-            sys.exit(f"measuring with {instructions} failed")
-        with out.open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))[1:]
 
 
 def _rows(arguments: argparse.Namespace, out: Path, before: list[list[Any]]) -> list[list[Any]]:
@@ -186,9 +167,9 @@ def _rows(arguments: argparse.Namespace, out: Path, before: list[list[Any]]) -> 
         for width in arguments.widths:
             shape = {"architecture": architecture, "width": width}
             shape["experts"] = base.cell.experts if architecture == "moe" else 1
-            compiling = device == "cuda" or (architecture == "moe" and width in arguments.compiled_widths)
-            compiling &= not arguments.no_compile
-            variants = variants_of(base, device, shape, compiling)
+            compiled = not arguments.no_compile and (device == "cuda" or width in arguments.compiled_widths)
+            compiling = compiled and (device == "cuda" or architecture == "moe")
+            variants = variants_of(base, device, shape, compiling, nano_compiling=compiled)
             with told(f"{architecture}, width {width}"):
                 results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
             for row in rows_of(base, variants[0], results, arguments.steps):

@@ -25,7 +25,7 @@ from mup_moe.training.trainer import Trainer
 VOCABULARY = 1024
 # Replicas of a stack where the device takes as many as there are: the learning rates of a curve.
 CURVE = 9
-OURS, PEER = "mup-moe", "transformers"
+OURS, PEER, NANO = "mup-moe", "transformers", "nanoGPT-mup"
 # None of a stack diverges, which would make it smaller while it is timed.
 _SLOWEST_RATE, _RATES = 2.0**-10, 9
 # More than any measurement takes: what ends a run is its clock.
@@ -36,7 +36,7 @@ _STEPS = 100_000
 class Variant:
     """One way to take the steps of one shape.
 
-    system: whose code (`OURS`, `PEER`). precision: float32, bfloat16 (autocast), or bfloat16-weights
+    system: whose code (`OURS`, `PEER`, `NANO`). precision: float32, bfloat16 (autocast), or bfloat16-weights
     (no float32 copy of the weights). step: eager, compiled or graph. allocator: stock, or kept (malloc
     keeps the pages that are freed). experts_implementation, attention: as transformers names them.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from conftest import CONFIG, ROOT
 from mup_moe.config.document import read_document
@@ -20,6 +21,7 @@ from mup_moe.model.inventory import ModelShape, model_size
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import floor
 import peers
 import pipeline
 import step
@@ -79,6 +81,7 @@ def test_step_times_each_variant_once_and_the_default_first(monkeypatch, native,
         assert default.precision == ("bfloat16" if native else "float32")
         expected = set(product((variants.OURS, variants.PEER), ("float32", default.precision)))
         expected |= {(variants.PEER, "bfloat16-weights")} if native else set()
+        expected |= set(product((variants.NANO,), ("float32", default.precision))) if architecture == "dense" else set()
         assert {(variant.system, variant.precision) for variant in found} == expected
         assert ("compiled" in {variant.step for variant in found}) == compiling
 
@@ -89,12 +92,35 @@ def test_step_compares_with_the_best_peer(tmp_path, auto_precision):
     table = pd.read_csv(out)
     assert_measured(table, "tokens_per_second", "gflops", "matmul_gflops", "fraction_of_matmul", "ratio")
     assert not table.duplicated(list(step.COLUMNS[: step.COLUMNS.index("default")])).any()
-    default = table[table["default"] == "yes"]
+    default = table[(table["default"] == "yes") & (table["instructions"] == table["instructions"][0])]
     assert default[["system", "precision"]].values.tolist() == [["mup-moe", auto_precision]]
     assert 1.0 in set(table[(table["system"] == "transformers") & (table["allocator"] == "stock")]["ratio"])
     native = {"bfloat16", "bfloat16-weights"} if auto_precision == "bfloat16" else set()
     assert set(table["precision"]) == {"float32", *native}
     assert (table["compile_seconds"] == 0).all()
+    first, *others = table["instructions"].unique()
+    # A machine with AVX-512 is measured without it too, where bfloat16 is emulated.
+    assert others == (["AVX2"] if first == "AVX512" else [])
+    assert set(table[table["instructions"] == "AVX2"]["precision"]) <= {"float32"}
+
+
+def test_the_parts_of_a_step_are_no_more_than_the_step(tmp_path):
+    out = tmp_path / "floor.csv"
+    run("floor", "--widths", 16, "--seconds", 0.2, "--instructions", "native", "--out", out)
+    table = pd.read_csv(out)
+    assert_measured(table, "step_ms", "products_ms", "products_alone_ms", "products_at_peak_ms", "overhead_ms")
+    assert (table["products_at_peak_ms"] < table["products_alone_ms"]).all()
+
+
+def test_the_floor_counts_the_products_of_a_step():
+    torch.set_num_threads(1)
+    base = variants.read_request(None)
+    trainer = variants.trainer_of(variants.default_variant(base, "cpu", width=32, precision="float32"), base)
+    with floor.seen() as operators:
+        trainer.run(1)
+    # Attention, where it is not among the products, and rows that were dropped or are padded.
+    assert operators.flops == pytest.approx(trainer.size.flops_per_token * trainer.tokens_per_step, rel=0.3)
+    assert set(operators.seconds) == {"products", "softmax", "optimizer", "other"}
 
 
 def test_growth_stands_beside_its_prediction(tmp_path, request_file):
@@ -166,15 +192,16 @@ def test_the_pipeline_runs_what_its_documentation_says(tmp_path):
     assert row["overhead"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("architecture", ["moe", "dense"])
+@pytest.mark.parametrize("architecture", ["moe", "dense", "nano"])
 @pytest.mark.parametrize("width", [32, 64, 512])
 def test_peers_have_our_active_size(architecture, width):
     base = variants.read_request(None)
-    shape = {"architecture": architecture, "width": width, "experts": 8 if architecture == "moe" else 1}
-    variant = variants.default_variant(base, "cpu", **shape)
+    shape = {"architecture": "moe", "experts": 8} if architecture == "moe" else {"architecture": "dense", "experts": 1}
+    variant = variants.default_variant(base, "cpu", width=width, **shape)
     peer = replace(variant, system=variants.PEER, attention="sdpa", experts_implementation="grouped_mm")
     request = variant.request(base)
-    theirs = peers.sizes(peers.peer_model(peer, request, variants.VOCABULARY), request)
+    made = peers.nano_gpt if architecture == "nano" else peers.peer_model
+    theirs = peers.sizes(made(peer, request, variants.VOCABULARY), request)
     ours = model_size(ModelShape.of(request.cell, request.model, variants.VOCABULARY), request.model)
     for name in ("active_parameters", "flops_per_token", "parameters"):
         assert theirs[name] == pytest.approx(getattr(ours, name), rel=0.05), name

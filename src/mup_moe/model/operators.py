@@ -15,8 +15,8 @@ from mup_moe.model.products import multiply
 
 # One-hot rows are as large as the logits, and their product a third of the unembedding's work.
 _MOST_ONE_HOT = 8192
-# Logits of a piece: 4 MiB, which stay in a CPU's cache between two operators. Fewer rows make products slow.
-_CACHED, _LEAST_ROWS = 2**18, 64
+# Logits of a piece: 4 MiB, which stay in a CPU's cache between two operators. Fewer rows would be slow to multiply.
+_CACHED, _LEAST_ROWS = 2**20, 128
 
 
 def prefers_dense(device: torch.device) -> bool:
@@ -116,13 +116,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_RND: Tensor, weight_RDV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
         losses_RN = torch.empty(targets_RN.shape)
-        dx_RND, dweight_RDV = torch.empty_like(x_RND), torch.zeros_like(weight_RDV, dtype=torch.float32)
+        dx_RND, dweight_RDV = torch.empty_like(x_RND), torch.empty_like(weight_RDV, dtype=torch.float32)
         of_mean_RN = torch.full_like(losses_RN, 1 / losses_RN.shape[1])
         for piece, logits_RNV in _logits(x_RND, weight_RDV):
             losses_RN[piece], probabilities_RNV = _cross_entropy(logits_RNV, targets_RN[piece])
             dlogits_RNV = _logit_gradient(probabilities_RNV, targets_RN[piece], of_mean_RN[piece]).to(x_RND.dtype)
             dx_RND[piece] = multiply(dlogits_RNV, weight_RDV[piece[0]].mT)
-            dweight_RDV[piece[0]] += multiply(x_RND[piece].mT, dlogits_RNV)
+            dweight_piece_RDV = multiply(x_RND[piece].mT, dlogits_RNV)
+            if piece[1].start == 0:
+                dweight_RDV[piece[0]] = dweight_piece_RDV
+            else:
+                dweight_RDV[piece[0]] += dweight_piece_RDV
         ctx.save_for_backward(dx_RND, dweight_RDV.to(weight_RDV.dtype))
         ctx.mark_non_differentiable(losses_RN)
         return losses_RN.mean(1), losses_RN

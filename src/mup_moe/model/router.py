@@ -29,7 +29,7 @@ class Router(Weight):
     def logits(self, x_RND: Tensor) -> Tensor:
         """Router logits [R, N, E], in float32 even under autocast (Switch Transformer, section 2.4)."""
         with torch.autocast(x_RND.device.type, enabled=False):
-            return self.times(x_RND.to(self.value.dtype))
+            return self.scale(x_RND.to(self.value.dtype) @ self.value)
 
 
 def choose(logits_RNE: Tensor, active_experts: int, gates: str = "softmax", renormalize: bool = False) -> Choice:

@@ -40,6 +40,9 @@ class Machine:
         columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
         table = read_table(path, columns)
         table = table[table["architecture"] == "moe"]
+        if "instructions" in table.columns:
+            # All of the machine's instructions come first.
+            table = table[table["instructions"] == table["instructions"].iloc[0]] if len(table) else table
         peers = _peers(table)
         table = table[table["default"] == "yes"]
         names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
