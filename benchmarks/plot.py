@@ -92,7 +92,8 @@ def draw_rates(axes: Axes, table: pd.DataFrame, architecture: str) -> None:
 
 def draw_ratios(axes: Axes, table: pd.DataFrame) -> None:
     """How many times as fast as the best peer, beside the goals."""
-    rows = table[(table["architecture"] == "moe") & (table["system"] == "mup-moe")]
+    every = table[(table["architecture"] == "moe") & (table["system"] == "mup-moe")]
+    rows = with_all_instructions(every)
     default = rows[rows["default"] == "yes"].sort_values("width")
     run = best(rows, "ratio_of_run")
     lines = [
@@ -100,6 +101,9 @@ def draw_ratios(axes: Axes, table: pd.DataFrame) -> None:
         (default, "ratio_same_allocator", ALIKE, "s:", "the same, Mixtral with our allocator"),
         (run, "ratio_of_run", COMPILED, "v--", "a run at its best, compilation counted"),
     ]
+    if len(fewer := every[(every["default"] == "yes") & ~every.index.isin(rows.index)].sort_values("width")):
+        name = f"{fewer['instructions'].iloc[0]} alone ({fewer['precision'].iloc[0]})"
+        lines.insert(1, (fewer, "ratio", PEER, "^-", f"both with {name}"))
     for line, column, color, style, label in lines:
         axes.plot(line["width"], line[column], style, color=color, label=label, ms=5)
     goals = run.dropna(subset="goal_ratio_of_run")
@@ -233,10 +237,10 @@ def machine(tables: dict[str, pd.DataFrame]) -> str:
 
 Draw = Callable[[Axes, pd.DataFrame], None]
 PANELS: list[tuple[str, Draw]] = [
-    ("step", lambda axes, table: draw_rates(axes, table, "moe")),
+    ("step", lambda axes, table: draw_rates(axes, with_all_instructions(table), "moe")),
     ("step", draw_ratios),
-    ("step", lambda axes, table: draw_rates(axes, table, "dense")),
-    ("step", draw_fractions),
+    ("step", lambda axes, table: draw_rates(axes, with_all_instructions(table), "dense")),
+    ("step", lambda axes, table: draw_fractions(axes, with_all_instructions(table))),
     ("sweep", draw_sweep),
     ("pipeline", draw_pipeline),
     ("growth", draw_growth),

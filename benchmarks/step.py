@@ -1,7 +1,7 @@
 """Speed of a training step: ours, transformers' Mixtral and Llama, nanoGPT-mup, and the machine's matmul rate.
 
 python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
-                          [--steps 6300] [--compiled-widths 32 64 128] [--no-compile]
+                          [--steps 6300] [--compiled-widths 32 64] [--no-compile]
                           [--instructions native avx2] [--device cuda] [--request request.json]
 
 A step is forward, backward, clipping and AdamW on 1,024 tokens for each replica; tokens/s are those of
@@ -79,8 +79,8 @@ def _variants_of(
     yield from (default, alone)
     steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
     for step in steps:
-        yield from (replace(default, step=step), replace(alone, step=step, precision="float32"))
-    yield replace(default, precision="float32")
+        yield replace(default, step=step)
+    yield from (replace(variant, precision="float32") for variant in (alone, default))
     yield replace(default, allocator="stock")
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"
@@ -143,7 +143,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=6300, help="of the run that compilation is spread over")
     options.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
     help_compiled = "of MoE, where compiled variants are measured too; on a GPU all are"
-    options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64, 128], help=help_compiled)
+    options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64], help=help_compiled)
     help_instructions = "of the CPU (default: native, and avx2 where that is less)"
     options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), help=help_instructions)
     arguments = options.parse_args()

@@ -61,18 +61,20 @@ def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
     filled_M = ends_G = None
     if ragged:
         queue = _sorted(expert_RA, experts)
-        kept_RA, counts_RE = queue.position_RA < capacity, queue.counts_RE
+        position_RA, counts_RE = queue.position_RA, queue.counts_RE
+    else:
+        form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
+        position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
+    kept_RA = position_RA < capacity
+    if ragged:
         rows_RE = counts_RE.clamp(max=capacity)
         ends_G = rows_RE.flatten().cumsum(0)
         starts_RE = ends_G.view_as(rows_RE) - rows_RE
-        row_RA = starts_RE.gather(1, expert_RA) + queue.position_RA
+        row_RA = starts_RE.gather(1, expert_RA) + position_RA
         own_R1 = starts_RE[:, :1]
         in_order_RA = queue.order_RA + assignments * replica_R1
         assignment_M = in_order_RA[kept_RA.gather(1, queue.order_RA)]
     else:
-        form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
-        position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
-        kept_RA = position_RA < capacity
         own_R1 = replica_R1 * experts * capacity
         row_RA = own_R1 + expert_RA * capacity + position_RA
         assignment_M = (assignment_REC + assignments * replica_R1[..., None]).flatten()
