@@ -133,11 +133,7 @@ def milliseconds(work: Callable[[], Any], seconds: float) -> float:
 
 def tiny(base: TrainingRequest) -> TrainingRequest:
     """The same operators on hardly any numbers."""
-    model, training = (
-        replace(base.model, sequence=_TINY["sequence"]),
-        replace(base.training, batch_size=_TINY["batch_size"]),
-    )
-    return replace(base, model=model, training=training)
+    return replace(base, model=replace(base.model, sequence=_TINY["sequence"]))
 
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
@@ -160,7 +156,8 @@ def measure(base: TrainingRequest, width: int, seconds: float) -> list[Any]:
     with seen(keep=True) as kept:
         step()
     alone_ms = milliseconds(lambda: [call() for call in kept.calls], seconds)
-    overhead_ms = milliseconds(step_of(trainer_of(replace(variant, width=_TINY["width"]), tiny(base))), seconds / 2)
+    tiny_variant = replace(variant, width=_TINY["width"], batch_size=_TINY["batch_size"])
+    overhead_ms = milliseconds(step_of(trainer_of(tiny_variant, tiny(base))), seconds / 2)
     peak = statistics.median(matmul_gflops("cpu", variant.precision) for _ in range(9))
     return [
         *(width, variant.replicas, variant.precision, torch.backends.cpu.get_cpu_capability(), round(step_ms, 2)),

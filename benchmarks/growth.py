@@ -1,10 +1,10 @@
-"""Speed of a training step against width, experts, granularity and replicas, beside what FLOPs predict.
+"""Speed of a training step against width, tokens, experts, granularity and replicas, beside what FLOPs predict.
 
-python benchmarks/growth.py [--axes width experts granularity replicas] [--seconds 2]
+python benchmarks/growth.py [--axes width batch_size experts granularity replicas] [--seconds 2]
                             [--device cuda] [--request request.json]
 
-Each axis grows from the default shape (width 64, 8 experts, granularity 1, one replica) trained as the
-pipeline trains it. All values of an axis take turns, each in a process of its own. `predicted` is the
+Each axis grows from the default shape (width 64, 16 sequences of 64 tokens, 8 experts, granularity 1,
+one replica) trained as the pipeline trains it. All values of an axis take turns, each in a process of its own. `predicted` is the
 tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and trained in lockstep;
 their tokens/s are all replicas' together, and on a GPU their number doubles until that gains less
 than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
@@ -32,6 +32,7 @@ COLUMNS = (
 )
 VALUES = {
     "width": (64, 32, 128, 256, 512),
+    "batch_size": (16, 4, 8, 32, 64),
     "experts": (8, 2, 4, 16, 32),
     "granularity": (1, 2, 4, 8, 16),
     "replicas": (1, 2, 4, 8, 16),

@@ -19,7 +19,7 @@ from mup_moe.figures.plotting import pyplot as plt  # noqa: E402
 OURS, PEER, ALIKE, LEAST = "#0072B2", "#D55E00", "#E69F00", "#999999"
 COMPILED = "#009E73"
 TIMES = "\N{MULTIPLICATION SIGN}"
-MARKERS = {"width": "o", "experts": "s", "granularity": "^", "replicas": "D"}
+MARKERS = {"width": "o", "batch_size": "v", "experts": "s", "granularity": "^", "replicas": "D"}
 PEER_NAME = {"moe": "Mixtral", "dense": "Llama"}
 
 

@@ -37,8 +37,8 @@ class Variant:
     """One way to take the steps of one shape.
 
     system: whose code (`OURS`, `PEER`, `NANO`). precision: float32, bfloat16 (autocast), or bfloat16-weights
-    (no float32 copy of the weights). step: eager, compiled or graph. allocator: stock, or kept (malloc
-    keeps the pages that are freed). experts_implementation, attention: as transformers names them.
+    (no float32 copy of the weights). batch_size: sequences of a step. step: eager, compiled or graph.
+    allocator: stock, or kept (malloc keeps the pages that are freed). experts_implementation, attention: as transformers names them.
     """
 
     system: str
@@ -47,6 +47,7 @@ class Variant:
     experts: int
     precision: str
     step: str
+    batch_size: int
     allocator: str = "kept"
     granularity: int = 1
     replicas: int = 1
@@ -65,7 +66,7 @@ class Variant:
         )
         # transformers reads its precision from the variant; nothing else trains in bfloat16-weights.
         precision = self.precision.removesuffix("-weights")
-        training = replace(base.training, steps=_STEPS, precision=precision)
+        training = replace(base.training, steps=_STEPS, precision=precision, batch_size=self.batch_size)
         return TrainingRequest(cell, base.model, training, base.parametrization)
 
     def __str__(self) -> str:
@@ -81,6 +82,7 @@ def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant
     """How the pipeline trains a shape when nothing is asked for."""
     there, training = torch.device(device), replace(base.training, precision="auto")
     how = {"precision": precision_on(there, training), "step": step_on(there, "auto")}
+    how |= {"batch_size": base.training.batch_size}
     return Variant(system=OURS, device=device, **{"architecture": "moe", "experts": base.cell.experts} | how | shape)
 
 

@@ -1,12 +1,13 @@
 """Speed of a training step beside that of another version of this repository.
 
 python benchmarks/versions.py --other ../other-checkout [--widths 32 64 128 256 512] [--rounds 3]
-                              [--turns 7] [--device cuda] [--out benchmarks/versions.csv]
+                              [--turns 7] [--instructions native avx2] [--device cuda]
+                              [--request request.json] [--out benchmarks/versions.csv]
 
-Both versions train the same cells as the pipeline does by default, each in a process of its own and
-with its own code, and take turns of equal steps: `ratio` is the median over the turns of this version's
-tokens/s to the other's, `ratio_low` and `ratio_high` are the quartiles. `same_losses` says whether both
-report the same training losses, to the bit, in their first steps.
+Both versions train the same cells, those of the benchmarks or of a request, as the pipeline does by default,
+each in a process of its own and with its own code, and take turns of equal steps: `ratio` is the median over
+the turns of this version's tokens/s to the other's, `ratio_low` and `ratio_high` are the quartiles.
+`same_losses` says whether both report the same training losses, to the bit, in their first steps.
 """
 
 import argparse
@@ -14,12 +15,13 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from common import PROVENANCE, ROOT, machine_row, out_path, parser, told
+import torch
+from common import INSTRUCTIONS, PROVENANCE, ROOT, machine_row, out_path, parser, rows_with, told
 from variants import CURVE, VOCABULARY, default_variant, read_request
 
 from mup_moe.files import UserError, write_csv
@@ -27,7 +29,7 @@ from mup_moe.model.inventory import size_of
 from mup_moe.training.memory import replicas_on
 
 COLUMNS = (
-    *("architecture", "width", "replicas", "precision", "step", "other", "tokens_per_second"),
+    *("architecture", "width", "replicas", "precision", "instructions", "step", "other", "tokens_per_second"),
     *("other_tokens_per_second", "ratio", "ratio_low", "ratio_high", "same_losses"),
     *PROVENANCE,
 )
@@ -36,14 +38,15 @@ _WARM_UP_STEPS = 5
 # Runs in either checkout, by its own modules: what it uses of them is to be there in both.
 _WORKER = """
 import sys, time
-checkout, architecture, width, replicas, device, threads = sys.argv[1:]
+checkout, architecture, width, replicas, device, threads, *request = sys.argv[1:]
 sys.path[:0] = [checkout + "/benchmarks", checkout + "/src"]
+from pathlib import Path
 import torch
 from variants import default_variant, read_request, trainer_of
 from timing import keep_freed_pages  # from where either version has it
 torch.set_num_threads(int(threads))
 keep_freed_pages()
-base = read_request(None)
+base = read_request(Path(request[0]) if request else None)
 shape = {"architecture": architecture, "width": int(width)} | ({"experts": 1} if architecture == "dense" else {})
 trainer = trainer_of(default_variant(base, device, replicas=int(replicas), **shape), base)
 print("ready", flush=True)
@@ -59,7 +62,7 @@ class Version:
 
     def __init__(self, checkout: Path, architecture: str, width: int, replicas: int, options: argparse.Namespace):
         command = [sys.executable, "-c", _WORKER, str(checkout), architecture, str(width), str(replicas)]
-        command += [options.device, str(options.threads)]
+        command += [options.device, str(options.threads), *([str(options.request)] if options.request else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self._answer() != "ready":
             raise UserError(f"{checkout} cannot be measured: it needs the benchmarks of version 0.3.0 or later")
@@ -102,7 +105,8 @@ def compare(architecture: str, width: int, replicas: int, options: argparse.Name
 
 def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
     """A row for each shape, the machine apart."""
-    base = read_request(None)
+    base = read_request(options.request)
+    instructions = torch.backends.cpu.get_cpu_capability() if options.device == "cpu" else None
     tokens = base.training.batch_size * base.model.sequence
     for architecture in options.architectures:
         for width in options.widths:
@@ -114,10 +118,11 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
             with told(f"{architecture}, width {width}"):
                 mine, other, *rest = compare(architecture, width, replicas, options)
             rates = [round(tokens * replicas * rate) for rate in (mine, other)]
-            yield [architecture, width, replicas, variant.precision, variant.step, options.name, *rates, *rest]
+            how = [variant.precision, instructions, variant.step]
+            yield [architecture, width, replicas, *how, options.name, *rates, *rest]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measures every shape and writes a row for each."""
     options = parser(__doc__, "versions")
     options.add_argument("--other", type=Path, required=True, help="a checkout of the version to compare with")
@@ -126,12 +131,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
     options.add_argument("--rounds", type=int, default=3, help="of fresh processes")
     options.add_argument("--turns", type=int, default=7, help="of each version in a round")
-    arguments = options.parse_args(argv)
-    rows = []
-    for row in rows_of(arguments):
-        rows.append(row + machine_row(arguments.device, arguments.threads))
-        print(json.dumps(dict(zip(COLUMNS, rows[-1], strict=True))), flush=True)
-        write_csv(out_path(arguments, "versions"), COLUMNS, rows)
+    options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), default=["native"], help="of the CPU")
+    arguments = options.parse_args()
+    rows: list[list[Any]] = []
+    for instructions in arguments.instructions:
+        if instructions != "native":
+            rows += rows_with(instructions, __file__)
+            continue
+        for row in rows_of(arguments):
+            rows.append(row + machine_row(arguments.device, arguments.threads))
+            print(json.dumps(dict(zip(COLUMNS, rows[-1], strict=True))), flush=True)
+    write_csv(out_path(arguments, "versions"), COLUMNS, rows)
 
 
 if __name__ == "__main__":

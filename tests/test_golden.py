@@ -59,10 +59,11 @@ MUTANTS = {
     "another attention scale": ("model/scaling.py", "ratio / math.sqrt(base.head_size)", "ratio / base.head_size"),
     "another seed of a tensor": ("model/initialize.py", 'f"{seed}/{name}"', 'f"{name}/{seed}"'),
     "gates sum to 1": ("model/router.py", "if renormalize:", "if not renormalize:"),
-    "fewer slots": ("model/dispatch.py", "- 1e-9", "- 1"),
+    "fewer rows": ("model/dispatch.py", "- 1e-9", "- 1"),
     "balance without the number of experts": ("model/metrics.py", "return load_RE.shape[-1] * (load", "return (load"),
     "z-loss without the square": ("model/metrics.py", ".square().mean(-1)", ".mean(-1)"),
-    "a slot less": ("model/dispatch.py", "kept_RA = position_RA < capacity", "kept_RA = position_RA < capacity - 1"),
+    "a row less": ("model/moe.py", "assign_rows(choice, rows, ragged)", "assign_rows(choice, rows - 1, ragged)"),
+    "a gradient of other tokens": ("model/operators.py", "1 / losses_RN.shape[1]", "1 / (losses_RN.shape[1] + 1)"),
     "another activation": ("model/layers.py", '"gelu": F.gelu', '"gelu": F.silu'),
     "no residual": (
         "model/transformer.py",

@@ -1,4 +1,4 @@
-"""Matrix products with their gradients, by the BLAS that is the faster one on the processor (docs/performance.md).
+"""Matrix products with their gradients, by the BLAS that is the faster one on the processor (docs/decisions.md).
 
 That is torch's, but for float32 on an AMD processor and one thread: there numpy's OpenBLAS is faster than the oneMKL
 that torch comes with.

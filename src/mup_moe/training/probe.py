@@ -101,7 +101,7 @@ def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
 def activations(seen: Seen) -> Values:
     """Mean absolute entries (Tensor Programs V, coordinate check) of what `OBSERVED` lists.
 
-    A token that no expert had a slot for has no MoE output, and does not count there.
+    A token that no expert had a row for has no MoE output, and does not count there.
     """
 
     def size(path: str, tensor: Tensor) -> float:
@@ -122,7 +122,7 @@ def activations(seen: Seen) -> Values:
 def covariance(seen: Seen, first: Seen) -> Values:
     """How experts and the gradient they receive align (paper, Lemma B.1), block by block.
 
-    Over the assignments that found a slot, with E the expert's output and g the gradient, with respect
+    Over the assignments that found a row, with E the expert's output and g the gradient, with respect
     to the layer's output, of the cross-entropy summed over tokens: the root mean squares of their
     inner product (the gradient with respect to the gate) and of their cosine. Over tokens and
     experts: the root mean squares of that loss's gradient with respect to a router logit and of a
