@@ -39,6 +39,7 @@ lint: $(VENV)/dev.stamp
 
 benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/floor.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/pipeline.py

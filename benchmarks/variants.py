@@ -38,7 +38,8 @@ class Variant:
 
     system: whose code (`OURS`, `PEER`, `NANO`). precision: float32, bfloat16 (autocast), or bfloat16-weights
     (no float32 copy of the weights). batch_size: sequences of a step. step: eager, compiled or graph.
-    allocator: stock, or kept (malloc keeps the pages that are freed). experts_implementation, attention: as transformers names them.
+    allocator: stock, or kept (malloc keeps the pages that are freed). experts_implementation, attention: as
+    transformers names them.
     """
 
     system: str

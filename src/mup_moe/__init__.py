@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mup_moe.library.plan import Plan, parametrize
 
 __all__ = ["CoordinateCheck", "Plan", "UserError", "coordinate_check", "parametrize"]
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 # Where the names of this package's library are; imported when asked for, as a Snakefile needs no torch.
 _HOMES = {
