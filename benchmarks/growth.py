@@ -5,9 +5,9 @@ python benchmarks/growth.py [--axes width batch_size experts granularity replica
 
 Each axis grows from the default shape (width 64, 16 sequences of 64 tokens, 8 experts, granularity 1,
 one replica) trained as the pipeline trains it. All values of an axis take turns, each in a process of its
-own. `predicted` is the tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and trained in lockstep;
-their tokens/s are all replicas' together, and on a GPU their number doubles until that gains less
-than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
+own. `predicted` is the tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and
+trained in lockstep; their tokens/s are all replicas' together, and on a GPU their number doubles until that
+gains less than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
 (imports, about 0.35 GB, too) on a CPU.
 """
 
