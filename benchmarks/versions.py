@@ -29,7 +29,7 @@ from mup_moe.model.inventory import size_of
 from mup_moe.training.memory import replicas_on
 
 COLUMNS = (
-    *("architecture", "width", "replicas", "precision", "instructions", "step", "other", "tokens_per_second"),
+    *("setup", "architecture", "width", "replicas", "precision", "instructions", "step", "other", "tokens_per_second"),
     *("other_tokens_per_second", "ratio", "ratio_low", "ratio_high", "same_losses"),
     *PROVENANCE,
 )
@@ -119,7 +119,7 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
                 mine, other, *rest = compare(architecture, width, replicas, options)
             rates = [round(tokens * replicas * rate) for rate in (mine, other)]
             how = [variant.precision, instructions, variant.step]
-            yield [architecture, width, replicas, *how, options.name, *rates, *rest]
+            yield [request.cell.setup, architecture, width, replicas, *how, options.name, *rates, *rest]
 
 
 def main() -> None:

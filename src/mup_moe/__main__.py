@@ -1,16 +1,18 @@
 """The commands that the workflow's rules, and its users, call: python -m mup_moe COMMAND --help."""
 
+import gc
 import os
 import sys
 
 if __name__ == "__main__":
+    # Modules are here to stay: to look among them for what can go would be an eighth of a start.
+    gc.disable()
     # Of -m, or of an empty entry of PYTHONPATH: a file of the user's may have the name of a module.
     sys.path[:] = [path for path in sys.path if os.path.realpath(path) != os.path.realpath("")]
 
 import argparse
 import atexit
 import difflib
-import gc
 import importlib
 import io
 
@@ -124,10 +126,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     from mup_moe.options import add_config_arguments
 
     purpose, path, example = COMMANDS[name]
-    # Modules are here to stay: to look among them for what can go is an eighth of a start.
-    gc.disable()
     module = importlib.import_module(f"mup_moe.{path}")
-    gc.freeze()
     gc.enable()
     parser = argparse.ArgumentParser(
         prog=f"{_PROGRAM} {name}",
