@@ -54,42 +54,72 @@ def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
     ragged: rows that would be empty are left out.
     """
     replicas, tokens, experts = choice.logits_RNE.shape
-    active, device = choice.expert_RNK.shape[-1], choice.logits_RNE.device
-    assignments = active * tokens
-    expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, assignments)
-    replica_R1 = torch.arange(replicas, device=device)[:, None]
-    filled_M = ends_G = None
-    if ragged:
-        queue = _sorted(expert_RA, experts)
-        position_RA, counts_RE = queue.position_RA, queue.counts_RE
-    else:
-        form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
-        position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
-    kept_RA = position_RA < capacity
-    if ragged:
-        rows_RE = counts_RE.clamp(max=capacity)
-        ends_G = rows_RE.flatten().cumsum(0)
-        starts_RE = ends_G.view_as(rows_RE) - rows_RE
-        row_RA = starts_RE.gather(1, expert_RA) + position_RA
-        own_R1 = starts_RE[:, :1]
-        in_order_RA = queue.order_RA + assignments * replica_R1
-        assignment_M = in_order_RA[kept_RA.gather(1, queue.order_RA)]
-    else:
-        own_R1 = replica_R1 * experts * capacity
-        row_RA = own_R1 + expert_RA * capacity + position_RA
-        assignment_M = (assignment_REC + assignments * replica_R1[..., None]).flatten()
-        filled_M = (torch.arange(capacity, device=device) < counts_RE[:, :, None]).flatten()
-    kept_RKN = kept_RA.view(replicas, active, tokens)
+    active = choice.expert_RNK.shape[-1]
+    expert_RA = choice.expert_RNK.transpose(1, 2).reshape(replicas, active * tokens)
+    rows = (_filled_rows if ragged else _equal_rows)(expert_RA, experts, capacity)
+    kept_RKN = rows.kept_RA.view(replicas, active, tokens)
     return Routing(
         gates_RKN=choice.gates_RNK.transpose(1, 2) * kept_RKN,
         # One of its own replica's, for what is not finite there is for no other.
-        row_RKN=row_RA.where(kept_RA, own_R1).view(replicas, active, tokens),
+        row_RKN=rows.row_RA.where(rows.kept_RA, rows.first_R1).view_as(kept_RKN),
         kept_RKN=kept_RKN,
-        assignment_M=assignment_M,
-        filled_M=filled_M,
-        ends_G=ends_G,
-        load_RE=counts_RE / assignments,
+        assignment_M=rows.assignment_M,
+        filled_M=rows.filled_M,
+        ends_G=rows.ends_G,
+        load_RE=rows.counts_RE / (active * tokens),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The list of rows; its tensors are those of `Routing`."""
+
+    kept_RA: Tensor
+    row_RA: Tensor  # what it would be, if dropped
+    first_R1: Tensor  # the first row of each replica
+    assignment_M: Tensor
+    filled_M: Tensor | None
+    ends_G: Tensor | None
+    counts_RE: Tensor  # of the assignments of each expert
+
+
+def _filled_rows(expert_RA: Tensor, experts: int, capacity: int) -> _Rows:
+    queue = _sorted(expert_RA, experts)
+    kept_RA = queue.position_RA < capacity
+    rows_RE = queue.counts_RE.clamp(max=capacity)
+    ends_G = rows_RE.flatten().cumsum(0)
+    starts_RE = ends_G.view_as(rows_RE) - rows_RE
+    return _Rows(
+        kept_RA=kept_RA,
+        row_RA=starts_RE.gather(1, expert_RA) + queue.position_RA,
+        first_R1=starts_RE[:, :1],
+        assignment_M=_over_replicas(queue.order_RA, expert_RA)[kept_RA.gather(1, queue.order_RA)],
+        filled_M=None,
+        ends_G=ends_G,
+        counts_RE=queue.counts_RE,
+    )
+
+
+def _equal_rows(expert_RA: Tensor, experts: int, capacity: int) -> _Rows:
+    device = expert_RA.device
+    form = _queue_by_count if operators.prefers_dense(device) else _queue_by_sort
+    position_RA, assignment_REC, counts_RE = form(expert_RA, experts, capacity)
+    first_R1 = experts * capacity * torch.arange(len(expert_RA), device=device)[:, None]
+    return _Rows(
+        kept_RA=position_RA < capacity,
+        row_RA=first_R1 + expert_RA * capacity + position_RA,
+        first_R1=first_R1,
+        assignment_M=_over_replicas(assignment_REC.flatten(1), expert_RA).flatten(),
+        filled_M=(torch.arange(capacity, device=device) < counts_RE[:, :, None]).flatten(),
+        ends_G=None,
+        counts_RE=counts_RE,
+    )
+
+
+def _over_replicas(assignment_RX: Tensor, expert_RA: Tensor) -> Tensor:
+    """Assignments as they are numbered over all replicas."""
+    replicas, assignments = expert_RA.shape
+    return assignment_RX + assignments * torch.arange(replicas, device=expert_RA.device)[:, None]
 
 
 @dataclass(frozen=True)
