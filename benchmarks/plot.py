@@ -103,7 +103,7 @@ def draw_ratios(axes: Axes, table: pd.DataFrame) -> None:
     ]
     if len(fewer := every[(every["default"] == "yes") & ~every.index.isin(rows.index)].sort_values("width")):
         name = f"{fewer['instructions'].iloc[0]} alone ({fewer['precision'].iloc[0]})"
-        lines.insert(1, (fewer, "ratio", PEER, "^-", f"both with {name}"))
+        lines.append((fewer, "ratio", PEER, "^-", f"ours and Mixtral, {name}"))
     for line, column, color, style, label in lines:
         axes.plot(line["width"], line[column], style, color=color, label=label, ms=5)
     goals = run.dropna(subset="goal_ratio_of_run")

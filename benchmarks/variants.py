@@ -1,9 +1,10 @@
 """What is timed: variants of a training step.
 
-python benchmarks/variants.py [PRESET] > request.json
+python benchmarks/variants.py [PRESET] [--own-block] > request.json
 
 prints the training request that the benchmarks start from, for machines without pydantic: their
-scripts take it as `--request request.json`.
+scripts take it as `--request request.json`. --own-block: with the block of figure 1's set-up, in place of the
+one that has an equal among dense peers.
 """
 
 import sys
@@ -93,7 +94,7 @@ BLOCK = (
 )
 
 
-def read_request(path: Path | None, preset: str | None = None) -> TrainingRequest:
+def read_request(path: Path | None, preset: str | None = None, own_block: bool = False) -> TrainingRequest:
     """The request in a file, or one of the size of figure 1's muP MoE in config.yaml and a preset."""
     if path is not None:
         return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
@@ -107,6 +108,8 @@ def read_request(path: Path | None, preset: str | None = None) -> TrainingReques
     cell = next(cell for cell in config.figures["figure1"].cells() if cell.parametrization == "mup")
     setup = config.setups[cell.setup]
     rules = parse_table(config.parametrizations)[cell.parametrization]
+    if own_block:
+        return TrainingRequest(cell, setup.model, setup.training, rules)
     # The block of the set-up `small`: of a gated one the peers have no equal without experts.
     block = {name: getattr(config.setups["small"].model, name) for name in BLOCK}
     return TrainingRequest(replace(cell, setup="small"), replace(setup.model, **block), setup.training, rules)
@@ -159,4 +162,5 @@ def build_ours(variant: Variant, base: TrainingRequest) -> Model:
 
 
 if __name__ == "__main__":
-    print(read_request(None, *sys.argv[1:2]).to_json())
+    words = [word for word in sys.argv[1:] if word != "--own-block"]
+    print(read_request(None, *words[:1], own_block="--own-block" in sys.argv).to_json())
