@@ -133,6 +133,8 @@ def test_hours_follow_the_measured_rate_at_a_cells_width(tmp_path):
 
 def test_a_model_of_transformers_is_planned_at_the_rate_that_transformers_has(tmp_path):
     rows = pd.read_csv(BENCHMARK)
+    # A bill is for all of the machine's instructions.
+    rows = rows[rows["instructions"] == rows["instructions"][0]]
     alike = (rows["precision"] == "float32") & (rows["step"] == "eager") & (rows["allocator"] == "kept")
     peer = rows[(rows["system"] == "transformers") & (rows["architecture"] == "moe") & alike]
     expected = 1e12 / (1e9 * peer[peer["width"] == 64]["gflops"].item())

@@ -165,7 +165,7 @@ def test_an_edit_of_the_text_tokenizes_and_retrains(project):
 def test_a_raised_version_retrains_and_no_other_edit_of_the_code_does(project):
     package = project / "src/mup_moe"
     for path, before, after in (
-        ("model/moe.py", "y_RMD", "outputs_RMD"),
+        ("model/moe.py", "y_MD", "outputs_MD"),
         ("training/optimizer.py", "def schedule", "UNUSED = 1\n\n\ndef schedule"),
         ("data/documents.py", "room", "space"),
     ):
