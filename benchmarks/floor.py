@@ -31,13 +31,11 @@ from timing import WARM_UP_STEPS, matmul_gflops
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from variants import VOCABULARY, default_variant, read_request, trainer_of
+from variants import read_request, stacked_variant, trainer_of
 
 from mup_moe.files import write_csv
 from mup_moe.model import products
-from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.ops.device import keep_freed_pages
-from mup_moe.training.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
@@ -143,9 +141,7 @@ def step_of(trainer: Trainer) -> Callable[[], None]:
 
 def measure(base: TrainingRequest, width: int, seconds: float) -> list[Any]:
     """The row of a width, the machine apart."""
-    variant = default_variant(base, "cpu", width=width)
-    size = model_size(ModelShape.of(variant.request(base).cell, base.model, VOCABULARY), base.model)
-    variant = replace(variant, replicas=replicas_on("cpu", "auto", size.parameters) or 1)
+    variant = stacked_variant(base, "cpu", width=width)
     trainer = trainer_of(variant, base)
     step = step_of(trainer)
     step_ms = milliseconds(step, seconds)

@@ -40,9 +40,9 @@ def read(path: Path) -> pd.DataFrame:
 
 def with_all_instructions(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that use all of the machine's instructions, which come first."""
-    if "instructions" not in table or table["instructions"].isna().all():
+    if "instructions" not in table:
         return table
-    return table[table["instructions"] == table["instructions"].iloc[0]]
+    return table[table["instructions"].isin(table["instructions"].iloc[:1])]
 
 
 def best(rows: pd.DataFrame, column: str) -> pd.DataFrame:

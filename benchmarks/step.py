@@ -31,11 +31,9 @@ from typing import Any
 import torch
 from common import INSTRUCTIONS, PROVENANCE, instructions_of, machine_row, out_path, parser, rows_with, told
 from timing import Measured, measure
-from variants import CURVE, NANO, OURS, PEER, VOCABULARY, Variant, default_variant, read_request
+from variants import NANO, OURS, PEER, Variant, read_request, stacked_variant
 
 from mup_moe.files import write_csv
-from mup_moe.model.inventory import ModelShape, model_size
-from mup_moe.training.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 
 COLUMNS = (
@@ -72,10 +70,8 @@ def variants_of(
 def _variants_of(
     base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool, nano_compiling: bool
 ) -> Iterator[Variant]:
-    alone = default_variant(base, device, **shape)
-    request = alone.request(base)
-    size = model_size(ModelShape.of(request.cell, request.model, VOCABULARY), request.model)
-    default = replace(alone, replicas=replicas_on(torch.device(device).type, "auto", size.parameters) or CURVE)
+    default = stacked_variant(base, device, **shape)
+    alone = replace(default, replicas=1)
     yield from (default, alone)
     steps = ["eager", *(["compiled", *(["graph"] if device == "cuda" else [])] if compiling else [])]
     for step in steps:

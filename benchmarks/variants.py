@@ -18,8 +18,10 @@ import torch
 from common import ROOT
 
 from mup_moe.config.cell import LearningRate
+from mup_moe.model.inventory import size_of
 from mup_moe.ops.device import step_on
 from mup_moe.training.device import precision_on, prepare_gpus
+from mup_moe.training.memory import replicas_on
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
@@ -86,6 +88,14 @@ def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant
     how = {"precision": precision_on(there, training), "step": step_on(there, "auto")}
     how |= {"batch_size": base.training.batch_size}
     return Variant(system=OURS, device=device, **{"architecture": "moe", "experts": base.cell.experts} | how | shape)
+
+
+def stacked_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant:
+    """As `default_variant`, with as many replicas as the pipeline stacks."""
+    alone = default_variant(base, device, **shape)
+    request = alone.request(base)
+    parameters = size_of(request.cell, request.model, VOCABULARY).parameters
+    return replace(alone, replicas=replicas_on(torch.device(device).type, "auto", parameters) or CURVE)
 
 
 BLOCK = (

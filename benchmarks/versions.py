@@ -22,11 +22,9 @@ from typing import Any
 
 import torch
 from common import INSTRUCTIONS, PROVENANCE, ROOT, machine_row, out_path, parser, rows_with, told
-from variants import CURVE, VOCABULARY, default_variant, read_request
+from variants import read_request, stacked_variant
 
 from mup_moe.files import UserError, write_csv
-from mup_moe.model.inventory import size_of
-from mup_moe.training.memory import replicas_on
 
 COLUMNS = (
     *("setup", "architecture", "width", "replicas", "precision", "instructions", "step", "other", "tokens_per_second"),
@@ -111,15 +109,13 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
     for architecture in options.architectures:
         for width in options.widths:
             shape = {"architecture": architecture, "width": width} | ({"experts": 1} if architecture == "dense" else {})
-            variant = default_variant(base, options.device, **shape)
-            request = variant.request(base)
-            size = size_of(request.cell, request.model, VOCABULARY).parameters
-            replicas = replicas_on(options.device, "auto", size) or CURVE
+            variant = stacked_variant(base, options.device, **shape)
+            replicas = variant.replicas
             with told(f"{architecture}, width {width}"):
                 mine, other, *rest = compare(architecture, width, replicas, options)
             rates = [round(tokens * replicas * rate) for rate in (mine, other)]
             how = [variant.precision, instructions, variant.step]
-            yield [request.cell.setup, architecture, width, replicas, *how, options.name, *rates, *rest]
+            yield [base.cell.setup, architecture, width, replicas, *how, options.name, *rates, *rest]
 
 
 def main() -> None:

@@ -35,6 +35,9 @@ from mup_moe.training.device import precision_on
 from mup_moe.training.request import TrainingRequest
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from common import INSTRUCTIONS  # noqa: E402
 
 
 def read_config(*paths: Path) -> Config:
@@ -143,7 +146,7 @@ def write_result(folder: Path, summary: dict[str, Any]) -> None:
 
 
 # What hides AVX-512, and with it native bfloat16, from torch and its libraries.
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+AVX2 = INSTRUCTIONS["avx2"]
 
 
 @pytest.fixture(params=["native", "avx2"])

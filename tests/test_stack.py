@@ -134,7 +134,10 @@ def test_cross_entropy_in_pieces_multiplies_in_the_precision_of_autocast():
 )
 def test_products_by_numpy_are_torchs_with_their_gradients(seed, sizes, inputs, outputs):
     generator = torch.Generator().manual_seed(seed)
-    rows, weight = torch.randn(sum(sizes), inputs, generator=generator), torch.randn(6, inputs, outputs)
+    rows, weight = (
+        torch.randn(sum(sizes), inputs, generator=generator),
+        torch.randn(6, inputs, outputs, generator=generator),
+    )
     # As they come: a part of longer rows, and with the last axes swapped.
     part = torch.randn(6, 7, inputs + 2, generator=generator)[..., 1:-1]
     turned = torch.randn(6, inputs, 7, generator=generator).mT
@@ -147,7 +150,7 @@ def test_products_by_numpy_are_torchs_with_their_gradients(seed, sizes, inputs, 
         return y, mine.grad, matrices.grad
 
     def each(x, matrices):
-        return torch.cat([run @ matrix for run, matrix in zip(x.split(sizes), matrices, strict=True)])
+        return torch.cat([part @ matrix for part, matrix in zip(x.split(sizes), matrices, strict=True)])
 
     with patch.object(products, "numpy_is_faster", lambda: True):
         made = [run(x, product) for x in (part, turned)]

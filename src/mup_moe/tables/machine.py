@@ -42,7 +42,7 @@ class Machine:
         table = table[table["architecture"] == "moe"]
         if "instructions" in table.columns:
             # All of the machine's instructions come first.
-            table = table[table["instructions"] == table["instructions"].iloc[0]] if len(table) else table
+            table = table[table["instructions"].isin(table["instructions"].iloc[:1])]
         peers = _peers(table)
         table = table[table["default"] == "yes"]
         names = table["cpu"] + ", " + table["threads"].astype(str) + " thread"
