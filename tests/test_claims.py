@@ -24,6 +24,7 @@ from mup_moe.analysis import verdict as verdicts
 from mup_moe.analysis.claims import markdown
 from mup_moe.analysis.markup import html_page
 from mup_moe.analysis.names import MINUS
+from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
 from mup_moe.config.cell import Cell
@@ -31,6 +32,8 @@ from mup_moe.config.document import read_document
 from mup_moe.config.like import overlay
 from mup_moe.config.load import validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest, FigureSettings
+from mup_moe.figures.claims import ClaimTest, draw_rows
+from mup_moe.figures.style import FAINT
 from mup_moe.files import write_csv
 
 numbers = st.floats(-3, 3)
@@ -510,3 +513,24 @@ def test_something_is_recorded():
     for folder in RECORDED:
         assert json.loads((folder / "provenance.json").read_text())["machine"]
         assert yaml.safe_load((folder / "config.yaml").read_text())["claims"]
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
+def test_the_figure_of_the_claims_shows_every_test_once(folder):
+    rows = read_rows(folder / "claims/tests.csv", ClaimTest)
+    figure = draw_rows(rows, CONFIG.claims)
+    shown = {text.get_text() for text in figure.axes[0].get_yticklabels()}
+    assert len(shown) == len({(row.claim, row.panel, row.what.split(", ")[0] * (row.kind == "slope")) for row in rows})
+    points = [line for axes in figure.axes for line in axes.lines if line.get_marker() in ("o", ">")]
+    estimates = [line.get_xdata()[0] for line in points if np.isfinite(line.get_xdata()[0])]
+    excesses = [row.excess for row in rows if not math.isnan(row.excess)]
+    assert len(estimates) == len(rows) + len(excesses)
+    assert {round(row.estimate - row.expected, 9) for row in rows} <= {round(float(value), 9) for value in estimates}
+
+
+def test_a_control_is_grey_whatever_becomes_of_it():
+    row = ClaimTest("C2", "mup", "control", "drift", 0.0, 0.0, -0.1, 0.1, 0.0, 0.0, 0.0, "replicated")
+    figure = draw_rows([row, row._replace(kind="drift")], CONFIG.claims)
+    control, test = (line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o")
+    assert control == FAINT
+    assert test != FAINT

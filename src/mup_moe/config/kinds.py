@@ -26,7 +26,7 @@ class Kind:
     category: str
     axes: tuple[str, ...] = ()
     caption: str = ""
-    of: Literal["figures", "compositions", "trends", "comparisons", "probes"] = "figures"
+    of: Literal["figures", "compositions", "trends", "comparisons", "probes", "claims"] = "figures"
     table: bool = False
 
 
@@ -63,7 +63,14 @@ through the tensors of one role, for the same tokens. Above its size over the ax
 log₂). Look at which of the rules keep all of it, and at the dotted lines, which are predicted.
 """
 
+CLAIMS = """
+Every test of every claim: drifts of the best learning rate, what transferring it costs (excess), and for Lemma B.1 the
+slopes minus their predictions. A test passes in the grey bands, or, for SP, outside of them. Look at the controls: each
+is wrong in what its claim is about, so it has to fail. Where one passes, this sweep cannot tell.
+"""
+
 KINDS = {
+    "claims": Kind(reads=("{name}/tests.csv",), category="1 Claims", caption=CLAIMS, of="claims"),
     "transfer": Kind(reads=_TRANSFER_READS, category="{heading}"),
     "attribution": Kind(
         reads=("{figure}/attribution.csv",),

@@ -609,6 +609,7 @@ class Config(_Section):
             **dict.fromkeys(self.trends, "trend"),
             **dict.fromkeys(self.comparisons, "comparison"),
             **{name: probe.measure for name, probe in self.probes.items()},
+            **({"claims": "claims"} if self.claims.table else {}),
         }
 
     @property

@@ -28,14 +28,24 @@ class Column:
     ceiling: float = np.inf
 
 
-def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence[Any], bold: Sequence[bool]) -> Figure:
-    """The rows from top to bottom as given, each in its colour."""
+def draw_dots(
+    names: Sequence[str],
+    columns: Sequence[Column],
+    colours: Sequence[Any],
+    bold: Sequence[bool],
+    places: Sequence[float] | None = None,
+) -> Figure:
+    """Draws the rows from top to bottom as given, each in its color.
+
+    places: the row of each point, and its color is then that of the point; by default there is one point per row.
+    """
     figure = new_figure(WIDTH, 0.75 + LINE_HEIGHT * len(names))
+    places = range(len(names)) if places is None else places
     grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, column in zip(grid, columns, strict=True):
         if column.band:
             axes.axvspan(*column.band, color=BAND, lw=0)
-        for place, ((value, low, high), colour) in enumerate(zip(column.points, colours, strict=True)):
+        for place, (value, low, high), colour in zip(places, column.points, colours, strict=True):
             look = {"color": colour, "ms": 4.5, "mew": 0.9, "lw": 1.0}
             beyond = value > column.ceiling
             at = min(value, column.ceiling)
@@ -59,8 +69,9 @@ def draw_dots(names: Sequence[str], columns: Sequence[Column], colours: Sequence
         else:
             axes.axvline(0, color=FAINT, lw=0.7)
     grid[0].set_yticks(range(len(names)), list(names))
-    for label, colour, heavy in zip(grid[0].get_yticklabels(), colours, bold, strict=True):
-        label.set(color=colour, fontweight="bold" if heavy else "normal", parse_math=False)
+    of_row = {round(place): colour for place, colour in zip(places, colours, strict=True)}
+    for row, (label, heavy) in enumerate(zip(grid[0].get_yticklabels(), bold, strict=True)):
+        label.set(color=of_row[row], fontweight="bold" if heavy else "normal", parse_math=False)
     grid[0].set_ylim(len(names) - 0.4, -0.6)
     sns.despine(fig=figure, left=True)
     return figure

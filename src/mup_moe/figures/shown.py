@@ -59,7 +59,7 @@ def settings_of(config: Config, name: str) -> str:
     probe = config.probes.get(name)
     figures = {part: FigureSpec.of(config, part).settings for part in _parts(config, name)}
     claims = config.claims
-    margins = (claims.drift_margin, claims.excess_margin)
+    margins = (claims.drift_margin, claims.excess_margin, claims.slope_margin)
     parts: dict[str, Any] = {
         "kind": kind_of(config, name),
         "figures": figures,
@@ -95,7 +95,8 @@ def category_of(config: Config, name: str) -> str:
 
 def _parts(config: Config, name: str) -> tuple[str, ...]:
     """The figures of the config that a figure shows: itself, those of a composition, or, for a probe, none."""
-    return () if name in config.probes else config.parts.get(name, (name,))
+    pictured = KINDS[kind_of(config, name)].of
+    return () if pictured in ("probes", "claims") else config.parts.get(name, (name,))
 
 
 def _subject(config: Config, name: str) -> str | None:
