@@ -1,6 +1,5 @@
 import copy
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from conftest import ROOT, TABLE, read_config
 from mup_moe.config.cell import ARCHITECTURES, Cell, LearningRate, grid
 from mup_moe.config.document import ConfigError
 from mup_moe.config.kinds import KINDS
-from mup_moe.config.like import overlay
 from mup_moe.config.load import validate
 from mup_moe.parametrization import VARIABLES, Parametrization, Power, Rule
 
@@ -348,15 +346,6 @@ def test_results_that_can_not_be_made_are_refused(key, value, expected):
         validate(document)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_the_readmes_examples_are_configs():
-    readme = (ROOT / "README.md").read_text()
-    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", readme, re.S)]
-    examples += [yaml.safe_load(text) for text in re.findall(r"`(figures: \{.*?\})`", readme)]
-    assert len(examples) >= 3
-    for example in examples:
-        validate(overlay(DOCUMENT, example))
 
 
 def test_leaving_out_a_panel_leaves_its_claims_open():

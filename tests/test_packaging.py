@@ -129,21 +129,3 @@ def test_the_search_for_a_set_up_is_shown_as_it_was_recorded():
         rule, control = panels["mup"], panels["mup-without-experts"]
         expected = [f"{float(row[key]):{form}}" for row in (rule, control) for key, form in FORMS.items()]
         assert [number.replace(MINUS, "-") for number in rows[figure]] == expected, figure
-
-
-def test_the_readme_shows_the_recorded_claims():
-    recorded = (ROOT / "results/recorded/default/claims.md").read_text().splitlines()
-    table = [line for line in recorded if line.startswith("| **C") or line.startswith("| claim")]
-    assert len(table) == 1 + 8
-    # The twelve intervals of C7 are counted.
-    *shown, c7 = table
-    with (ROOT / "results/recorded/default/claims/tests.csv").open(encoding="utf-8") as file:
-        verdicts = [test["verdict"] for test in csv.DictReader(file) if test["claim"] == "C7"]
-    within, open_ = verdicts.count("replicated"), verdicts.count("inconclusive")
-    assert within + open_ == len(verdicts) == c7.count("<br>") + 1
-    counted = f"{within} of {len(verdicts)} tests within the margin, {open_} inconclusive, none against"
-    claim, verdict, _, rests_on = c7.rsplit(" | ", 3)
-    link = "[all](results/recorded/default/claims.md#c7-inconclusive)"
-    shown.append(" | ".join([claim, verdict, f"{counted} ({link})", rests_on]))
-    assert "### C7: inconclusive" in recorded
-    assert set(shown) <= set((ROOT / "README.md").read_text().splitlines())
