@@ -23,7 +23,7 @@ def recipe(title: str) -> list[str]:
 
 
 def insert(path: Path, before: str, text: str) -> None:
-    """Puts text before a line of a file."""
+    """Inserts text before a line of a file."""
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, f"{text}{before}", 1))
 
@@ -34,7 +34,7 @@ def results(project: Path) -> dict[Path, int]:
 
 
 def make(project: Path, target: str, config: str = "{}") -> list[Path]:
-    """Makes a target with a config laid over the sweep; the folders of the cells that are new. No other is touched."""
+    """Makes a target with a config overlaid on the sweep; returns the folders of new cells. No other changes."""
     path = project / "smoke.yaml"
     path.write_text(yaml.safe_dump(overlay(yaml.safe_load(path.read_text()), yaml.safe_load(config))))
     before = results(project)
@@ -82,8 +82,10 @@ def test_another_optimizer_is_a_class_and_a_line_of_the_registry(project):
 def test_another_metric_is_a_function_and_a_line(project):
     function, line = recipe("Another metric")
     metrics = project / "src/mup_moe/model/metrics.py"
-    insert(metrics, "# What is minimised beside", f"{function}\n\n")
-    insert(metrics, "}\n# The columns of history.csv", line)
+    insert(metrics, "AUXILIARY_LOSSES: Mapping", f"{function}\n\n")
+    observed = metrics.read_text().index("OBSERVED: Mapping")
+    end = metrics.read_text().index("\n}\n", observed) + 1
+    metrics.write_text(metrics.read_text()[:end] + line + metrics.read_text()[end:])
     # The cells that are there stay as they are, and a new one has the column.
     assert make(project, "results/figure1.pdf") == []
     cell = "small_moe_mup_w16_e4_g1_lr0.003_s5"
