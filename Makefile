@@ -8,6 +8,8 @@
 # make soak      500 cells on that SLURM, something killed every few seconds: docs/soak.md (40 minutes)
 # make gpu-jobs  what a visit to a GPU machine takes along: docs/offsite.md
 # make gpu-check the visit, there, without Snakemake or network
+# make docs      the documentation site, in docs/_build/html
+# make docs-links  checks the site's external links (network)
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
@@ -16,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
+.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check docs docs-links
 
 install: $(VENV)/run.stamp
 
@@ -46,6 +48,15 @@ benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/tokenization.py
 	$(BIN)/python benchmarks/checkpoints.py
 	$(BIN)/python benchmarks/plot.py
+
+# The report is a page of the site if it could be built first; the site also builds without it.
+SPHINX = $(BIN)/sphinx-build -E -W --keep-going -n -c docs -d docs/_build/doctrees
+docs: $(VENV)/dev.stamp
+	test ! -e docs/report.py || { mkdir -p docs/_build && $(BIN)/python docs/report.py docs/_build/report.html; }
+	$(SPHINX) -b html . docs/_build/html
+
+docs-links: $(VENV)/dev.stamp
+	$(SPHINX) -b linkcheck . docs/_build/linkcheck
 
 slurm-test: $(VENV)/dev.stamp
 	MUP_MOE_NEEDS_SLURM=1 $(BIN)/pytest tests/slurm
