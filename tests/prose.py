@@ -13,14 +13,20 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from conftest import ROOT
-from mup_moe.analysis.names import estimated
+from mup_moe.analysis.names import MINUS, estimated
 
 # A decimal number, or a whole one with a unit of results. Not versions (0.6.0), arXiv ids, or 1e-8 and 2^-5.
 NUMBER = re.compile(
-    r"(?<![\w.])(?!\d{4}\.\d{5}|\d+\.\d+\.\d)[\N{MINUS SIGN}+±-]?(?:\d[\d,]*\.\d+(?!\w)|\d+(?= (?:nats|octaves|times|%|min|s)(?!\w)))"
+    r"(?<![\w.])(?!\d{4}\.\d{5}|\d+\.\d+\.\d)[-+±]?"
+    r"(?:\d[\d,]*\.\d+(?!\w)|\d+(?= (?:nats|octaves|times|%|min|s)(?!\w)))"
 )
 LITERAL = re.compile(r"`[^`]*`|\]\([^)]*\)|!\[[^]]*\]|<[^>]*>")
 ENDS = re.compile(r"(?<=[.:;!?|]) ")
+
+
+def plain(text: str) -> str:
+    """On one line, with hyphens for minus signs."""
+    return " ".join(text.replace(MINUS, "-").split())
 
 
 class Sentence(NamedTuple):
@@ -32,7 +38,7 @@ class Sentence(NamedTuple):
     @property
     def filled(self) -> str:
         """The words that have to be in the page."""
-        return " ".join(self.template.format(*self.numbers).split())
+        return plain(self.template.format(*self.numbers))
 
 
 def says(template: str, *numbers: str) -> Sentence:
@@ -51,7 +57,7 @@ def blocks_of(page: str) -> tuple[str, ...]:
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     text = re.sub(r"^(\s*)(- |\d\. )", r"\n\n\1\2", text, flags=re.M)
     text = re.sub(r"^(\s*\|.*)$", r"\n\1\n", text, flags=re.M)
-    return tuple(" ".join(block.split()) for block in re.split(r"\n\s*\n", text) if block.strip())
+    return tuple(plain(block) for block in re.split(r"\n\s*\n", text) if block.strip())
 
 
 @cache
@@ -83,8 +89,8 @@ def uncovered(page: str, covered: Iterable[str], tables: Iterable[str] = ()) -> 
         known = [
             range(found.start(), found.end()) for words in covered for found in re.finditer(re.escape(words), block)
         ]
-        plain = LITERAL.sub(lambda match: " " * len(match[0]), block)
-        for number in NUMBER.finditer(plain):
+        words_alone = LITERAL.sub(lambda match: " " * len(match[0]), block)
+        for number in NUMBER.finditer(words_alone):
             if not any(number.start() in span for span in known):
                 start = max([0, *(end.end() for end in ENDS.finditer(block, 0, number.start()))])
                 stop = next((end.start() for end in ENDS.finditer(block, number.end())), len(block))
@@ -208,10 +214,11 @@ def ratios(architecture: str, instructions: str, column: str = "ratio", decimals
 
 
 def ratios_to(system: str, architecture: str, instructions: str, decimals: int = 1, **where: Any) -> list[str]:
-    """Of benchmarks/step.csv: our default's tokens/s over the best variant of a peer, by their ratios to the same one."""
+    """Of benchmarks/step.csv: our default's tokens/s over those of the best of some variants of a peer."""
     ours = rows("step.csv", system="mup-moe", default="yes", architecture=architecture, instructions=instructions)
     peer = rows("step.csv", system=system, architecture=architecture, instructions=instructions, **where)
-    quotient = ours.set_index("width")["ratio"] / peer.groupby("width")["ratio"].max()
+    speed = "tokens_per_second"
+    quotient = ours.set_index("width")[speed] / peer.groupby("width")[speed].max()
     return [f"{value:.{decimals}f}" for value in quotient.sort_index()]
 
 
