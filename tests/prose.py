@@ -20,7 +20,7 @@ NUMBER = re.compile(
     r"(?<![\w.])(?!\d{4}\.\d{5}|\d+\.\d+\.\d)[-+±]?"
     r"(?:\d[\d,]*\.\d+(?!\w)|\d+(?= (?:nats|octaves|times|%|min|s)(?!\w)))"
 )
-LITERAL = re.compile(r"`[^`]*`|\]\([^)]*\)|!\[[^]]*\]|<[^>]*>")
+LITERAL = re.compile(r"`[^`]*`|!\[[^]]*\]\([^)]*\)|\]\([^)]*\)|<[^>]*>")
 ENDS = re.compile(r"(?<=[.:;!?|]) ")
 
 
