@@ -658,7 +658,7 @@ def benchmarks() -> Iterator[Sentence]:
 # ------------------------------------------------------------------ the test
 
 # The pages that are checked, and what states their results.
-PAGES = {"docs/results.md": results, "docs/granularity.md": granularity}
+PAGES = {"README.md": readme, "docs/results.md": results, "docs/granularity.md": granularity}
 
 # Tables that are not checked here, by the beginning of their header: tests/test_packaging.py compares them with the
 # record, or they are not recorded, which the page says.
@@ -670,6 +670,7 @@ TABLES = {
 # Numbers that are not results, or that no table holds: page -> reason -> the words around them, as the page has them.
 # Predictions that begin a paragraph with "Predicted" in bold need no entry.
 ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
+    "README.md": {"version": ("Python ≥ 3.11", "Snakemake ≥ 9.20", "Python 3.11 or newer")},
     "docs/results.md": {
         "prediction": (
             "SP drifts by -0.5 or less, μP within ±0.3 with an excess of at most 0.1.",
