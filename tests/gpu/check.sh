@@ -3,7 +3,7 @@
 #   tests/gpu/check.sh look     measures the GPU, for at most LOOK_SECONDS
 #   tests/gpu/check.sh train    trains cells and packs them after every job, for at most TRAIN_SECONDS
 # Without arguments, runs both in this order. Longer visits can also run: tests, benchmarks.
-# A failed part does not stop the next; the exit status is that of the last part that failed. `make gpu-check` calls this.
+# A failed part does not stop the next; the exit status is that of the last failed part. `make gpu-check` calls this.
 set -u
 cd "$(dirname "$0")/../.."
 : "${PYTHON:=python3}" "${DEVICE:=cuda}" "${RESULTS:=results}"
