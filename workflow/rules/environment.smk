@@ -32,7 +32,7 @@ OWN_FOLDERS = set(map(os.path.realpath, OWN_FOLDERS))
 
 
 def foreign(paths):
-    """Returns the paths without our own folders, relative to the folder in which Snakemake was started."""
+    """Returns the paths except our own folders, resolved against the folder in which Snakemake was started."""
     paths = (os.path.join(workflow.workdir_init, path) for path in paths)
     return [path for path in paths if os.path.realpath(path) not in OWN_FOLDERS]
 

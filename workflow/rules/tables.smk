@@ -1,4 +1,4 @@
-# Tables made from the config alone, without training.
+# Tables of what the config describes, made without training.
 from mup_moe.files import file_digest
 
 
