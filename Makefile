@@ -1,21 +1,23 @@
-# make install   only set everything up, in .venv; then: . .venv/bin/activate
-# make figure1   set everything up and make results/figure1.pdf
-# make paper     the same for every result of the paper, and results/report.html with all of them
-# make test      set everything up and pass all tests
-# make benchmark how fast this machine trains, beside transformers (an hour)
-# make slurm-test  the tests on a real SLURM, which they bring up (root; apt-get install slurm-wlm munge)
-# make faults    the fault suite three times over, with docs/faults.md as its report
-# make soak      500 cells on that SLURM, something killed every few seconds: docs/soak.md (40 minutes)
-# make gpu-jobs  what a visit to a GPU machine takes along: docs/offsite.md
-# make gpu-check the visit, there, without Snakemake or network
-# make docs      the documentation site, in docs/_build/html
-# make docs-links  checks the site's external links (network)
+# make install     set everything up in .venv and do nothing else; then: . .venv/bin/activate
+# make figure1     set everything up and make results/figure1.pdf
+# make paper       set everything up and make every result of the paper, and results/report.html with all of them
+# make test        set everything up and run all tests
+# make lint        run all linters
+# make lock        resolve the dependencies of pyproject.toml and rewrite both locks and environment.yml
+# make benchmark   measure how fast this machine trains, compared with transformers (an hour)
+# make slurm-test  run the tests that start a real SLURM (as root; apt-get install slurm-wlm munge)
+# make faults      run the fault suite three times and write its report, docs/faults.md
+# make soak        train 500 cells on that SLURM, with a kill every few seconds; writes docs/soak.md (40 minutes)
+# make gpu-jobs    prepare the files to copy to a GPU machine: docs/offsite.md
+# make gpu-check   measure and train on that GPU machine, without Snakemake or network
+# make docs        build the documentation site in docs/_build/html
+# make docs-links  check the site's external links (needs a network)
 PYTHON ?= python3
 CORES ?= all
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Snakemake's jobs find the same tools as Snakemake itself.
+# So that Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check docs docs-links
@@ -67,7 +69,7 @@ faults: $(VENV)/dev.stamp
 soak: $(VENV)/dev.stamp
 	$(BIN)/python tests/slurm/soak.py
 
-# At home: what gpu-check takes along, in results/gpu and results/data.
+# Run at home; gpu-check needs the resulting results/gpu and results/data.
 GPU_FIGURES := figure1 attribution figure3 figure2b
 gpu-jobs: $(VENV)/run.stamp
 	$(BIN)/snakemake results/data/python-large/manifest.json --cores $(CORES) --config preset=gpu
@@ -77,24 +79,24 @@ gpu-jobs: $(VENV)/run.stamp
 	done
 	$(BIN)/python benchmarks/variants.py gpu > results/gpu/request.json
 
-# PARTS="look train" (both, if not given); a script that needs no make: tests/gpu/check.sh
+# PARTS="look train" is the default. Without make, call tests/gpu/check.sh directly.
 gpu-check:
 	tests/gpu/check.sh
 
-# A stamp is newer than the lock that it installed.
+# A stamp newer than its lock means that the lock is installed.
 $(VENV)/run.stamp: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --progress-bar off -r requirements.lock
 	@touch $@
 
-# --no-deps: the lock is complete, and mup asks for a torchvision that it never imports.
+# --no-deps: the lock is complete, and mup requires a torchvision that it never imports.
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.lock
 	$(PIP) install --quiet --progress-bar off --no-deps -r requirements-dev.lock
 	@touch $@
 
-# Resolves pyproject.toml anew: the only way in which the locks change. TORCH comes first, so that
-# nothing else chooses a build of it.
+# Resolves pyproject.toml again; the locks change in no other way. TORCH is installed first, so that no other package
+# chooses its build.
 TORCH := torch==2.13.0
 FREEZE = .venv-lock/bin/python -m pip freeze --exclude mup-moe | sed 's/+cpu$$//' | LC_ALL=C sort -f
 lock:

@@ -1,5 +1,5 @@
 # The whole paper as a graph of files: text -> tokens -> cells -> tables of runs -> figures.
-# Start reading at src/mup_moe/sweep.py, which turns config.yaml into cells, jobs and paths.
+# To read the code, start at src/mup_moe/sweep.py, which turns config.yaml into cells, jobs and paths.
 from snakemake.utils import min_version
 
 min_version("9.20")

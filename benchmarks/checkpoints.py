@@ -1,11 +1,11 @@
-"""What checkpoints and heartbeats cost of the time of training, at the default sizes.
+"""The cost of checkpoints and heartbeats relative to training time, at the default sizes.
 
 python benchmarks/checkpoints.py [--widths 32 64 128 256 512] [--rounds 7] [--device cuda] [--folder FOLDER]
 
-For each width a stack as the pipeline trains it takes blocks of steps, in turn with writing all of its
-checkpoints and all of its heartbeats, synced to disk as in a run. `overhead_percent` is their time, as often as
-they are due, in that of training: a checkpoint every `execution.checkpoint_seconds` of config.yaml, a
-heartbeat every ten seconds. Use a --folder on the file system that will have the results.
+For each width, a stack like the pipeline's alternates between blocks of steps, writing all of its checkpoints, and
+writing all of its heartbeats, synced to disk as in a run. `overhead_percent` is the time of the writes as a share of
+training time, if they happen as often as in a run: a checkpoint every `execution.checkpoint_seconds` of config.yaml and
+a heartbeat every ten seconds. Choose a --folder on the file system that will hold the results.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import PROVENANCE, ROOT, machine_row, out_path, parser, seconds_of, told
+from common import PROVENANCE, ROOT, announced, machine_row, out_path, parser, seconds_of
 from variants import CURVE, VOCABULARY, Variant, default_variant, read_request, trainer_of
 
 from mup_moe.config.document import read_document
@@ -40,27 +40,27 @@ GOAL_PERCENT = 3.0
 
 
 def stack_of(base: TrainingRequest, width: int, device: str) -> Variant:
-    """A stack as the pipeline trains it."""
+    """Returns a stack like the one that the pipeline trains."""
     alone = default_variant(base, device, width=width)
     size = model_size(ModelShape.of(alone.request(base).cell, base.model, VOCABULARY), base.model)
     return replace(alone, replicas=replicas_on(device, "auto", size.parameters) or CURVE)
 
 
 def save(trainer: Trainer, folders: list[Path]) -> None:
-    """All checkpoints of the stack, as `mup_moe train` writes them."""
+    """Writes all checkpoints of the stack, as `mup_moe train` does."""
     states = trainer.states()
     checkpoint.save({folders[replica]: Checkpoint(trainer.step, 0.0, "", state) for replica, state in states.items()})
 
 
 def beat(trainer: Trainer, folders: list[Path]) -> None:
-    """All heartbeats of the stack, likewise."""
+    """Writes all heartbeats of the stack, as `mup_moe train` does."""
     sign = Heartbeat.now(trainer.step, trainer.settings.steps, len(folders), 1.0)
     for folder in folders:
         sign.write(folder)
 
 
 def row_of(trainer: Trainer, folder: Path, rounds: int, checkpoint_seconds: float) -> list[Any]:
-    """Measures a stack: the values of `COLUMNS` from the replicas on, the machine apart."""
+    """Measures a stack. Returns the values of `COLUMNS` from `replicas` on, without the provenance."""
     folders = [folder / str(replica) for replica in range(len(trainer.requests))]
     works: list[Callable[[], Any]] = [
         lambda: trainer.run(trainer.step + BLOCK_STEPS),
@@ -81,11 +81,11 @@ def row_of(trainer: Trainer, folder: Path, rounds: int, checkpoint_seconds: floa
 
 
 def main() -> None:
-    """Measures every width and writes a row for each."""
+    """Measures each width and writes a row for it."""
     options = parser(__doc__, "checkpoints")
     options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
     options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--folder", type=Path, help="where the checkpoints go")
+    options.add_argument("--folder", type=Path, help="folder for the checkpoints")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
@@ -94,7 +94,7 @@ def main() -> None:
     machine = machine_row(arguments.device, arguments.threads)
     rows = []
     for width in arguments.widths:
-        with told(f"width {width}"), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        with announced(f"width {width}"), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             trainer = trainer_of(stack_of(base, width, arguments.device), base)
             rows.append([width, *row_of(trainer, Path(folder), arguments.rounds, seconds), *machine])
     write_csv(out_path(arguments, "checkpoints"), COLUMNS, rows)

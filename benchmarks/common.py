@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, and where their rows go and come from."""
+"""Shared code of the benchmarks: their options, provenance, and where rows are written."""
 
 import argparse
 import csv
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from mup_moe import provenance  # noqa: E402
 
-# What keeps a process and its libraries (torch, oneDNN, oneMKL, OpenBLAS) to some instructions of the CPU.
+# Environment variables that limit a process and its libraries (torch, oneDNN, oneMKL, OpenBLAS) to an instruction set.
 INSTRUCTIONS: dict[str, dict[str, str]] = {
     "native": {},
     "avx2": {
@@ -35,7 +35,7 @@ PROVENANCE = ("torch", "transformers", "cpu", "gpu", "threads", "date")
 
 
 def machine_row(device: str, threads: int) -> list[Any]:
-    """The values of `PROVENANCE`."""
+    """Returns the values of the columns in `PROVENANCE`."""
     versions = provenance.versions("transformers")
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -43,35 +43,35 @@ def machine_row(device: str, threads: int) -> list[Any]:
 
 
 def instructions_of(device: str) -> list[str]:
-    """What there is to measure: all of a CPU's instructions, and AVX2 where that is less."""
+    """Returns the instruction sets to measure: all of a CPU's instructions, and AVX2 if the CPU has more than that."""
     more = device == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return ["native", *(["avx2"] if more else [])]
 
 
 def rows_with(instructions: str, script: str) -> list[list[str]]:
-    """The rows of this very script in a process that keeps to such instructions."""
+    """Runs the same script in a process that is limited to an instruction set, and returns its rows."""
     given = [word for word in sys.argv[1:] if word not in ("--instructions", *INSTRUCTIONS)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.csv"
         command = [sys.executable, script, *given, "--instructions", "native", "--out", out]
         if subprocess.run(command, env=os.environ | INSTRUCTIONS[instructions]).returncode:
-            sys.exit(f"measuring with {instructions} failed")
+            sys.exit(f"measuring with {instructions} failed: see the error above")
         with out.open(encoding="utf-8", newline="") as file:
             return list(csv.reader(file))[1:]
 
 
 def parser(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks of training have."""
+    """Returns a parser with the options that all benchmarks of training share."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--request", type=Path, help="a training request as JSON, in place of config.yaml")
-    made.add_argument("--out", type=Path, help=f"default: benchmarks/{name}.csv, on a GPU benchmarks/gpu/{name}.csv")
+    made.add_argument("--request", type=Path, help="a training request as JSON, instead of config.yaml")
+    made.add_argument("--out", type=Path, help=f"default: benchmarks/{name}.csv, or benchmarks/gpu/{name}.csv on a GPU")
     return made
 
 
 def out_path(arguments: argparse.Namespace, name: str) -> Path:
-    """Where the rows go."""
+    """Returns the path that the rows are written to."""
     if arguments.out is not None:
         return Path(arguments.out)
     folder = ROOT / "benchmarks"
@@ -79,8 +79,8 @@ def out_path(arguments: argparse.Namespace, name: str) -> Path:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """Says on standard error what takes its time."""
+def announced(what: str) -> Iterator[None]:
+    """Announces a piece of work on standard error, and then how long it took."""
     start = time.perf_counter()
     print(f"{what} ...", file=sys.stderr, flush=True)
     yield
@@ -88,7 +88,7 @@ def told(what: str) -> Iterator[None]:
 
 
 def seconds_of(work: Callable[[], Any], device: str = "cpu") -> float:
-    """How long a piece of work takes, until the device is done."""
+    """Returns how long a piece of work takes, including the work queued on the device."""
     start = time.perf_counter()
     work()
     if device == "cuda":

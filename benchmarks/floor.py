@@ -1,16 +1,17 @@
-"""Where the time of a training step goes, and how much of it no library of this machine could save.
+"""Where the time of a training step goes, and how much of it no library on this machine could save.
 
 python benchmarks/floor.py [--widths 32 64 128] [--seconds 3] [--instructions native avx2] [--request request.json]
 
-Of each width, as the pipeline trains it, milliseconds of a step of the whole stack:
+For each width, as the pipeline trains it. Times are milliseconds per step of the whole stack:
 
-`step_ms`: the step. `products_ms`: its matrix products (attention's are in `attention_ms` where they are part of
-torch's kernel). `softmax_ms`, `optimizer_ms`, `other_ms`: the other operators, as each took in the step.
-`products_alone_ms`: the same products one after the other and nothing else, each on operands of its shape.
-`products_at_peak_ms`: their FLOPs at the machine's rate for square matrices (`matmul_gflops`).
-`overhead_ms`: the step of the same model with hardly any numbers in it: what calls of operators cost.
-`other_mb`: what the other operators read and write.
-`fastest_ms`: products alone, attention, softmax and overhead: a step whose other operators took no time.
+`step_ms`: the step.
+`products_ms`: its matrix products, except for those of attention that are part of torch's kernel (`attention_ms`).
+`softmax_ms`, `optimizer_ms`, `other_ms`: the other operators, as measured in the step.
+`products_alone_ms`: the same products, run one after the other without anything else, on operands of the same shapes.
+`products_at_peak_ms`: the time for their FLOPs at the machine's rate for square matrices (`matmul_gflops`).
+`overhead_ms`: a step of the same model with hardly any numbers in it, which is what calling the operators costs.
+`other_mb`: megabytes that the other operators read and write.
+`fastest_ms`: products alone, attention, softmax and overhead: a step whose other operators take no time.
 """
 
 import functools
@@ -47,7 +48,7 @@ COLUMNS = (
 )
 _KIND_OF = dict.fromkeys(("mm", "bmm", "baddbmm", "addmm", "_grouped_mm"), "products")
 _KIND_OF |= dict.fromkeys(("_softmax", "_softmax_backward_data", "amax", "log", "gather"), "softmax")
-# Views, which touch no memory.
+# Views, which do not touch memory.
 _VIEWS = (
     "view",
     "transpose",
@@ -61,12 +62,12 @@ _VIEWS = (
     "unbind",
     "alias",
 )
-# Hardly any numbers: two sequences of two tokens.
+# Hardly any numbers: two sequences of two tokens each.
 _TINY = {"width": 8, "sequence": 2, "batch_size": 2}
 
 
 class _Seen(TorchDispatchMode):
-    """Times every operator of torch and every product of numpy, or keeps the products for later."""
+    """Times every operator of torch and every product of numpy, and keeps the products for later if asked to."""
 
     def __init__(self, keep: bool = False) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class _Seen(TorchDispatchMode):
         return made
 
     def matmul(self, a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> Any:
-        """numpy's, seen."""
+        """Times and counts numpy's product."""
         self._count(a, b)
         return self._timed("products", functools.partial(np.matmul, a, b, out=out))
 
@@ -111,14 +112,14 @@ class _Seen(TorchDispatchMode):
 
 @contextmanager
 def seen(keep: bool = False) -> Iterator[_Seen]:
-    """Sees the operators of what runs within."""
+    """Times the operators that run inside the block."""
     mode = _Seen(keep)
     with mode, patch.object(products, "np", SimpleNamespace(matmul=mode.matmul, errstate=np.errstate)):
         yield mode
 
 
 def milliseconds(work: Callable[[], Any], seconds: float) -> float:
-    """The median time of a piece of work, repeated for so long."""
+    """Returns the median time of a piece of work, repeated for this many seconds."""
     for _ in range(WARM_UP_STEPS):
         work()
     times, end = [], time.perf_counter() + seconds
@@ -130,17 +131,17 @@ def milliseconds(work: Callable[[], Any], seconds: float) -> float:
 
 
 def tiny(base: TrainingRequest) -> TrainingRequest:
-    """The same operators on hardly any numbers."""
+    """Returns a request for the same operators on hardly any numbers."""
     return replace(base, model=replace(base.model, sequence=_TINY["sequence"]))
 
 
 def step_of(trainer: Trainer) -> Callable[[], None]:
-    """Takes one step."""
+    """Returns a function that takes one step."""
     return lambda: trainer.run(trainer.step + 1)
 
 
 def measure(base: TrainingRequest, width: int, seconds: float) -> list[Any]:
-    """The row of a width, the machine apart."""
+    """Measures a width. Returns its row without the provenance."""
     variant = stacked_variant(base, "cpu", width=width)
     trainer = trainer_of(variant, base)
     step = step_of(trainer)
@@ -166,11 +167,11 @@ def measure(base: TrainingRequest, width: int, seconds: float) -> list[Any]:
 
 
 def main() -> None:
-    """Measures every width and writes a row for each."""
+    """Measures each width and writes a row for it."""
     options = parser(__doc__, "floor")
     options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128])
-    options.add_argument("--seconds", type=float, default=3.0, help="of each part of a row")
-    options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), help="of the CPU")
+    options.add_argument("--seconds", type=float, default=3.0, help="measuring time for each part of a row")
+    options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), help="instruction sets of the CPU")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()

@@ -1,14 +1,13 @@
-"""Speed of a training step against width, tokens, experts, granularity and replicas, beside what FLOPs predict.
+"""Speed of a training step against width, tokens, experts, granularity and replicas, compared with a FLOPs prediction.
 
 python benchmarks/growth.py [--axes width batch_size experts granularity replicas] [--seconds 2]
                             [--device cuda] [--request request.json]
 
-Each axis grows from the default shape (width 64, 16 sequences of 64 tokens, 8 experts, granularity 1,
-one replica) trained as the pipeline trains it. All values of an axis take turns, each in a process of its
-own. `predicted` is the tokens/s at which the base's rate of FLOPs would be kept. Replicas are stacked and
-trained in lockstep; their tokens/s are all replicas' together, and on a GPU their number doubles until that
-gains less than 5 % or memory is full. Memory is the most that was held: by tensors on a GPU, by the process
-(imports, about 0.35 GB, too) on a CPU.
+Each axis varies one number of the default shape (width 64, 16 sequences of 64 tokens, 8 experts, granularity 1, one
+replica), trained as the pipeline trains it. All values of an axis take turns, each in its own process. `predicted` is
+the tokens/s at the same FLOPs per second as the base. Replicas are stacked and trained in lockstep; tokens/s are the
+total over all replicas. On a GPU their number doubles until that gains less than 5 % or memory is full. Memory is the
+peak: of tensors on a GPU, of the whole process (including about 0.35 GB of imports) on a CPU.
 """
 
 import sys
@@ -17,7 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from common import PROVENANCE, machine_row, out_path, parser, told
+from common import PROVENANCE, announced, machine_row, out_path, parser
 from timing import Measured, measure
 from variants import Variant, default_variant, read_request
 
@@ -37,13 +36,13 @@ VALUES = {
     "granularity": (1, 2, 4, 8, 16),
     "replicas": (1, 2, 4, 8, 16),
 }
-"""The values of each axis, the base's first."""
+"""The values of each axis, with that of the base first."""
 MOST_REPLICAS = 1024
 LEAST_GAIN = 1.05
 
 
 def rows_of(axis: str, results: list[Measured]) -> Iterator[list[Any]]:
-    """A row for each value, ascending, the machine apart."""
+    """Yields a row for each value, in ascending order and without the provenance."""
     base = results[0]
     for result in sorted(results, key=lambda r: getattr(r.variant, axis)):
         variant = result.variant
@@ -60,7 +59,7 @@ def rows_of(axis: str, results: list[Measured]) -> Iterator[list[Any]]:
 
 
 def until_saturated(base: Variant, request: TrainingRequest, threads: int, seconds: float) -> list[Measured]:
-    """Twice as many replicas each time, always beside half of them, until that gains little."""
+    """Doubles the replicas until that gains little, always timing a number in turns with half of it."""
     kept: list[Measured] = []
     counts = [2**power for power in range(MOST_REPLICAS.bit_length())]
     for fewer, more in pairwise(counts):
@@ -70,7 +69,7 @@ def until_saturated(base: Variant, request: TrainingRequest, threads: int, secon
         if not kept:
             kept.append(pair[0])
         if len(pair) < 2:
-            break  # told already; memory, most likely
+            break  # already reported; most likely out of memory
         kept.append(pair[1])
         if pair[1].ratio(pair[0]) < LEAST_GAIN:
             break
@@ -81,13 +80,13 @@ def until_saturated(base: Variant, request: TrainingRequest, threads: int, secon
 
 
 def main() -> None:
-    """Measures every axis and writes a row for each value."""
+    """Measures each axis and writes a row for each value."""
     options = parser(__doc__, "growth")
     options.add_argument("--axes", nargs="+", choices=list(VALUES), default=list(VALUES))
     options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
-    options.add_argument("--width", type=int, default=VALUES["width"][0], help="of the base")
-    options.add_argument("--values", nargs="+", type=int, help="of every axis, the base's first")
-    options.add_argument("--seconds", type=float, default=2.0, help="of training per value")
+    options.add_argument("--width", type=int, default=VALUES["width"][0], help="width of the base")
+    options.add_argument("--values", nargs="+", type=int, help="values of each axis, that of the base first")
+    options.add_argument("--seconds", type=float, default=2.0, help="training time per value")
     arguments = options.parse_args()
     request, device = read_request(arguments.request), arguments.device
     rows: list[list[Any]] = []
@@ -97,7 +96,7 @@ def main() -> None:
                 continue
             dense = {"architecture": "dense", "experts": 1} if architecture == "dense" else {}
             base = default_variant(request, device, **{"width": arguments.width} | dense)
-            with told(f"{architecture}, {axis}"):
+            with announced(f"{architecture}, {axis}"):
                 if axis == "replicas" and device == "cuda":
                     results = until_saturated(base, request, arguments.threads, arguments.seconds)
                 else:
@@ -105,7 +104,7 @@ def main() -> None:
                     variants = [replace(base, **{axis: value}) for value in values]
                     results = measure(variants, request, threads=arguments.threads, seconds=arguments.seconds)
             if not results or getattr(results[0].variant, axis) != getattr(base, axis):
-                sys.exit(f"the base of {axis} could not be measured")
+                sys.exit(f"the base of axis {axis} could not be measured: see the reason above")
             for row in rows_of(axis, results):
                 rows.append(row + machine_row(device, arguments.threads))
                 _show(dict(zip(COLUMNS, rows[-1], strict=True)))

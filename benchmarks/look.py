@@ -1,23 +1,23 @@
-"""What a GPU that is lent for minutes has to tell, in the order of its worth, in one process.
+"""Measures a GPU that is available for minutes only, most valuable results first, in one process.
 
 python benchmarks/look.py --jobs results/gpu/gpu.jsonl --out FOLDER [--results results] [--seconds 270]
                           [--stacks 27x64 27x256 9x64 1x64 27x512 27x128] [--steps eager compiled graph]
 
-Writes a line of JSON to FOLDER/look.jsonl as soon as a number is known, and the kernels of some stacks to
-FOLDER/kernels-*.csv. The models are those of a list of jobs (`mup_moe export-jobs`), and their tokens
-those that it trains on; --stacks names replicas and width. A part that fails costs no other part, and a
-part that needs more seconds than are left is left out. Exit status: 0; 1 if a part failed; 2 if no
-step can be compiled or captured, which ends the visit early; 3 if the GPU itself failed.
+Writes each number as a line of JSON to FOLDER/look.jsonl as soon as it is known, and the kernels of some stacks to
+FOLDER/kernels-*.csv. Models and tokens are those of a list of jobs (`mup_moe export-jobs`); --stacks gives replicas and
+width. A part that fails does not affect the others, and a part that needs more seconds than are left is left out.
+Exit status: 0; 1 if a part failed; 2 if a step cannot be compiled or captured, which ends the visit early; 3 if the GPU
+itself failed.
 
-Lines: `part` and `at` (seconds since the start) with, by part,
-facts: versions, device, memory; precision and step as the pipeline chooses them.
-smoke: a small stack for a few steps, in a step mode and precision: `same_bits` of two runs, the
-    largest difference of losses to the CPU's in float32 (nats), the step mode that was used.
-rates: of copies (TB/s, bytes read and written) and matrix products (TFLOP/s) of random numbers.
-attention: milliseconds forward and backward of a backend, and whether twice gives the same bits.
-stack: building, first step (with compilation) and capture in seconds, the median step and the graph
-    alone in milliseconds, memory, tokens/s and TFLOP/s over all replicas; `bytes` by `stack_bytes`.
-kernels: launches and busy milliseconds of a step.
+Every line has `part` and `at` (seconds since the start) and, depending on the part:
+facts: versions, device, memory; precision and step mode as the pipeline chooses them.
+smoke: a small stack, trained for a few steps in a step mode and precision: `same_bits` of two runs, the largest
+    difference (nats) between its losses and the CPU's in float32, and the step mode that was used.
+rates: of copies (TB/s, bytes read plus written) and of matrix products (TFLOP/s), with random numbers.
+attention: milliseconds of a backend, forward plus backward, and whether two runs give the same bits.
+stack: seconds to build, to take the first step (with compilation) and to capture the graph; milliseconds of the median
+    step and of the graph alone; memory, tokens/s and TFLOP/s over all replicas; `bytes` as estimated by `stack_bytes`.
+kernels: launches and busy milliseconds per step.
 """
 
 import argparse
@@ -54,26 +54,26 @@ from mup_moe.training.trainer import BLOCK_STEPS, Trainer
 
 STACKS = ("27x64", "27x256", "9x64", "1x64", "27x512", "27x128")
 PROFILED = ("27x64", "1x64", "27x256")
-# A part's seconds at most, in a look of SHORT_LOOK seconds or less, and what it needs to be begun; generous, for they
-# only bound a fault.
+# Maximum seconds of each part in a look of at most SHORT_LOOK seconds, and the seconds that must be left to start it.
+# They are generous because they only limit the damage of a fault.
 SHORT_LOOK = 300
 LIMITS = {"facts": 30, "smoke": 120, "rates": 30, "attention": 30, "stack": 110, "kernels": 30}
 NEEDS = {"stack": 40}
 _SMOKE_STEPS, _SMOKE_NATS = 12, 0.1
 _MOST_STEPS = 10_000
 _BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION)
-# Sizes that fill a GPU, or hardly touch a CPU.
+# Sizes that fill a GPU, or are quick on a CPU.
 _COPIED = {"cuda": 2**30, "cpu": 2**22}
 _MATRIX = {"cuda": 8192, "cpu": 256}
 _SEQUENCES = {"cuda": 27 * 64, "cpu": 2}
 
 
 class _OverError(BaseException):
-    """A part has taken more than its share of the time; nothing on the way is to take it for a failure of its own."""
+    """A part took more than its share of the time. A BaseException, so that no other handler catches it."""
 
 
 class Look:
-    """The parts, each of which writes its lines."""
+    """All parts of a look; each writes its own lines."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         self._options = options
@@ -86,65 +86,68 @@ class Look:
         self._file = (options.out / "look.jsonl").open("w", encoding="utf-8")
         self.status = 0
 
-    def tell(self, part: str, **what: Any) -> None:
-        """Writes a line."""
+    def report(self, part: str, **what: Any) -> None:
+        """Writes a line to the file and to standard output."""
         line = json.dumps({"part": part, "at": round(time.monotonic() - self._start, 1)} | what)
         for file in (self._file, sys.stdout):
             print(line, file=file, flush=True)
 
     def run(self) -> int:
-        """All parts; the exit status."""
+        """Runs all parts. Returns the exit status."""
         self._part("facts", "", self._facts)
         steps = self._options.steps or (["eager", "compiled", "graph"] if self._kind == "cuda" else ["eager"])
         for step in steps:
             for precision in ("float32", "bfloat16"):
                 whole = self._part("smoke", f"{step} {precision}", lambda s=step, p=precision: self._smoke(s, p))
                 if not whole and step != "eager":
-                    self.tell("end", reason=f"a step cannot be {step} in {precision}: fix that first")
+                    self.report("end", reason=f"a step cannot be {step} in {precision}: fix that and look again")
                     return 2
         self._part("rates", "", self._rates)
         for number, stack in enumerate(self._options.stacks):
             self._part("stack", stack, lambda s=stack: self._stack(s))
             if number == 0:
-                # Not before: it tries what the pipeline does not use.
+                # Not earlier, because it tries backends that the pipeline does not use.
                 self._part("attention", "", self._attention)
         return self.status
 
     def _part(self, name: str, which: str, work: Callable[[], None]) -> bool:
-        """Runs a part within its limit and the time that is left; whether it did not fail, but for want of time."""
+        """Runs a part within its limit and the time that is left.
+
+        Returns whether it succeeded; running out of time counts as success.
+        """
         left = self._options.seconds - (time.monotonic() - self._start)
         if left < NEEDS.get(name, 1) * (self._kind == "cuda" or left <= 0):
-            self.tell(name, which=which, left_out=f"{left:.0f} s left")
+            self.report(name, which=which, left_out=f"{left:.0f} s left")
             return True
         try:
-            # A longer look is on a slower machine.
+            # Longer looks are for slower machines.
             limit = LIMITS[name] * max(1.0, self._options.seconds / SHORT_LOOK)
             with _at_most(min(limit, left)):
                 work()
             return True
         except _OverError as error:
-            self.tell(name, which=which, failed=str(error))
+            self.report(name, which=which, failed=str(error))
             self.status = 1
             return True
         except Exception as error:
             reason = " ".join(str(error).split())
-            self.tell(name, which=which, failed=f"{type(error).__name__}: {reason[:1500]}", where=_where(error))
+            self.report(name, which=which, failed=f"{type(error).__name__}: {reason[:1500]}", where=_where(error))
             self.status = 1
             if self._kind == "cuda" and is_lost_device(error) and name != "smoke":
-                self.tell("end", reason="the GPU failed")
+                self.report("end", reason="the GPU failed")
                 raise SystemExit(3) from error
             return False
 
     def _facts(self) -> None:
-        told: dict[str, Any] = {"versions": provenance.versions("numpy", "triton") | {"torch": torch.__version__}}
-        told["machine"] = provenance.machine()
+        facts: dict[str, Any] = {"versions": provenance.versions("numpy", "triton") | {"torch": torch.__version__}}
+        facts["machine"] = provenance.machine()
         training = replace(self._jobs[0].requests[0].training, precision="auto")
-        told |= {"precision": precision_on(self._device, training), "step": step_on(self._device, "auto")}
+        facts |= {"precision": precision_on(self._device, training), "step": step_on(self._device, "auto")}
         if self._kind == "cuda":
             properties = torch.cuda.get_device_properties(self._device)
-            told |= {"gpu": properties.name, "gpu_gb": round(properties.total_memory / 2**30, 1)}
-            told |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-        self.tell("facts", **told)
+            facts |= {"gpu": properties.name, "gpu_gb": round(properties.total_memory / 2**30, 1)}
+            facts |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+        self.report("facts", **facts)
 
     def _smoke(self, step: str, precision: str) -> None:
         small = _small(self._jobs[0].requests[0])
@@ -172,7 +175,7 @@ class Look:
         apart = float((first - cpu).abs().max())
         same = bool(torch.equal(runs[0], runs[1]))
         how = {"step": step, "used": used, "precision": precision, "seconds": round(seconds, 2)}
-        self.tell("smoke", **how, same_bits=same, nats_to_cpu=apart)
+        self.report("smoke", **how, same_bits=same, nats_to_cpu=apart)
         assert torch.isfinite(first).all(), "a loss is not finite"
         assert apart < _SMOKE_NATS, f"the losses are {apart:.3f} nats from the CPU's"
 
@@ -180,11 +183,11 @@ class Look:
         entries, size = _COPIED[self._kind] // 4, _MATRIX[self._kind]
         a, b = (torch.randn(entries, device=self._device) for _ in range(2))
         seconds = self._median(lambda: b.copy_(a))
-        self.tell("rates", copy_tb_s=round(8 * entries / seconds / 1e12, 3))
+        self.report("rates", copy_tb_s=round(8 * entries / seconds / 1e12, 3))
         for dtype in (torch.bfloat16, torch.float32):
             x, y = (torch.randn(size, size, device=self._device, dtype=dtype) for _ in range(2))
             rate = 2 * size**3 / self._median(lambda x=x, y=y: x @ y) / 1e12
-            self.tell("rates", dtype=str(dtype).removeprefix("torch."), matmul_tflop_s=round(rate, 2))
+            self.report("rates", dtype=str(dtype).removeprefix("torch."), matmul_tflop_s=round(rate, 2))
 
     def _attention(self) -> None:
         request = self._jobs[0].requests[0]
@@ -206,42 +209,42 @@ class Look:
                     if is_lost_device(error):
                         raise
                     what = {"refused": " ".join(str(error).split())[:200]}
-                self.tell("attention", backend=backend.name, head_size=size, **what)
+                self.report("attention", backend=backend.name, head_size=size, **what)
 
     def _stack(self, name: str) -> None:
         replicas, width = (int(part) for part in name.split("x"))
         job, requests = self._requests(replicas, width)
-        gc.collect()  # of the stack before
+        gc.collect()  # frees the previous stack
         if self._kind == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         start = time.perf_counter()
         trainer = self._trainer(job, requests, step_on(self._device, "auto"), self._device, falls_back=True)
-        told: dict[str, Any] = {"which": name, "replicas": replicas, "width": width}
-        told["build_s"] = round(time.perf_counter() - start, 2)
-        told["first_step_s"] = round(self._seconds(lambda: trainer.run(1)), 2)
-        told["to_graph_s"] = round(self._seconds(lambda: trainer.run(5)), 2)
+        row: dict[str, Any] = {"which": name, "replicas": replicas, "width": width}
+        row["build_s"] = round(time.perf_counter() - start, 2)
+        row["first_step_s"] = round(self._seconds(lambda: trainer.run(1)), 2)
+        row["to_graph_s"] = round(self._seconds(lambda: trainer.run(5)), 2)
         trainer.run(BLOCK_STEPS)
         blocks = [self._seconds(lambda: trainer.run(trainer.step + BLOCK_STEPS)) for _ in range(self._options.blocks)]
         seconds = statistics.median(blocks) / BLOCK_STEPS
         tokens = len(requests) * trainer.tokens_per_step
-        told |= {"step_ms": round(1e3 * seconds, 3), "device_ms": self._device_ms(trainer)}
-        told |= {"tokens_per_second": round(tokens / seconds), "used": trainer.step_mode}
-        told["tflop_s"] = round(tokens * trainer.size.flops_per_token / seconds / 1e12, 2)
-        told |= {"replicas_left": trainer.model.replicas, "precision": trainer.precision}
+        row |= {"step_ms": round(1e3 * seconds, 3), "device_ms": self._device_ms(trainer)}
+        row |= {"tokens_per_second": round(tokens / seconds), "used": trainer.step_mode}
+        row["tflop_s"] = round(tokens * trainer.size.flops_per_token / seconds / 1e12, 2)
+        row |= {"replicas_left": trainer.model.replicas, "precision": trainer.precision}
         if self._kind == "cuda":
-            told["memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 2)
+            row["memory_gb"] = round(torch.cuda.max_memory_allocated(self._device) / 1e9, 2)
         shape = ModelShape.of(requests[0].cell, requests[0].model, self._open(job).vocabulary)
-        self.tell("stack", **told, bytes=stack_bytes(shape, requests[0], replicas))
+        self.report("stack", **row, bytes=stack_bytes(shape, requests[0], replicas))
         if name in self._options.profiled:
             self._part("kernels", name, lambda: self._kernels(trainer, name))
 
     def _device_ms(self, trainer: Trainer) -> float | None:
-        """Milliseconds of the graph alone: what a step takes longer is the host's."""
+        """Returns the milliseconds of the graph alone; the rest of a step is time of the host."""
         graph = trainer._stack._graph
         if graph is None:
             return None
-        trainer._stack._position_1.zero_()  # it reads windows that are there, as good as any
+        trainer._stack._position_1.zero_()  # so that the graph reads existing windows; which ones does not matter
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(BLOCK_STEPS):
@@ -272,7 +275,7 @@ class Look:
                 [key[:200], round(launches[key] / steps, 1), round(us / steps / 1e3, 4)]
                 for key, us in busy.most_common()
             )
-        self.tell(
+        self.report(
             "kernels",
             which=name,
             launches=round(launches.total() / steps),
@@ -280,13 +283,16 @@ class Look:
         )
 
     def _requests(self, replicas: int, width: int) -> tuple[ListedJob, list[TrainingRequest]]:
-        """The first of the list's jobs that has so many cells of that width: muP's where that is a part of it."""
+        """Returns the first job in the list with enough cells of a width, and these cells.
+
+        Of a job with more cells than that, muP's are taken if it has any. Raises UserError if no job has enough.
+        """
         for job in self._jobs:
             alike = [request for request in job.requests if request.cell.width == width]
             if len(alike) > replicas:
                 alike = [request for request in alike if request.cell.parametrization == "mup"] or alike
             if len(alike) >= replicas:
-                # The middle of the learning rates, which converge.
+                # The middle learning rates, because they converge.
                 first = (len(alike) - replicas) // 2
                 return job, alike[first : first + replicas]
         raise UserError(f"the list has no job with {replicas} cells of width {width}")
@@ -300,7 +306,7 @@ class Look:
         falls_back: bool = False,
     ) -> Trainer:
         tokens = self._open(job)
-        # The clock ends what is timed, never the cells' own steps.
+        # So many steps that the clock ends the measurement and never the cells.
         requests = [replace(r, training=replace(r.training, steps=_MOST_STEPS)) for r in requests]
         return Trainer(requests, tokens.train, tokens.valid, tokens.vocabulary, device, step, falls_back)
 
@@ -320,7 +326,7 @@ class Look:
 
 
 def _small(request: TrainingRequest) -> TrainingRequest:
-    """A model of the same kind that a CPU trains in a moment."""
+    """Returns a request for a model of the same kind that a CPU trains in a moment."""
     model = replace(request.model, base_width=32, blocks=2, sequence=min(64, request.model.sequence))
     training = replace(request.training, batch_size=8)
     return replace(request, model=model, training=training, cell=replace(request.cell, width=32))
@@ -332,16 +338,16 @@ def _where(error: BaseException) -> str:
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raises in the block once it has taken so long, as soon as Python runs again."""
+    """Raises _OverError in the block once it has taken this long, as soon as Python code runs again."""
 
     def over(*_: object) -> None:
         raise _OverError(f"it took more than {seconds:.0f} s")
 
-    # Parts lie within parts: what is left of the outer one's time counts on.
+    # Parts can be nested, and the time of the outer one keeps running.
     (outer, again), begun = signal.setitimer(signal.ITIMER_REAL, 0), time.monotonic()
     before = signal.signal(signal.SIGALRM, over)
     try:
-        # Again and again: what is raised while garbage is collected is lost.
+        # Repeated, because an exception raised during garbage collection is lost.
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 1.0)
         yield
     finally:
@@ -352,22 +358,22 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def main() -> int:
-    """Looks at the device; the exit status."""
+    """Measures the device. Returns the exit status."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=Path, required=True, help="a list of export-jobs")
+    options.add_argument("--jobs", type=Path, required=True, help="a list made by export-jobs")
     options.add_argument("--out", type=Path, required=True)
-    options.add_argument("--results", type=Path, default=Path("results"), help="has data/")
+    options.add_argument("--results", type=Path, default=Path("results"), help="folder with data/")
     options.add_argument("--seconds", type=float, default=270)
     options.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    options.add_argument("--steps", nargs="*", choices=["eager", "compiled", "graph"], help="of the smoke test")
+    options.add_argument("--steps", nargs="*", choices=["eager", "compiled", "graph"], help="for the smoke test")
     options.add_argument("--stacks", nargs="*", default=STACKS, metavar="REPLICASxWIDTH")
     options.add_argument("--profiled", nargs="*", default=PROFILED, metavar="REPLICASxWIDTH")
-    options.add_argument("--blocks", type=int, default=5, help=f"of {BLOCK_STEPS} steps that a stack is timed for")
+    options.add_argument("--blocks", type=int, default=5, help=f"of {BLOCK_STEPS} steps, timed for each stack")
     options.add_argument("--threads", type=int, default=4)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_pages()
-    keep_compiled_code_apart()  # in the cache that training finds next
+    keep_compiled_code_apart()  # in the cache that training will use next
     try:
         with claim_device(arguments.device) as device:
             return Look(arguments, device).run()

@@ -1,12 +1,11 @@
-"""The peers: transformers' Mixtral, and Llama where our model is dense, of our active size; and nanoGPT-mup.
+"""The peers: transformers' Mixtral (Llama for dense models) with our number of active parameters, and nanoGPT-mup.
 
-Same widths, heads, blocks, vocabulary, windows of tokens, balance loss, gradient clipping and AdamW
-(fused). Their gated feed-forward layer has three matrices to our two, so that its size is two thirds of
-ours and a token meets as many weights in both. Theirs drops no token; ours drops what is above an
-expert's capacity, and reports it.
+They have our widths, heads, blocks, vocabulary, windows of tokens, balance loss, gradient clipping and AdamW (fused).
+Their gated feed-forward layer has three matrices and ours has two, so theirs has two thirds of our size, and a token
+meets as many weights in both. Theirs drops no tokens; ours drops those above an expert's capacity, and reports it.
 
-nanoGPT-mup (EleutherAI) is what one would take to sweep learning rates of a dense GPT under muP. Its code is not here:
-`NanoGPT` is the model of its description at our sizes, trained by the loop of its description.
+nanoGPT-mup (EleutherAI) is what one would use to sweep learning rates of a dense GPT under muP. Its code is not copied
+here: `NanoGPT` is a model built from its description at our sizes, trained with the loop of its description.
 """
 
 import itertools
@@ -25,12 +24,12 @@ from mup_moe.model.inventory import ModelShape
 from mup_moe.training.batches import Batches
 from mup_moe.training.request import TrainingRequest
 
-# Matrices that are read, not multiplied.
+# Matrices that are looked up, not multiplied.
 _LOOKUP = re.compile("embed_tokens|wte|wpe")
 
 
 def peer_model(variant: Variant, request: TrainingRequest, vocabulary: int) -> nn.Module:
-    """Mixtral or Llama of the request's active size, in float32."""
+    """Returns a Mixtral or Llama with the request's number of active parameters, in float32."""
     import transformers
 
     shape = ModelShape.of(request.cell, request.model, vocabulary)
@@ -64,7 +63,7 @@ def peer_model(variant: Variant, request: TrainingRequest, vocabulary: int) -> n
 
 
 def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, vocabulary: int) -> Model:
-    """A peer that trains as its own users would have it."""
+    """Returns a peer that trains the way its own users would train it."""
     warnings.simplefilter("ignore")
     device, training = torch.device(variant.device), request.training
     torch.manual_seed(0)
@@ -88,7 +87,7 @@ def build_peer(variant: Variant, request: TrainingRequest, tokens: np.ndarray, v
         with torch.autocast(device.type, torch.bfloat16, enabled=variant.precision == "bfloat16"):
             if isinstance(model, NanoGPT):
                 return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-            # Targets are shifted already; without `labels` no loss is computed.
+            # The targets are already shifted, but without `labels` no loss is computed.
             loss: Tensor = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
         return loss
 
@@ -131,7 +130,7 @@ class _NanoBlock(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """A GPT with learned positions, LayerNorm and GELU under muP: groups of learning rates, and scaled logits.
+    """A GPT with learned positions, LayerNorm and GELU under muP, with groups of learning rates and scaled logits.
 
     Axes: B sequences, S positions, D width, V vocabulary.
     """
@@ -153,7 +152,7 @@ class NanoGPT(nn.Module):
                 nn.init.normal_(parameter, std=std)
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Logits [B, S, V]."""
+        """Returns logits [B, S, V]."""
         positions_S = torch.arange(tokens_BS.shape[1], device=tokens_BS.device)
         x_BSD = self.wte(tokens_BS) + self.wpe(positions_S)
         for block in self.h:
@@ -162,7 +161,7 @@ class NanoGPT(nn.Module):
         return logits_BSV
 
     def groups(self) -> list[dict[str, Any]]:
-        """Hidden matrices, whose rate falls with width; other matrices; gains, which do not decay."""
+        """Returns hidden matrices, whose learning rate falls with width; other matrices; gains, without decay."""
         of = dict(self.named_parameters())
         hidden = [p for name, p in of.items() if p.dim() == 2 and name.startswith("h.")]
         others = [p for name, p in of.items() if p.dim() == 2 and not name.startswith("h.")]
@@ -174,12 +173,12 @@ class NanoGPT(nn.Module):
 
 
 def nano_gpt(_: Variant, request: TrainingRequest, vocabulary: int) -> NanoGPT:
-    """nanoGPT-mup's model of the request's size."""
+    """Returns nanoGPT-mup's model at the request's size."""
     return NanoGPT(ModelShape.of(request.cell, request.model, vocabulary), request, vocabulary)
 
 
 def sizes(model: nn.Module, request: TrainingRequest) -> dict[str, int]:
-    """Parameters, active parameters and training FLOPs per token, counted as `model_size` does."""
+    """Returns parameters, active parameters and training FLOPs per token, counted like `model_size`."""
     config: Any = model.config
     share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     active = {name: p.numel() * (share if ".experts." in name else 1) for name, p in model.named_parameters()}

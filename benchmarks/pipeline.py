@@ -1,14 +1,14 @@
-"""Overhead of the pipeline: a figure's wall time against its pure training time over the cores.
+"""Overhead of the pipeline: the wall time of a figure compared with its pure training time divided by the cores.
 
 python benchmarks/pipeline.py [--cores 2] [--widths 32 64 128] [--rates 2^-8 ... 2^-2] [--steps 300]
                               [--out benchmarks/pipeline.csv]
 
-Runs `snakemake results/figure1.pdf`, as `make figure1` does, in a copy of the checkout, with 63 cells of
-307,200 tokens: SP, simpleP and muP, three widths, seven learning rates. The training part is what is
-left without tokenizing; `overhead` is how much longer that took than the cells' own training seconds,
-spread evenly over the cores. Both have a goal beside them. The same figure is then made in float32, each
-cell on its own and on the same tokens, and its optima compared: how many of the curves have their lowest
-loss at the same learning rate, and how far the fitted optima lie apart (octaves).
+Runs `snakemake results/figure1.pdf`, as `make figure1` does, in a copy of the checkout, with 63 cells of 307,200
+tokens: SP, simpleP and muP, three widths, seven learning rates. The training part is the wall time without tokenizing;
+`overhead` is how much longer it took than the cells' own training seconds, spread evenly over the cores. Both have a
+goal in the next column. The same figure is then made in float32, with each cell in its own process and on the same
+tokens, to compare the optima: how many curves have their lowest loss at the same learning rate, and how far apart the
+fitted optima are (octaves).
 """
 
 import argparse
@@ -37,12 +37,12 @@ COLUMNS = (
 )
 GOAL_SECONDS, GOAL_OVERHEAD = 240, 0.10
 FIGURE = "figure1"
-# Neither results nor environments travel to the copy.
+# Not copied: results, environments and caches.
 _LEFT_OUT = (".git", ".venv*", ".snakemake", "results", "tests", "__pycache__", ".*_cache")
 
 
 def overlay(arguments: argparse.Namespace, alone: bool = False) -> dict[str, Any]:
-    """What is laid over config.yaml; `alone` for float32 with a process for each cell."""
+    """Returns the overlay on config.yaml. alone: train in float32 with one process per cell."""
     axes = {
         "parametrization": ["sp", "simplep", "mup"],
         "width": arguments.widths,
@@ -66,7 +66,7 @@ def overlay(arguments: argparse.Namespace, alone: bool = False) -> dict[str, Any
 
 
 def run_figure(folder: Path, config: dict[str, Any], cores: int) -> float:
-    """Seconds of Snakemake, from its start to the figure."""
+    """Returns the seconds that Snakemake takes to make the figure."""
     path = folder / "benchmark.json"  # JSON is YAML
     path.write_text(json.dumps(config), encoding="utf-8")
     command = [sys.executable, "-m", "snakemake", f"results/{FIGURE}.pdf", "--cores", str(cores)]
@@ -87,7 +87,7 @@ def run_figure(folder: Path, config: dict[str, Any], cores: int) -> float:
 
 
 def job_seconds(folder: Path) -> float:
-    """The seconds of the jobs whose benchmark files are under a folder."""
+    """Returns the total seconds of the jobs whose benchmark files are in a folder."""
     total = 0.0
     for path in folder.rglob("*.tsv"):
         with path.open(encoding="utf-8") as file:
@@ -96,7 +96,7 @@ def job_seconds(folder: Path) -> float:
 
 
 def optima_of(results: Path) -> pd.DataFrame:
-    """Of each curve, in one order, the learning rate of the lowest loss and the fitted one, as powers of 2."""
+    """Returns a row per curve, in a fixed order: the learning rate of the lowest loss, and the fitted one as log2."""
     curve = ["parametrization", "width"]
     runs = read_table(results / "runs.csv", {"width": int, "learning_rate": float, "train_loss": float})
     lowest = runs.loc[runs.groupby(curve)["train_loss"].idxmin()].set_index(curve)["learning_rate"]
@@ -106,14 +106,14 @@ def optima_of(results: Path) -> pd.DataFrame:
 
 
 def agreement(found: pd.DataFrame, expected: pd.DataFrame) -> list[Any]:
-    """The columns that compare two sets of optima."""
+    """Returns the columns that compare two sets of optima."""
     shift = (found["fitted"] - expected["fitted"]).abs()
     same = int((found["lowest"] == expected["lowest"]).sum())
     return [len(found), same, round(shift.median(), 3), round(shift.max(), 3)]
 
 
 def row_of(results: Path, wall: float, cores: int, threads: int) -> list[Any]:
-    """The row, the machine apart."""
+    """Returns the row without the comparison and the provenance."""
     summaries = [read_json(path) for path in results.glob("cells/*/summary.json")]
     first = summaries[0]
     tokenize = job_seconds(results / "benchmarks" / "tokenize")
@@ -129,15 +129,15 @@ def row_of(results: Path, wall: float, cores: int, threads: int) -> list[Any]:
 
 
 def main() -> None:
-    """Makes the figure, as it comes and in float32, and writes a row."""
+    """Makes the figure with its defaults and in float32, and writes a row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128])
     parser.add_argument("--rates", nargs="+", default=[f"2^-{power}" for power in range(8, 1, -1)])
-    parser.add_argument("--steps", type=int, default=300, help="of each cell")
-    parser.add_argument("--step", help="how steps are issued, in place of config.yaml's")
-    parser.add_argument("--max-bytes", type=int, help="of text, in place of config.yaml's")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each cell")
+    parser.add_argument("--step", help="step mode, instead of that of config.yaml")
+    parser.add_argument("--max-bytes", type=int, help="bytes of text, instead of those of config.yaml")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -146,7 +146,7 @@ def main() -> None:
         wall = run_figure(copy, overlay(arguments), arguments.cores)
         row = row_of(copy / "results", wall, arguments.cores, threads=1)
         found = optima_of(copy / "results")
-        # On the same tokens: packages may differ between environments, not within one.
+        # Keep the tokens: the corpus is made of installed packages, and other versions would change it.
         shutil.rmtree(copy / "results" / "cells")
         alone = run_figure(copy, overlay(arguments, alone=True), arguments.cores)
         row += [*agreement(found, optima_of(copy / "results")), round(alone, 1)]
@@ -156,12 +156,12 @@ def main() -> None:
     named = dict(zip(COLUMNS, row, strict=True))
     print(
         f"{named['cells']} cells in {named['jobs']} jobs: {named['wall_seconds']:.0f} s,"
-        f" {named['tokenize_seconds']:.0f} s of it tokenizing; the rest took {named['overhead']:.0%} longer than"
-        f" {named['training_seconds']:.0f} s of training over {named['cores']} cores"
+        f" {named['tokenize_seconds']:.0f} s of that tokenizing; the rest took {named['overhead']:.0%} longer than"
+        f" {named['training_seconds']:.0f} s of training spread over {named['cores']} cores"
     )
     print(
-        f"{named['same_best_rate']} of {named['curves']} curves have the best learning rate of float32 cells on"
-        f" their own; the fitted optima lie at most {named['largest_shift']} octaves apart"
+        f"{named['same_best_rate']} of {named['curves']} curves have the same best learning rate as float32 cells"
+        f" trained one by one; the fitted optima are at most {named['largest_shift']} octaves apart"
     )
 
 

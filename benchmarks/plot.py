@@ -1,6 +1,6 @@
-"""One figure of what the benchmarks have measured: python benchmarks/plot.py [--folder benchmarks].
+"""Draws all benchmarks in one figure: python benchmarks/plot.py [--folder benchmarks].
 
-Reads the CSVs that are there, those of a GPU under gpu/, and writes benchmarks.png beside them.
+Reads the CSVs that exist in the folder, and those of a GPU in its gpu/, and writes benchmarks.png into the folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PEER_NAME = {"moe": "Mixtral", "dense": "Llama"}
 
 
 def _by_two(axes: Axes, values: pd.Series, label: str) -> None:
-    """A logarithmic axis whose ticks are the values."""
+    """Makes the horizontal axis logarithmic, with the values as ticks."""
     ticks = sorted(set(values))
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
@@ -34,30 +34,30 @@ def _by_two(axes: Axes, values: pd.Series, label: str) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The table of a benchmark; an empty field is NaN, and a figure's name is as it was."""
+    """Reads the table of a benchmark. Empty fields become NaN; the names of figures stay text."""
     return pd.read_csv(path, dtype={"figure": str}, keep_default_na=False, na_values=[""])  # noqa: TID251
 
 
 def with_all_instructions(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that use all of the machine's instructions, which come first."""
+    """Returns the rows measured with all of the machine's instructions, which come first in the table."""
     if "instructions" not in table:
         return table
     return table[table["instructions"].isin(table["instructions"].iloc[:1])]
 
 
 def best(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """The row of the largest value at each width."""
+    """Returns the row with the largest value at each width."""
     return rows.loc[rows.groupby("width")[column].idxmax()].sort_values("width")
 
 
 def peers(rows: pd.DataFrame, allocator: str) -> pd.DataFrame:
-    """The fastest peer at each width that keeps float32 weights."""
+    """Returns the fastest peer at each width, among those that keep float32 weights."""
     fit = (rows["system"] == "transformers") & ~rows["precision"].str.endswith("-weights")
     return best(rows[fit & (rows["allocator"] == allocator)], "tokens_per_second")
 
 
 def draw_rates(axes: Axes, table: pd.DataFrame, architecture: str) -> None:
-    """Tokens/s against width."""
+    """Draws tokens/s against width."""
     rows = table[table["architecture"] == architecture]
     default = rows[rows["default"] == "yes"].sort_values("width")
     compiled = rows[(rows["system"] == "mup-moe") & (rows["step"] != "eager") & (rows["default"] == "no")]
@@ -91,7 +91,7 @@ def draw_rates(axes: Axes, table: pd.DataFrame, architecture: str) -> None:
 
 
 def draw_ratios(axes: Axes, table: pd.DataFrame) -> None:
-    """How many times as fast as the best peer, beside the goals."""
+    """Draws how many times as fast as the best peer we are, with the goals."""
     every = table[(table["architecture"] == "moe") & (table["system"] == "mup-moe")]
     rows = with_all_instructions(every)
     default = rows[rows["default"] == "yes"].sort_values("width")
@@ -120,7 +120,7 @@ def draw_ratios(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_fractions(axes: Axes, table: pd.DataFrame) -> None:
-    """The share of the matmul rate that training FLOPs reach."""
+    """Draws the share of the matmul rate that training FLOPs reach."""
     for architecture, style in (("moe", "-"), ("dense", "--")):
         rows = table[table["architecture"] == architecture]
         if rows.empty:
@@ -140,7 +140,7 @@ def draw_fractions(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_sweep(axes: Axes, table: pd.DataFrame) -> None:
-    """Seconds of a curve, solo, in one process and stacked."""
+    """Draws the seconds of a curve: solo, in one process and stacked."""
     names = {
         "solo": "a process\nper cell",
         "process": "one process,\none by one",
@@ -162,10 +162,10 @@ def draw_sweep(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_growth(axes: Axes, table: pd.DataFrame) -> None:
-    """Measured over predicted tokens/s along each axis, relative to its base."""
+    """Draws measured over predicted tokens/s along each axis, relative to its base."""
     rows = table[table["axis"] != "replicas"]
     for (axis, architecture), line in rows.groupby(["axis", "architecture"], sort=False):
-        # The base is the only value that FLOPs predict to the dot.
+        # The base is the value whose prediction is exact.
         base = line.loc[(line["of_prediction"] - 1).abs().idxmin(), "value"]
         style = MARKERS[axis] + ("-" if architecture == "moe" else "--")
         label = f"{axis} (1 is {base})" + (", dense" if architecture == "dense" else "")
@@ -181,7 +181,7 @@ def draw_growth(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_replicas(axes: Axes, table: pd.DataFrame) -> None:
-    """Tokens/s of a stack against its replicas, and the memory it takes."""
+    """Draws tokens/s of a stack against its replicas, and its memory."""
     rows = table[table["axis"] == "replicas"]
     for architecture, line in rows.groupby("architecture", sort=False):
         moe = architecture == "moe"
@@ -201,7 +201,7 @@ def draw_replicas(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def draw_pipeline(axes: Axes, table: pd.DataFrame) -> None:
-    """Where the seconds of a figure go."""
+    """Draws how the seconds of a figure are spent."""
     row = table.iloc[-1]
     over = row["training_part_seconds"] - row["training_seconds_over_cores"]
     parts = [
@@ -224,7 +224,7 @@ def draw_pipeline(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def machine(tables: dict[str, pd.DataFrame]) -> str:
-    """What measured, in words."""
+    """Returns the device, versions and date of the measurements as text."""
     rows = pd.concat([table for table in tables.values() if "date" in table], ignore_index=True)
     row = rows.iloc[0]
     device = (
@@ -249,7 +249,7 @@ PANELS: list[tuple[str, Draw]] = [
 
 
 def main() -> None:
-    """Draws the panels whose CSV is there: two rows for the CPU, two more for a GPU."""
+    """Draws the panels whose CSV exists: two rows for the CPU, two more for a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "benchmarks")
     arguments = parser.parse_args()

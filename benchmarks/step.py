@@ -1,24 +1,23 @@
-"""Speed of a training step: ours, transformers' Mixtral and Llama, nanoGPT-mup, and the machine's matmul rate.
+"""Speed of a training step: ours, transformers' Mixtral and Llama, and nanoGPT-mup, against the machine's matmul rate.
 
 python benchmarks/step.py [--widths 32 64 128 256 512] [--architectures moe dense] [--seconds 3]
                           [--steps 6300] [--compiled-widths 32 64] [--no-compile]
                           [--instructions native avx2] [--device cuda] [--request request.json]
 
-A step is forward, backward, clipping and AdamW on 1,024 tokens for each replica; tokens/s are those of
-all replicas of a stack together. Every variant of a shape is in a
-process of its own, and all of them take turns, so that a noisy machine disturbs all alike: `ratio` is
-the median, over the turns, of a variant's tokens/s to those of the fastest of transformers in its stock
-environment; `ratio_same_allocator` to those of the fastest of transformers whose malloc keeps freed pages
-too. Peers that keep no float32 weights (bfloat16-weights) are shown, but are nobody's measure: ours keeps
-them. Where bfloat16 is emulated, no variant has it. nanoGPT-mup is timed beside Llama; its loop compiles the
-model, so that variant is there at the compiled widths. Compilation counts in `tokens_per_second_of_run`, a
-run of --steps steps (default: what one shape of figure 1 trains, 21 cells of 300 steps), and in
-`ratio_of_run`, to the best run of transformers. The fraction of the matmul rate counts training FLOPs (6 per
-active matrix entry, and attention) against one product of square matrices in the precision of the
-variant. `default` marks how the pipeline trains.
+A step is forward, backward, clipping and AdamW on 1,024 tokens per replica; tokens/s are the total over all replicas
+of a stack. Each variant of a shape runs in its own process and all of them take turns, so that a noisy machine
+disturbs all alike. `ratio` is the median over the turns of a variant's tokens/s divided by those of the fastest
+transformers variant in its stock environment; `ratio_same_allocator` divides by the fastest one whose malloc keeps
+freed pages, as ours does. Peers without float32 weights (bfloat16-weights) are shown but never compared with, because
+ours keeps them. Where bfloat16 is emulated, no variant uses it. nanoGPT-mup is timed along with Llama; its training
+loop compiles the model, so a compiled variant is timed at the compiled widths. `tokens_per_second_of_run` includes
+compilation, in a run of --steps steps (default: what one shape of figure 1 trains, 21 cells of 300 steps);
+`ratio_of_run` divides by the best such run of transformers. The fraction of the matmul rate compares training FLOPs
+(6 per active matrix entry, plus attention) with one product of square matrices in the precision of the variant.
+`default` marks how the pipeline trains.
 
-On a CPU with AVX-512 everything is measured a second time, after the first, as a CPU without it would do it
-(`instructions`): what a laptop does, as far as its instructions decide.
+On a CPU with AVX-512 everything is then measured again as on a CPU without it (`instructions`), which shows what a
+laptop does, as far as that depends on its instructions.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import INSTRUCTIONS, PROVENANCE, instructions_of, machine_row, out_path, parser, rows_with, told
+from common import INSTRUCTIONS, PROVENANCE, announced, instructions_of, machine_row, out_path, parser, rows_with
 from timing import Measured, measure
 from variants import NANO, OURS, PEER, Variant, read_request, stacked_variant
 
@@ -56,14 +55,14 @@ COLUMNS = (
 
 
 GOALS = {32: 1.8, 64: 1.5, 128: 1.8}
-"""Ratios of our runs of MoE to the best peer's, by width, on one CPU thread."""
+"""Goals for `ratio_of_run` of our MoE, by width, on one CPU thread."""
 
 
 def variants_of(
     base: TrainingRequest, device: str, shape: dict[str, Any], compiling: bool, nano_compiling: bool = False
 ) -> list[Variant]:
-    """Ours, the default first, and the peers', at one shape; each once."""
-    # Where the default is float32 or one replica, some of ours coincide.
+    """Returns our variants, the default first, and those of the peers, at one shape; each once."""
+    # If the default is float32 or one replica, some of our variants coincide.
     return list(dict.fromkeys(_variants_of(base, device, shape, compiling, nano_compiling)))
 
 
@@ -81,7 +80,7 @@ def _variants_of(
     dense = shape["architecture"] == "dense"
     grouped = "" if dense else "grouped_mm"
     peer = replace(alone, system=PEER, allocator="stock", experts_implementation=grouped, attention="sdpa")
-    # Emulated, bfloat16 is several times slower than float32, and its matmul rate takes seconds to measure.
+    # Emulated bfloat16 is several times slower than float32, and measuring its matmul rate takes seconds.
     native = alone.precision == "bfloat16"
     for step in ("eager", "compiled") if compiling else ("eager",):
         for precision in ("float32", "bfloat16") if native else ("float32",):
@@ -101,14 +100,17 @@ def _variants_of(
 
 
 def best_peer(results: Sequence[Measured], allocator: str, steps: int | None = None) -> Measured | None:
-    """The fastest peer in this environment that keeps float32 weights, over a run of `steps` or beyond it."""
+    """Returns the fastest peer in an environment, among those that keep float32 weights.
+
+    steps: of a run that includes compilation; None compares without compilation.
+    """
     peers = [r for r in results if r.variant.system == PEER and r.variant.allocator == allocator]
     peers = [r for r in peers if not r.variant.precision.endswith("-weights")]
     return max(peers, key=lambda r: r.rate if steps is None else r.rate_over(steps), default=None)
 
 
 def rows_of(base: TrainingRequest, default: Variant, results: Sequence[Measured], steps: int) -> Iterator[list[Any]]:
-    """A row for each variant of a shape, the machine apart."""
+    """Yields a row for each variant of a shape, without the provenance."""
     stock, kept = best_peer(results, "stock"), best_peer(results, "kept")
     run = best_peer(results, "stock", steps)
     for result in results:
@@ -131,16 +133,16 @@ def rows_of(base: TrainingRequest, default: Variant, results: Sequence[Measured]
 
 
 def main() -> None:
-    """Measures every shape and writes a row for each variant."""
+    """Measures each shape and writes a row for each variant."""
     options = parser(__doc__, "step")
     options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
     options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
-    options.add_argument("--seconds", type=float, default=3.0, help="of training per variant")
-    options.add_argument("--steps", type=int, default=6300, help="of the run that compilation is spread over")
+    options.add_argument("--seconds", type=float, default=3.0, help="training time per variant")
+    options.add_argument("--steps", type=int, default=6300, help="length of the run that compilation is spread over")
     options.add_argument("--no-compile", action="store_true", help="leave compiled variants out")
-    help_compiled = "of MoE, where compiled variants are measured too; on a GPU all are"
+    help_compiled = "widths of MoE at which compiled variants are measured too; on a GPU, all of them"
     options.add_argument("--compiled-widths", nargs="*", type=int, default=[32, 64], help=help_compiled)
-    help_instructions = "of the CPU (default: native, and avx2 where that is less)"
+    help_instructions = "instruction sets of the CPU (default: native, and avx2 if the CPU has more)"
     options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), help=help_instructions)
     arguments = options.parse_args()
     out = out_path(arguments, "step")
@@ -151,12 +153,12 @@ def main() -> None:
         else:
             table += rows_with(instructions, __file__)
     if not any(row[0] == OURS for row in table):
-        sys.exit("nothing of ours was measured")
+        sys.exit("none of our variants could be measured: see the reasons above")
     write_csv(out, COLUMNS, table)
 
 
 def _rows(arguments: argparse.Namespace, out: Path, before: list[list[Any]]) -> list[list[Any]]:
-    """Measures every shape in this process and its workers."""
+    """Measures each shape in this process and its workers."""
     base, device = read_request(arguments.request), arguments.device
     rows: list[list[Any]] = []
     for architecture in arguments.architectures:
@@ -166,12 +168,12 @@ def _rows(arguments: argparse.Namespace, out: Path, before: list[list[Any]]) -> 
             compiled = not arguments.no_compile and (device == "cuda" or width in arguments.compiled_widths)
             compiling = compiled and (device == "cuda" or architecture == "moe")
             variants = variants_of(base, device, shape, compiling, nano_compiling=compiled)
-            with told(f"{architecture}, width {width}"):
+            with announced(f"{architecture}, width {width}"):
                 results = measure(variants, base, threads=arguments.threads, seconds=arguments.seconds)
             for row in rows_of(base, variants[0], results, arguments.steps):
                 rows.append(row + machine_row(device, arguments.threads))
                 _show(dict(zip(COLUMNS, rows[-1], strict=True)))
-            # What is measured so far is kept should a later shape fail.
+            # Keep what has been measured so far, in case a later shape fails.
             write_csv(out, COLUMNS, [*before, *rows])
     return rows
 

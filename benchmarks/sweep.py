@@ -1,14 +1,14 @@
-"""Time of a curve of nine learning rates: a process per cell, one process for all, and one stack.
+"""Time of a curve of nine learning rates: one process per cell, one process for all cells, and one stack.
 
 python benchmarks/sweep.py [--width 64] [--cells 9] [--steps 300] [--rounds 1] [--step auto]
                            [--device cuda] [--request request.json]
 
-All three run `mup_moe train`, from the start of Python to the last result on disk, on tokens that are
-there: "solo" a process for each cell, one after the other; "process" one process with one cell after
-the other; "stacked" one process with the cells in lockstep, as many at once as `execution.replicas:
-auto` has it. They take turns, and `ratio_to_solo` is the median over the rounds of how many times as
-fast as solo each was. Training seconds are those that the cells' summaries tell, so that what is left
-are starts and files; where steps are compiled, with nothing cached, compilation is among them.
+All three run `mup_moe train`, from the start of Python to the last result on disk, on existing tokens: "solo" is one
+process per cell, one after the other; "process" is one process with one cell after the other; "stacked" is one
+process with the cells in lockstep, as many at once as `execution.replicas: auto` allows. They take turns, and
+`ratio_to_solo` is the median over the rounds of how many times as fast as solo each was. Training seconds are from
+the cells' summaries, so the rest of the wall time is starting and files. If steps are compiled, nothing is cached and
+the training seconds include compilation.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ SOLO, PROCESS, STACKED = MODES = ("solo", "process", "stacked")
 
 
 def curve(base: TrainingRequest, width: int, cells: int, steps: int) -> list[TrainingRequest]:
-    """A curve's cells, at learning rates that do not diverge: those would be over sooner."""
+    """Returns the cells of a curve, at learning rates that do not diverge, because diverged cells end early."""
     training = replace(base.training, steps=steps, final_loss_steps=min(base.training.final_loss_steps, steps))
     return [
         replace(
@@ -57,7 +57,7 @@ def curve(base: TrainingRequest, width: int, cells: int, steps: int) -> list[Tra
 
 
 def write_tokens(folder: Path) -> None:
-    """A corpus as `mup_moe tokenize` leaves it."""
+    """Writes a corpus in the form that `mup_moe tokenize` writes."""
     tokens = token_stream().astype("<u2").tobytes()
     for split in SPLITS:
         (folder / f"{split}.bin").write_bytes(tokens)
@@ -67,7 +67,7 @@ def write_tokens(folder: Path) -> None:
 
 
 def train(requests: Sequence[TrainingRequest], tokens: Path, out: Path, options: Sequence[str], cache: str) -> None:
-    """One process of `mup_moe train`."""
+    """Runs one process of `mup_moe train`."""
     if not (out / "data").exists():
         (out / "data").symlink_to(tokens.parent)
     write_jobs(out / "jobs.jsonl", [ListedJob("job", "figure1", tokens.name, "", tuple(requests))])
@@ -82,7 +82,7 @@ def train(requests: Sequence[TrainingRequest], tokens: Path, out: Path, options:
 
 
 def run(mode: str, requests: Sequence[TrainingRequest], tokens: Path, options: Sequence[str]) -> tuple[float, float]:
-    """A whole curve in one of `MODES`: its wall seconds, and its cells' training seconds."""
+    """Trains a whole curve in one of `MODES`. Returns its wall seconds and the total training seconds of its cells."""
     groups = [[request] for request in requests] if mode == SOLO else [list(requests)]
     replicas = "auto" if mode == STACKED else "1"
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as cache:
@@ -99,7 +99,7 @@ def run(mode: str, requests: Sequence[TrainingRequest], tokens: Path, options: S
 def rows_of(
     requests: Sequence[TrainingRequest], times: dict[str, list[tuple[float, float]]], how: Sequence[str]
 ) -> Iterator[list[Any]]:
-    """A row for each mode, the machine apart."""
+    """Yields a row for each mode, without the provenance."""
     cell, training = requests[0].cell, requests[0].training
     tokens = len(requests) * training.steps * training.batch_size * requests[0].model.sequence
     for mode, rounds in times.items():
@@ -113,18 +113,18 @@ def rows_of(
 
 
 def main() -> None:
-    """Runs every mode so many times and writes a row for each."""
+    """Runs each mode `--rounds` times and writes a row for each."""
     options = parser(__doc__, "sweep")
     options.add_argument("--width", type=int, default=64)
     options.add_argument("--cells", type=int, default=9)
-    options.add_argument("--steps", type=int, default=300, help="of each cell")
+    options.add_argument("--steps", type=int, default=300, help="training steps of each cell")
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--step", default="auto", choices=["auto", *STEPS])
     arguments = options.parse_args()
     base, device = read_request(arguments.request), arguments.device
     requests = curve(base, arguments.width, arguments.cells, arguments.steps)
     default = default_variant(requests[0], device, width=arguments.width)
-    # A request may name its precision.
+    # A request may set its precision.
     precision = precision_on(torch.device(device), base.training)
     how = [precision, default.step if arguments.step == "auto" else arguments.step]
     train_options = ["--device", device, "--threads", str(arguments.threads), "--step", arguments.step]
@@ -140,7 +140,7 @@ def main() -> None:
     for row in rows:
         named = dict(zip(COLUMNS, row, strict=True))
         print(
-            f"{named['mode']:8} {named['wall_seconds']:7.1f} s, {named['training_seconds']:.1f} s of it training,"
+            f"{named['mode']:8} {named['wall_seconds']:7.1f} s, {named['training_seconds']:.1f} s of that training,"
             f" {named['ratio_to_solo']:.2f}x solo"
         )
 

@@ -1,4 +1,4 @@
-"""How it is timed: variants of a training step, each in a process of its own, in turn."""
+"""Times variants of a training step, each in its own process, in turns."""
 
 import functools
 import multiprocessing
@@ -30,7 +30,7 @@ MATMUL_SIZE = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True, kw_only=True)
 class _Started:
-    """What a worker says of its model once it has taken its first steps."""
+    """What a worker reports about its model after its first steps."""
 
     tokens_per_step: int
     parameters: int
@@ -41,14 +41,14 @@ class _Started:
 
 
 def _serve(connection: Connection, variant: Variant, request: str, threads: int, cache: str) -> None:
-    """A worker: builds the model, then takes as many steps as it is told and answers with the seconds."""
-    # A failure is told to the parent as a reason, not as text between the results.
+    """Runs a worker: builds the model, then takes as many steps as requested and answers with the seconds."""
+    # A failure is sent to the parent as a reason, instead of being printed among the results.
     try:
         _prepare(variant, threads, cache)
         model = _build(variant, TrainingRequest.from_json(request))
         seconds = [seconds_of(functools.partial(model.run, 1), variant.device) for _ in range(WARM_UP_STEPS + 4)]
         step_seconds = statistics.median(seconds[-WARM_UP_STEPS:])
-        # The graph is captured in the fourth step; whatever the first ones take longer is preparation.
+        # The graph is captured in the fourth step; any extra time of the first steps is preparation.
         compile_seconds = 0.0 if variant.step == "eager" else sum(seconds) - len(seconds) * step_seconds
         sizes = {name: getattr(model, name) for name in _SIZES}
         connection.send(_Started(**sizes, step_seconds=step_seconds, compile_seconds=compile_seconds))
@@ -67,7 +67,7 @@ _SIZES = ("tokens_per_step", "parameters", "active_parameters", "flops_per_token
 def _prepare(variant: Variant, threads: int, cache: str) -> None:
     torch.set_num_threads(threads)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-    # What a compiler prints is no result.
+    # Discard what compilers print.
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     if variant.allocator == "kept":
@@ -85,7 +85,7 @@ def _build(variant: Variant, base: TrainingRequest) -> Model:
 
 
 def _peak_bytes(device: str) -> int:
-    """The most memory that a worker has held: its tensors' on a GPU, its own on a CPU."""
+    """Returns the peak memory of a worker: of its tensors on a GPU, of the process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -95,10 +95,10 @@ def _peak_bytes(device: str) -> int:
 class Measured:
     """A variant's sizes and speed.
 
-    compile_seconds: what the first steps took longer than others, with nothing cached;
-    cached_compile_seconds: the same once the compiler's cache on disk is filled (0 if not compiled).
-    rates: tokens/s, one for each turn, over all replicas. matmul_rates: the machine's matmul rate in the
-    variant's precision right after each turn, GFLOP/s. memory_bytes: the most it held.
+    compile_seconds: the extra time of the first steps, with nothing cached.
+    cached_compile_seconds: the same with a filled compiler cache on disk (0 if not compiled).
+    rates: tokens/s over all replicas, one per turn. matmul_rates: the machine's matmul rate in the variant's precision
+    right after each turn, GFLOP/s. memory_bytes: peak memory.
     """
 
     variant: Variant
@@ -111,31 +111,34 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Tokens/s, the median of the turns."""
+        """Tokens/s, as the median over the turns."""
         return statistics.median(self.rates)
 
     @property
     def gflops(self) -> float:
-        """Training FLOPs done, GFLOP/s."""
+        """Training FLOPs per second, GFLOP/s."""
         return self.rate * self.sizes.flops_per_token / 1e9
 
     @property
     def matmul_gflops(self) -> float:
-        """The machine's matmul rate, GFLOP/s, the median of the turns."""
+        """The machine's matmul rate, GFLOP/s, as the median over the turns."""
         return statistics.median(self.matmul_rates)
 
     @property
     def fraction_of_matmul(self) -> float:
-        """The share of that rate which training reaches, turn by turn, in the median."""
+        """The share of the matmul rate that training reaches, as the median over the turns."""
         flops = self.sizes.flops_per_token / 1e9
         return statistics.median(rate * flops / peak for rate, peak in zip(self.rates, self.matmul_rates, strict=True))
 
     def rate_over(self, steps: int) -> float:
-        """Tokens/s of so many steps, compilation with nothing cached counted in."""
+        """Returns the tokens/s of a run of this many steps, including compilation with nothing cached."""
         return statistics.median(self._rates_over(steps))
 
     def ratio(self, other: "Measured", steps: int | None = None) -> float:
-        """How many times as fast as `other`, turn by turn, in the median; over a run of `steps` or beyond it."""
+        """Returns how many times as fast as `other` this variant is, as the median over the turns.
+
+        steps: of a run that includes compilation; None compares without compilation.
+        """
         mine, theirs = (r.rates if steps is None else r._rates_over(steps) for r in (self, other))
         return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
@@ -145,14 +148,14 @@ class Measured:
 
 
 def matmul_gflops(device: str, precision: str) -> float:
-    """The rate (GFLOP/s) of one product of square matrices, by the faster library."""
+    """Returns the rate (GFLOP/s) of one product of square matrices with the faster library."""
     size = MATMUL_SIZE[device]
     a = torch.ones(size, size, dtype=getattr(torch, precision), device=device)
-    multiply(a[:64], a)  # what a first product sets up
+    multiply(a[:64], a)  # warm-up
     return 2 * size**3 / seconds_of(lambda: multiply(a, a), device) / 1e9
 
 
-# A fork of a process that has done nothing but imports.
+# Workers are forked from a process that has only done imports.
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -172,7 +175,7 @@ class _Worker:
         self.turn_steps = min(BLOCK_STEPS, max(1, round(turn_seconds / self.started.step_seconds)))
 
     def turn(self) -> float:
-        """Takes a turn of steps; tokens/s."""
+        """Takes one turn of steps. Returns the tokens/s."""
         self._connection.send(self.turn_steps)
         return self.turn_steps * self.started.tokens_per_step / self._answer()
 
@@ -180,35 +183,35 @@ class _Worker:
         try:
             answer = self._connection.recv()
         except EOFError:
-            raise UserError("its process died, maybe for want of memory") from None
+            raise UserError("its process died, possibly out of memory") from None
         if isinstance(answer, str):
             raise UserError(answer)
         return answer
 
     def close(self) -> int:
-        """Ends the process; the most memory that it held, bytes."""
+        """Ends the process. Returns its peak memory in bytes."""
         self._connection.send(0)
         peak: int = self._answer()
         self._process.join()
         return peak
 
     def stop(self) -> None:
-        """Ends the process whatever it is at."""
+        """Terminates the process, whatever it is doing."""
         self._connection.close()
         self._process.terminate()
         self._process.join()
 
 
 def _preload(variants: Sequence[Variant]) -> list[str]:
-    """What workers find imported: the seconds of a start are not what is measured."""
+    """Returns the modules that workers find already imported, to start faster."""
     peers = ["transformers.models.mixtral.modeling_mixtral", "transformers.models.llama.modeling_llama"]
     return ["torch", *(peers if any(variant.system == PEER for variant in variants) else [])]
 
 
 def measure(variants: Sequence[Variant], request: TrainingRequest, *, threads: int, seconds: float) -> list[Measured]:
-    """Variants timed turn by turn, about `seconds` of each; one that fails is told and left out.
+    """Times the variants in turns, for about `seconds` each; one that fails is reported and left out.
 
-    Compiled ones are started twice, to learn what the compiler's cache on disk saves.
+    Compiled variants are started twice, to measure what the compiler's cache on disk saves.
     """
     _CONTEXT.set_forkserver_preload(_preload(variants))
     torch.set_num_threads(threads)  # for the matmul rate, which is measured here
@@ -224,7 +227,7 @@ def measure(variants: Sequence[Variant], request: TrainingRequest, *, threads: i
             return worker
 
         for variant in variants:
-            # The environment is nothing to the compiler.
+            # The compiled code does not depend on the allocator.
             code = replace(variant, allocator="stock")
             try:
                 if variant.step != "eager" and code not in cold:
@@ -235,7 +238,7 @@ def measure(variants: Sequence[Variant], request: TrainingRequest, *, threads: i
                 cache, compile_seconds = cold.get(code, (tempfile.gettempdir(), 0.0))
                 worker = start(variant, cache)
             except UserError as error:
-                print(f"{variant}: left out, {error}", file=sys.stderr, flush=True)
+                print(f"{variant}: left out: {error}", file=sys.stderr, flush=True)
                 continue
             measured[worker] = Measured(variant, worker.started, compile_seconds, worker.started.compile_seconds)
         for _ in range(turns):

@@ -1,14 +1,13 @@
-"""Speed and memory of tokenizing C4's format, beside `datasets.map` with the same tokenizer.
+"""Speed and memory of tokenizing C4's format, compared with `datasets.map` with the same tokenizer.
 
 python benchmarks/tokenization.py [--tokenizer-files vocab.json merges.txt] [--megabytes 16 64]
                               [--rounds 2] [--out benchmarks/tokenization.csv]
 
-The text is the Python standard library's and some packages', in shards as C4 has them. The methods run
-in turn, each in a process of its own, and the medians of the rounds are reported, so that a noisy
-machine disturbs all alike. Times are without imports, from compressed shards to tokens on disk; for
-`datasets.map alone` the shards have been converted to Arrow before. Memory is the peak of the
-proportional set size, summed over a method's processes, sampled every 20 ms. Without
---tokenizer-files a BPE of vocabulary 8192 is trained on the text.
+The text is source code of the Python standard library and of some packages, in shards like those of C4. The methods
+take turns, each in its own process, and the table has the medians over the rounds, so that a noisy machine disturbs all
+alike. Times exclude imports and go from compressed shards to tokens on disk; for `datasets.map alone` the shards are
+already converted to Arrow. Memory is the peak of the proportional set size, summed over the processes of a method and
+sampled every 20 ms. Without --tokenizer-files, a BPE with vocabulary 8192 is trained on the text.
 """
 
 import argparse
@@ -46,7 +45,7 @@ SHARD_BYTES = 8_000_000
 
 
 def write_shards(folder: Path, size: int) -> int:
-    """Writes shards with C4's names and fields that hold about `size` bytes of text; returns how many bytes."""
+    """Writes shards with C4's names and fields and about `size` bytes of text. Returns the exact number of bytes."""
     folder.mkdir(parents=True)
     texts = (
         text for path in python_source.find(("numpy", "pandas", "scipy")) for text in python_source.read_file(path)
@@ -71,7 +70,7 @@ def write_shards(folder: Path, size: int) -> int:
 
 
 def run_ours(shards: Path, files: tuple[str, str], folder: Path, cores: int) -> dict[str, Any]:
-    """Tokens and seconds of our command's work."""
+    """Returns tokens and seconds of our tokenizer."""
     settings = CorpusSettings(
         source="c4",
         files=(f"{shards}/*.json.gz",),
@@ -86,7 +85,7 @@ def run_ours(shards: Path, files: tuple[str, str], folder: Path, cores: int) -> 
 
 
 def run_map(shards: Path, files: tuple[str, str], folder: Path, cores: int) -> dict[str, Any]:
-    """Tokens and seconds of `datasets`, a process per core and a thread per process."""
+    """Returns tokens and seconds of `datasets`, with one process per core and one thread per process."""
     import datasets
 
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -119,7 +118,7 @@ METHODS = {"ours": run_ours, "map": run_map}
 
 
 def measure(method: str, shards: Path, files: tuple[str, str], cores: int) -> dict[str, Any]:
-    """One method in a process of its own: what it returns, and its peak memory in MB."""
+    """Runs a method in its own process. Returns its result and its peak memory in MB."""
     with tempfile.TemporaryDirectory(dir=shards.parent) as folder:
         command = [sys.executable, __file__, "--method", method, "--shards", str(shards), "--cores", str(cores)]
         with (Path(folder) / "result.json").open("w+") as result:
@@ -140,14 +139,14 @@ def measure(method: str, shards: Path, files: tuple[str, str], cores: int) -> di
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes that a process and its children hold, shared pages counted once."""
+    """Returns the bytes held by a process and its children, counting shared pages once."""
     total = 0
     try:
         for part in [process, *process.children(recursive=True)]:
             with_shares = part.memory_full_info()
             total += getattr(with_shares, "pss", with_shares.rss)
     except psutil.Error:
-        pass  # one has just ended
+        pass  # a process has just ended
     return total
 
 
@@ -172,7 +171,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    """Measures in a folder for temporary files, prints and writes the rows."""
+    """Measures in a temporary folder, and prints and writes the rows."""
     texts = {size: write_shards(folder / str(size) / "en", size * 1_000_000) for size in arguments.megabytes}
     files = arguments.tokenizer_files or train(folder)
     vocabulary = len(json.loads(Path(files[0]).read_text(encoding="utf-8")))
@@ -187,7 +186,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
                 for name, value in measured["seconds"].items():
                     seconds[name].append(value)
                     peaks[name].append(measured["peak_mb"])
-        (count,) = tokens  # the methods agree
+        (count,) = tokens  # the methods must agree
         rates = {name: count / statistics.median(values) for name, values in seconds.items()}
         for name, rate in rates.items():
             peak = statistics.median(peaks[name])
@@ -203,7 +202,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def train(folder: Path) -> list[str]:
-    """A BPE of vocabulary 8192 in GPT-2's two files."""
+    """Trains a BPE with vocabulary 8192. Returns its files, in GPT-2's format."""
     pieces = [text for path in python_source.find(()) for text in python_source.read_file(path)]
     tokenizer.train_bpe(pieces, sum(map(len, pieces)), 8192).model.save(str(folder))
     return [str(folder / name) for name in ("vocab.json", "merges.txt")]

@@ -1,10 +1,10 @@
-"""What is timed: variants of a training step.
+"""Variants of a training step, which the benchmarks time.
 
 python benchmarks/variants.py [PRESET] [--own-block] > request.json
 
-prints the training request that the benchmarks start from, for machines without pydantic: their
-scripts take it as `--request request.json`. --own-block: with the block of figure 1's set-up, in place of the
-one that has an equal among dense peers.
+prints the training request that the benchmarks start from. On machines without pydantic, pass it to the other scripts
+with `--request request.json`. --own-block: use the block of figure 1's set-up, instead of one that has an equal among
+dense peers.
 """
 
 import sys
@@ -26,23 +26,22 @@ from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
 VOCABULARY = 1024
-# Replicas of a stack where the device takes as many as there are: the learning rates of a curve.
+# Replicas of a stack if the device takes any number: the learning rates of a curve.
 CURVE = 9
 OURS, PEER, NANO = "mup-moe", "transformers", "nanoGPT-mup"
-# None of a stack diverges, which would make it smaller while it is timed.
+# Rates so low that no replica diverges, because that would shrink the stack while it is timed.
 _SLOWEST_RATE, _RATES = 2.0**-10, 9
-# More than any measurement takes: what ends a run is its clock.
+# More than any measurement takes, so that the clock ends a run.
 _STEPS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to take the steps of one shape.
+    """One way to run the training steps of one shape.
 
-    system: whose code (`OURS`, `PEER`, `NANO`). precision: float32, bfloat16 (autocast), or bfloat16-weights
-    (no float32 copy of the weights). batch_size: sequences of a step. step: eager, compiled or graph.
-    allocator: stock, or kept (malloc keeps the pages that are freed). experts_implementation, attention: as
-    transformers names them.
+    system: whose code runs (`OURS`, `PEER`, `NANO`). precision: float32, bfloat16 (autocast), or bfloat16-weights
+    (without a float32 copy of the weights). batch_size: sequences per step. step: eager, compiled or graph. allocator:
+    stock, or kept (malloc keeps freed pages). experts_implementation, attention: as transformers names them.
     """
 
     system: str
@@ -60,7 +59,7 @@ class Variant:
     device: str = "cpu"
 
     def request(self, base: TrainingRequest) -> TrainingRequest:
-        """The training request of this shape."""
+        """Returns the training request of this shape."""
         cell = replace(
             base.cell,
             architecture=self.architecture,
@@ -68,7 +67,7 @@ class Variant:
             experts=self.experts,
             granularity=self.granularity,
         )
-        # transformers reads its precision from the variant; nothing else trains in bfloat16-weights.
+        # Peers take the precision from the variant; nothing of ours trains in bfloat16-weights.
         precision = self.precision.removesuffix("-weights")
         training = replace(base.training, steps=_STEPS, precision=precision, batch_size=self.batch_size)
         return TrainingRequest(cell, base.model, training, base.parametrization)
@@ -83,7 +82,7 @@ class Variant:
 
 
 def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant:
-    """How the pipeline trains a shape when nothing is asked for."""
+    """Returns how the pipeline trains a shape by default, with one replica."""
     there, training = torch.device(device), replace(base.training, precision="auto")
     how = {"precision": precision_on(there, training), "step": step_on(there, "auto")}
     how |= {"batch_size": base.training.batch_size}
@@ -91,7 +90,7 @@ def default_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant
 
 
 def stacked_variant(base: TrainingRequest, device: str, **shape: Any) -> Variant:
-    """As `default_variant`, with as many replicas as the pipeline stacks."""
+    """Returns the `default_variant` with as many replicas as the pipeline stacks."""
     alone = default_variant(base, device, **shape)
     request = alone.request(base)
     parameters = size_of(request.cell, request.model, VOCABULARY).parameters
@@ -105,7 +104,7 @@ BLOCK = (
 
 
 def read_request(path: Path | None, preset: str | None = None, own_block: bool = False) -> TrainingRequest:
-    """The request in a file, or one of the size of figure 1's muP MoE in config.yaml and a preset."""
+    """Reads a request from a file, or makes one of the size of figure 1's muP MoE in config.yaml and a preset."""
     if path is not None:
         return TrainingRequest.from_json(path.read_text(encoding="utf-8"))
     # These need pydantic, which a GPU machine may lack.
@@ -120,21 +119,21 @@ def read_request(path: Path | None, preset: str | None = None, own_block: bool =
     rules = parse_table(config.parametrizations)[cell.parametrization]
     if own_block:
         return TrainingRequest(cell, setup.model, setup.training, rules)
-    # The block of the set-up `small`: of a gated one the peers have no equal without experts.
+    # The block of the set-up `small`, because the peers have no dense equal of a gated block.
     block = {name: getattr(config.setups["small"].model, name) for name in BLOCK}
     return TrainingRequest(replace(cell, setup="small"), replace(setup.model, **block), setup.training, rules)
 
 
 def token_stream(vocabulary: int = VOCABULARY) -> np.ndarray:
-    """Token ids to train on. Which ones makes no difference but to the router: skewed as in text."""
+    """Returns token ids to train on. They only matter to the router, so their frequencies are skewed as in text."""
     return (np.random.default_rng(0).zipf(1.3, 200_000) % vocabulary).astype(np.uint16)
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is timed: `run` takes so many steps, and returns when they are done.
+    """What is timed: `run` takes a number of steps, and returns when they are done.
 
-    Sizes count as `model_size` does; tokens_per_step is over all replicas, flops_per_token of one.
+    Sizes are counted like `model_size` does; tokens_per_step is over all replicas, flops_per_token of one.
     """
 
     run: Callable[[int], None]
@@ -145,7 +144,7 @@ class Model:
 
 
 def trainer_of(variant: Variant, base: TrainingRequest) -> Trainer:
-    """A stack of our own, trained as `mup_moe train` does."""
+    """Returns a stack of ours, trained as `mup_moe train` does."""
     device = torch.device(variant.device)
     if variant.device == "cuda":
         prepare_gpus()
@@ -159,7 +158,7 @@ def trainer_of(variant: Variant, base: TrainingRequest) -> Trainer:
 
 
 def build_ours(variant: Variant, base: TrainingRequest) -> Model:
-    """What is timed of such a stack."""
+    """Returns a stack of ours for timing."""
     trainer = trainer_of(variant, base)
     size = trainer.size
     return Model(

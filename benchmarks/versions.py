@@ -1,13 +1,13 @@
-"""Speed of a training step beside that of another version of this repository.
+"""Speed of a training step compared with another version of this repository.
 
 python benchmarks/versions.py --other ../other-checkout [--widths 32 64 128 256 512] [--rounds 3]
                               [--turns 7] [--instructions native avx2] [--device cuda]
                               [--request request.json] [--out benchmarks/versions.csv]
 
-Both versions train the same cells, those of the benchmarks or of a request, as the pipeline does by default,
-each in a process of its own and with its own code, and take turns of equal steps: `ratio` is the median over
-the turns of this version's tokens/s to the other's, `ratio_low` and `ratio_high` are the quartiles.
-`same_losses` says whether both report the same training losses, to the bit, in their first steps.
+Both versions train the same cells, those of the benchmarks or of a request, as the pipeline does by default. Each runs
+its own code in its own process, and they take turns of equally many steps. `ratio` is the median over the turns of this
+version's tokens/s divided by the other's; `ratio_low` and `ratio_high` are the quartiles. `same_losses` says whether
+both report the same training losses, to the bit, in their first steps.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import INSTRUCTIONS, PROVENANCE, ROOT, machine_row, out_path, parser, rows_with, told
+from common import INSTRUCTIONS, PROVENANCE, ROOT, announced, machine_row, out_path, parser, rows_with
 from variants import read_request, stacked_variant
 
 from mup_moe.files import UserError, write_csv
@@ -33,7 +33,7 @@ COLUMNS = (
 )
 _TURN_SECONDS = 0.3
 _WARM_UP_STEPS = 5
-# Runs in either checkout, by its own modules: what it uses of them is to be there in both.
+# Runs with the modules of either checkout, so both must have everything that it uses.
 _WORKER = """
 import sys, time
 checkout, architecture, width, replicas, device, threads, *request = sys.argv[1:]
@@ -41,7 +41,7 @@ sys.path[:0] = [checkout + "/benchmarks", checkout + "/src"]
 from pathlib import Path
 import torch
 from variants import default_variant, read_request, trainer_of
-from timing import keep_freed_pages  # from where either version has it
+from timing import keep_freed_pages  # both versions have it there
 torch.set_num_threads(int(threads))
 keep_freed_pages()
 base = read_request(Path(request[0]) if request else None)
@@ -56,21 +56,21 @@ for line in sys.stdin:
 
 
 class Version:
-    """A process that trains by one checkout's code."""
+    """A process that trains with the code of one checkout."""
 
     def __init__(self, checkout: Path, architecture: str, width: int, replicas: int, options: argparse.Namespace):
         command = [sys.executable, "-c", _WORKER, str(checkout), architecture, str(width), str(replicas)]
         command += [options.device, str(options.threads), *([str(options.request)] if options.request else [])]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self._answer() != "ready":
-            raise UserError(f"{checkout} cannot be measured: it needs the benchmarks of version 0.3.0 or later")
+            raise UserError(f"{checkout} cannot be measured: choose a checkout of version 0.3.0 or later")
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
     def run(self, steps: int) -> tuple[float, str]:
-        """Takes steps; the seconds, and the sum of all losses so far."""
+        """Takes steps. Returns the seconds, and the sum of all losses so far as text."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
@@ -84,7 +84,7 @@ class Version:
 
 
 def compare(architecture: str, width: int, replicas: int, options: argparse.Namespace) -> list[Any]:
-    """The columns that tell what was measured of one shape."""
+    """Measures one shape. Returns the columns from `tokens_per_second` to `same_losses`."""
     seconds_per_step: list[list[float]] = []
     same = True
     for _ in range(options.rounds):
@@ -102,7 +102,7 @@ def compare(architecture: str, width: int, replicas: int, options: argparse.Name
 
 
 def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
-    """A row for each shape, the machine apart."""
+    """Yields a row for each shape, without the provenance."""
     base = read_request(options.request)
     instructions = torch.backends.cpu.get_cpu_capability() if options.device == "cpu" else None
     tokens = base.training.batch_size * base.model.sequence
@@ -111,7 +111,7 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
             shape = {"architecture": architecture, "width": width} | ({"experts": 1} if architecture == "dense" else {})
             variant = stacked_variant(base, options.device, **shape)
             replicas = variant.replicas
-            with told(f"{architecture}, width {width}"):
+            with announced(f"{architecture}, width {width}"):
                 mine, other, *rest = compare(architecture, width, replicas, options)
             rates = [round(tokens * replicas * rate) for rate in (mine, other)]
             how = [variant.precision, instructions, variant.step]
@@ -119,15 +119,18 @@ def rows_of(options: argparse.Namespace) -> Iterator[list[Any]]:
 
 
 def main() -> None:
-    """Measures every shape and writes a row for each."""
+    """Measures each shape and writes a row for it."""
     options = parser(__doc__, "versions")
     options.add_argument("--other", type=Path, required=True, help="a checkout of the version to compare with")
-    options.add_argument("--name", default="", help="of that version, for the table")
+    options.add_argument("--name", default="", help="name of that version in the table")
     options.add_argument("--widths", nargs="+", type=int, default=[32, 64, 128, 256, 512])
     options.add_argument("--architectures", nargs="+", choices=["moe", "dense"], default=["moe", "dense"])
-    options.add_argument("--rounds", type=int, default=3, help="of fresh processes")
-    options.add_argument("--turns", type=int, default=7, help="of each version in a round")
-    options.add_argument("--instructions", nargs="+", choices=list(INSTRUCTIONS), default=["native"], help="of the CPU")
+    options.add_argument("--rounds", type=int, default=3, help="rounds, each with fresh processes")
+    options.add_argument("--turns", type=int, default=7, help="turns of each version in a round")
+    help_instructions = "instruction sets of the CPU"
+    options.add_argument(
+        "--instructions", nargs="+", choices=list(INSTRUCTIONS), default=["native"], help=help_instructions
+    )
     arguments = options.parse_args()
     rows: list[list[Any]] = []
     for instructions in arguments.instructions:

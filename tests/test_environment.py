@@ -178,7 +178,7 @@ def test_a_checkout_in_a_folder_that_cannot_be_used_is_refused(tmp_path, name, e
     directory = tmp_path / "work" if elsewhere else checkout
     done = snakemake(checkout, "-n", TARGET, "--configfile", "smoke.yaml", "--directory", directory)
     assert done.returncode != 0
-    assert f"the checkout is in {checkout}, and {{}}, <> and : cannot be used there: rename that folder" in done.stdout
+    assert f"the path of the checkout, {checkout}, contains {{}}, <> or a colon, which does not work" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -128,11 +128,11 @@ GPT2 = "corpora: {{smoke: {{tokenizer: gpt2, vocabulary: null, tokenizer_files: 
         ("{setups: {small: {corpus: '$(touch pwned)'}}}", "`setups.small.corpus` is '$(touch pwned)', which `corpora`"),
         ("{figures: {'; touch pwned': {like: figure1}}}", "`figures.; touch pwned`: a name is lower-case"),
         ("{corpora: {../../pwned: {like: smoke}}}", "`corpora.../../pwned`: a name is lower-case"),
-        ("{figures: {figure1: {reference: '{input}.csv'}}}", "a name that Snakemake does not take as it is"),
-        ("{corpora: {smoke: {files: ['*.txt']}}}", "a name that Snakemake does not take as it is"),
+        ("{figures: {figure1: {reference: '{input}.csv'}}}", "a name that Snakemake does not take literally"),
+        ("{corpora: {smoke: {files: ['*.txt']}}}", "a name that Snakemake does not take literally"),
         ("{corpora: {smoke: {files: ['$(touch pwned).txt']}}}", "`files` lists $(touch pwned).txt, which is no file"),
         (GPT2.format("src"), "`tokenizer_files` lists src, which is not a file"),
-        (GPT2.format("'{input}.txt'"), "a name that Snakemake does not take as it is"),
+        (GPT2.format("'{input}.txt'"), "a name that Snakemake does not take literally"),
     ],
 )
 def test_a_hostile_name_that_cannot_work_is_refused(project, change, expected):

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A visit to a GPU machine with its own Python and no network, in two commands (docs/offsite.md):
-#   tests/gpu/check.sh look     what the GPU is and how fast, at most LOOK_SECONDS
-#   tests/gpu/check.sh train    cells, packed after every job, at most TRAIN_SECONDS
-# Both, one after the other, where neither is named; for longer visits also: tests, benchmarks.
-# Everything is tried; the status is that of the last part that failed. Called by `make gpu-check`.
+# A visit to a GPU machine with its own Python and without network, in two commands (docs/offsite.md):
+#   tests/gpu/check.sh look     measures the GPU, for at most LOOK_SECONDS
+#   tests/gpu/check.sh train    trains cells and packs them after every job, for at most TRAIN_SECONDS
+# Without arguments, runs both in this order. Longer visits can also run: tests, benchmarks.
+# A failed part does not stop the next; the exit status is that of the last failed part. `make gpu-check` calls this.
 set -u
 cd "$(dirname "$0")/../.."
 : "${PYTHON:=python3}" "${DEVICE:=cuda}" "${RESULTS:=results}"
 : "${FROM:=$RESULTS/gpu}" "${OUT:=$RESULTS/gpu/out}"
 : "${LOOK_SECONDS:=290}" "${TRAIN_SECONDS:=440}"
-# The list to train from, gpu-visit or gpu, and further options; each can be changed.
+# The list of jobs to train, gpu-visit or gpu, and further options. Override any of them in the environment.
 : "${LIST:=gpu-visit}" "${LOOK:=}" "${TRAIN:=--checkpoint-seconds inf --compile-ahead}"
 : "${STEP:=--widths 64 256 --architectures moe --seconds 1 --no-compile}" "${SWEEP:=--rounds 1}"
 : "${GROWTH:=--axes replicas --architectures moe --seconds 1}"
@@ -17,7 +17,7 @@ export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}src" PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 status=0
 
-# A part that hangs beyond its own deadline is ended, with all its processes.
+# Ends a part that hangs beyond its own deadline, with all its processes.
 try() {
     echo "== $*"
     timeout --kill-after=10 "$@" || { status=$?; echo "== ended with $status: $*"; }
@@ -32,7 +32,7 @@ look() {
     # shellcheck disable=SC2086 # the options are several words
     try $((LOOK_SECONDS + 30)) "$PYTHON" benchmarks/look.py --jobs "$FROM/$LIST.jsonl" --results "$RESULTS" \
         --device "$DEVICE" --seconds "$LOOK_SECONDS" --out "$OUT" $LOOK
-    # Beside the results, as OUT may be taken away between the two commands.
+    # Copied next to the results, because OUT may be removed between the two commands.
     cp "$OUT/look.jsonl" "$RESULTS/look.jsonl"
 }
 
@@ -56,7 +56,7 @@ for part in "$@"; do
         measure sweep "$SWEEP"
         measure growth "$GROWTH"
         ;;
-    *) echo "$part is not a part: choose from look, train, tests, benchmarks" && exit 2 ;;
+    *) echo "$part is not a part: choose from look, train, tests and benchmarks" && exit 2 ;;
     esac
 done
 exit $status

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# A throwaway SLURM on this machine: up.sh FOLDER [NODES]. Needs root and Debian's packages
-# (apt-get install slurm-wlm munge); down.sh FOLDER ends it. Settings that tests change:
+# Starts a throwaway SLURM on this machine: up.sh FOLDER [NODES]. Needs root and Debian's packages
+# (apt-get install slurm-wlm munge); down.sh FOLDER stops it. Settings that tests change:
 #   KILL_WAIT    seconds between SLURM's TERM and its KILL
-#   GRACE        seconds that a preempted job has
-#   PREEMPT      what becomes of it: REQUEUE or CANCEL
+#   GRACE        seconds that a preempted job gets before it is ended
+#   PREEMPT      what happens to a preempted job: REQUEUE or CANCEL
 set -euo pipefail
 folder=$(realpath -m "${1:?folder}")
 nodes=${2:-2}
 if [ -e /etc/slurm/slurm.conf ] && [ ! -L /etc/slurm/slurm.conf ]; then
-  echo "/etc/slurm/slurm.conf is there already: this machine has a SLURM of its own" >&2
+  echo "/etc/slurm/slurm.conf exists, so this machine has its own SLURM: run these tests on another machine" >&2
   exit 1
 fi
-# One that was left behind would keep the ports.
+# Stop a previous throwaway SLURM, which would still use the ports.
 [ -L /etc/slurm/slurm.conf ] && "$(dirname "$0")/down.sh" "$(dirname "$(readlink /etc/slurm/slurm.conf)")"
 mkdir -p "$folder"/{state,log} /etc/slurm
 
@@ -36,9 +36,9 @@ SlurmdSpoolDir=$folder/spool/%n
 StateSaveLocation=$folder/state
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd-%n.log
-# Memory that is not there, for jobs that ask for a GPU's share and use little of it.
+# Accept more memory than the machine has: jobs ask for a GPU's share of it but use little.
 SlurmdParameters=config_overrides
-# Without cgroups, which a container may not have.
+# No cgroups, which a container may lack.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
@@ -58,10 +58,10 @@ NodeName=node[1-$nodes] NodeHostname=$host NodeAddr=127.0.0.1 Port=[17901-$((179
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=${GRACE:-60}
 PartitionName=urgent Nodes=ALL Default=NO MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 CONF
-# Any two devices will do, but a node without devices behind its gres is drained.
+# Any two devices will do, but SLURM drains a node whose gres has no devices.
 echo "NodeName=node[1-$nodes] Name=gpu Type=test File=/dev/tty[1-2]" > "$folder/gres.conf"
 echo "CgroupPlugin=cgroup/v1" > "$folder/cgroup.conf"
-# Where SLURM looks by itself: a job's steps lose $SLURM_CONF.
+# Link the files from SLURM's default path, because the steps of a job lose $SLURM_CONF.
 for name in slurm gres cgroup; do ln -sfn "$folder/$name.conf" "/etc/slurm/$name.conf"; done
 
 slurmctld -c

@@ -1,27 +1,27 @@
-# One cell, one training run. Cells that `execution.lockstep` lets differ share a process: a rule is made for each
-# such job, with the folders of its cells as outputs; and `train`, for a cell on its own: every one where nothing is
-# shared, and those of no figure.
+# Trains the cells. Cells that differ only in the axes of `execution.lockstep` share a process: each such job has a rule
+# whose outputs are the files of its cells. `train` is for a single cell, which is any cell if nothing is shared, and
+# otherwise one that no figure needs.
 from pathlib import Path
 
 
-def of_cells(value, cells):
-    """As a function of wildcards: the value for these cells or, without any, for the one of the wildcard."""
-    return in_a_sentence(lambda wildcards: value(cells or [wildcards.cell]))
+def for_cells(value, cells):
+    """Returns a function of the wildcards: the value for these cells or, if there are none, for the wildcard's cell."""
+    return as_workflow_error(lambda wildcards: value(cells or [wildcards.cell]))
 
 
 def memory_of(cells):
-    """The memory of a job, for Snakemake to ask with each attempt."""
-    wanted = of_cells(SWEEP.memory_mb, cells)
-    return lambda wildcards, attempt: growing(wanted(wildcards), attempt)
+    """Returns the memory of a job as a function that Snakemake calls for each attempt."""
+    wanted = for_cells(SWEEP.memory_mb, cells)
+    return lambda wildcards, attempt: memory_for_try(wanted(wildcards), attempt)
 
 
 def manifest_of(cells):
-    """It holds the tokens' digest, and stands for them."""
+    """Returns the manifest of the cells' tokens, which represents them as an input because it has their digest."""
     return SWEEP.tokens(SWEEP.corpus(cells[0])) / "manifest.json"
 
 
 def tokens_of(cells):
-    """The tokens themselves, which have to be there."""
+    """Returns the files of the tokens, which only have to exist."""
     return ancient(SWEEP.token_files(SWEEP.corpus(cells[0])))
 
 
@@ -33,8 +33,8 @@ for job, cells in (JOBS | {"{cell}": []}).items():
         name:
             f"train_{job}" if cells else "train"
         input:
-            manifest=of_cells(manifest_of, cells),
-            tokens=of_cells(tokens_of, cells),
+            manifest=for_cells(manifest_of, cells),
+            tokens=for_cells(tokens_of, cells),
         output:
             history=expand(
                 "results/cells/{cell}/history.csv",
@@ -48,7 +48,7 @@ for job, cells in (JOBS | {"{cell}": []}).items():
             f"results/logs/train/{job}.log",
         benchmark:
             f"results/benchmarks/train/{job}.tsv"
-        # The longest first, so that none is left over in the end.
+        # The longest jobs first, so that none of them is left to run alone at the end.
         priority: cells[0].width if cells else 0
         conda:
             "../../environment.yml"
@@ -57,12 +57,12 @@ for job, cells in (JOBS | {"{cell}": []}).items():
             **GPU,
             mem_mb=memory_of(cells),
         params:
-            # As a function of the outputs it is none of what Snakemake compares: a cell more trains it alone.
+            # Snakemake does not compare a function of the outputs, so adding a cell to a job trains only that cell.
             cells=lambda wildcards, output: [
                 Path(path).parent.name for path in output.summary
             ],
-            settings=of_cells(SWEEP.settings_digest, cells),
+            settings=for_cells(SWEEP.settings_digest, cells),
             version=VERSION,
-        # How cells are run is in the config: it must not make them run again.
+        # Execution settings are read from the config and are not params, because they must not cause reruns.
         shell:
             "python -m mup_moe train {params.cells:q} --threads {threads} 2>> {log:q}"

@@ -1,4 +1,4 @@
-# What the results say of the paper's claims, and the whole paper as one target.
+# Verdicts on the paper's claims, and the whole paper as one target.
 from mup_moe.figures.shown import drawn_in_paper
 
 CLAIMS = CONFIG.claims.table.values()
@@ -31,7 +31,7 @@ rule claims:
         code=ANALYSIS_CODE,
         claims=digest(CONFIG.claims),
         confidence=CONFIG.analysis.confidence,
-        # A function's text is not searched for wildcards.
+        # A function, because Snakemake would look for wildcards in plain text.
         layers=lambda wildcards: str(LAYERS),
     shell:
         "python -m mup_moe claims 2> {log}"
@@ -51,7 +51,7 @@ rule paper:
     conda:
         "../../environment.yml"
     params:
-        # A function of the outputs is none of what Snakemake compares.
+        # A function of the outputs, because Snakemake does not compare those.
         layers=lambda wildcards, output: str(LAYERS),
     shell:
         "printf 'config: %s\n' {params.layers:q} > {log}; printf '%s\n' {input} > {output} 2>> {log}"

@@ -1,4 +1,4 @@
-# What several files of rules need: the sweep of the config, and digests of code and settings.
+# Shared by the other files of rules: the sweep of the config, and digests of code and settings.
 import os
 import re
 from functools import wraps
@@ -19,9 +19,9 @@ ANALYSIS_CODE = source_digest(
         for path in SOURCE.glob(f"mup_moe/{part}/*.py")
     )
 )
-# The speed of the device that will train, in the checkout.
+# Measured speeds of the device that will train, from the checkout.
 BENCHMARK = str(SWEEP.benchmark(Path(os.path.relpath(CHECKOUT)) / "benchmarks"))
-# What no name matches, for a kind of result that the config has none of.
+# A pattern that matches no name, for kinds of results that the config does not have.
 NOTHING = "(?!)"
 
 
@@ -33,8 +33,8 @@ wildcard_constraints:
     probe="|".join(CONFIG.probes) or NOTHING,
 
 
-def in_a_sentence(function):
-    """The function, of whose UserErrors Snakemake tells the sentence alone."""
+def as_workflow_error(function):
+    """Wraps the function so that Snakemake shows only the sentence of a UserError, without a traceback."""
 
     @wraps(function)
     def call(*arguments, **more):
@@ -47,21 +47,23 @@ def in_a_sentence(function):
 
 
 def literal(paths):
-    """The paths, all of which Snakemake takes as they are. Raises UserError."""
+    """Returns the paths. Raises UserError for one that Snakemake would not take literally."""
     for path in paths:
         if re.search("{.+}|<.+>|[\ud800-\udfff]", str(path), re.DOTALL):
             raise UserError(
-                f"{in_one_line(str(path))} has a name that Snakemake does not take as it is, with {{}} or <>"
-                " or not in UTF-8: rename it"
+                f"{in_one_line(str(path))} has a name that Snakemake does not take literally, with {{}} or <> or not"
+                " in UTF-8: rename it"
             )
     return paths
 
 
-# What a cluster gives a job that trains. Where a GPU is taken if there is one, the profile says whether
-# to ask for it, and so it does of the time.
+# GPUs that a training job asks a cluster for. With `auto` the profile decides; it also sets the time.
 GPU = {"cuda": {"gpu": 1}, "cpu": {"gpu": 0}, "auto": {}}[CONFIG.execution.device]
 
 
-def growing(memory, attempt):
-    """The memory of a job's try: each gets more, up to three times, as most end for want of time, not of memory."""
+def memory_for_try(memory, attempt):
+    """Returns the memory for a try of a job: more each time, but at most three times as much.
+
+    The cap is there because most tries run out of time, not of memory.
+    """
     return memory * min(attempt, 3)

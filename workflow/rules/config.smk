@@ -1,4 +1,4 @@
-# The config that this Snakemake was given, laid together; and the command line, as far as Snakemake would drop of it.
+# Merges the config that this Snakemake was given, and refuses command-line options that Snakemake would ignore.
 import os
 import sys
 from contextlib import chdir, redirect_stderr
@@ -13,14 +13,14 @@ from mup_moe.config.given import Layers, check_options
 from mup_moe.options import CONFIG_VARIABLE
 from mup_moe.training.version import VERSION
 
-# Here a run keeps its config for its jobs, which go by that whatever is edited or started meanwhile.
+# A run keeps its config here for its jobs, which use it even if files are edited or other runs started meanwhile.
 KEPT = Path(".snakemake/mup-moe")
 
 
 def check_command_line():
-    """Refuses options that Snakemake drops in silence. Raises ConfigError."""
+    """Raises ConfigError for options that Snakemake would silently drop."""
     if Path(sys.argv[0]).name not in ("snakemake", "__main__.py"):
-        return  # another program's own
+        return  # the command line of another program
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stderr(nowhere),
@@ -34,22 +34,22 @@ def check_command_line():
 
 
 def keep_config():
-    """Writes the config for the jobs of this run, and has their commands read it. Returns the path."""
+    """Writes the config for the jobs of this run and makes their commands read it. Returns its path."""
     path = LAYERS.keep(KEPT, VERSION).absolute()
     os.environ[CONFIG_VARIABLE] = str(path)
     return path
 
 
-def lay_config():
-    """The config with everything laid over it. Raises ConfigError."""
-    # Snakemake's own, since its `config` has numbers as text, and not what was given where.
+def merge_config():
+    """Returns the config with all overlays applied. Raises ConfigError."""
+    # From Snakemake's settings: its `config` has numbers as text and does not say where a value came from.
     settings = workflow.config_settings
     if "layers" in settings.overwrite_config:
-        # A job on a cluster, whose run has handed on what it has kept.
+        # A job on a cluster, to which its run passed the config that it kept.
         if settings.overwrite_config["version"] != VERSION:
             raise WorkflowError(
-                "VERSION of the code is no longer that of the run that this job is of: restore it, or stop that run"
-                " and start it again, which trains again what is not finished"
+                "the VERSION of the code has changed since the run of this job started: restore it, or stop that run"
+                " and start it again, which retrains all unfinished cells"
             )
         os.environ[CONFIG_VARIABLE] = str(settings.configfiles[0])
         return Layers.lay(settings.configfiles[0], [], [])
@@ -60,11 +60,11 @@ def lay_config():
 
 
 try:
-    LAYERS = lay_config()
+    LAYERS = merge_config()
     CONFIG = LAYERS.config
 except ConfigError as error:
     raise WorkflowError(f"config.yaml: {error}") from None
 if workflow.is_main_process:
     logger.info(f"Config: {LAYERS}")
 elif "layers" not in workflow.config_settings.overwrite_config:
-    keep_config()  # of a job that got a copy of everything
+    keep_config()  # for a job that works on a copy of everything

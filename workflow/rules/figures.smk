@@ -1,8 +1,8 @@
-# What is drawn: the figures, compositions and probes of the config. mup_moe/config/kinds.py has their kinds.
+# Draws everything in the config that has a kind of mup_moe/config/kinds.py: figures, compositions, probes and so on.
 from mup_moe.analysis.published import find_reference
 from mup_moe.figures.shown import all_names, category_of, files_of, told_of
 
-# Published losses are found and read before anything runs.
+# Find and read published losses before anything runs, so that mistakes show at once.
 REFERENCES = {}
 for name, figure in CONFIG.figures.items():
     if figure.reference is not None:
@@ -13,7 +13,7 @@ for name, figure in CONFIG.figures.items():
             raise WorkflowError(
                 f"config.yaml: `figures.{name}.reference`: {error}"
             ) from None
-# For report/figure.rst: a caption is no part of what a figure depends on.
+# For report/figure.rst. In the config and not in params, because figures do not depend on captions.
 config["captions"] = {name: told_of(CONFIG, name) for name in all_names(CONFIG)}
 
 
@@ -22,7 +22,7 @@ rule figure:
         lambda wildcards: [
             f"results/{path}" for path in files_of(CONFIG, wildcards.name)
         ],
-        # Drawing reads nothing of it: it says what the panels' names mean, and comes along with every figure.
+        # Not read for drawing: it explains the names of the panels and should accompany every figure.
         legend="results/table1.csv",
     output:
         pdf=report(

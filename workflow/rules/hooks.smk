@@ -1,4 +1,4 @@
-# What a run does before its first job and after its last one.
+# What a run does before its first job and after its last job.
 from pathlib import Path
 
 from snakemake.settings.types import SharedFSUsage
@@ -10,18 +10,18 @@ from mup_moe.ops.progress.report import report_progress
 
 
 def begin():
-    """Takes the folder of results, and keeps the config: for the jobs, and for people. Raises UserError."""
-    # The kernel drops this lock with the process, so that a killed run leaves nothing to unlock.
+    """Locks the folder of results, and keeps the config for the jobs and for people. Raises UserError."""
+    # The kernel releases this lock when the process ends, so a killed run leaves nothing to unlock.
     hold_folder(Path("results"))
     LAYERS.show(Path("results/config.yaml"))
     kept = keep_config()
-    # Snakemake hands its jobs on a cluster the paths of configs, not what they held.
+    # Snakemake passes the paths of configs to its jobs on a cluster, not their contents.
     if SharedFSUsage.SOURCES in workflow.storage_settings.shared_fs_usage:
         workflow.config_settings.configfiles = [kept]
 
 
-def side_by_side(job):
-    """How many such jobs run at once on this machine; None on a cluster, which decides it as it runs."""
+def jobs_at_once(job):
+    """Returns how many such jobs this machine runs at once; None on a cluster, where it is not known beforehand."""
     if not workflow.local_exec:
         return None
     limits = {name: workflow.global_resources.get(name) for name in ("_cores", "gpu")}
@@ -34,7 +34,10 @@ def side_by_side(job):
 
 
 def finish():
-    """Has the tables at the top hold every finished figure, and says what corpora left out if no job could here."""
+    """Updates the top-level tables with every finished figure, and repeats the remarks of jobs that ran elsewhere.
+
+    These remarks say what tokenizing left out of a corpus.
+    """
     cells = {figure: SWEEP.fingerprints(figure) for figure in CONFIG.figures}
     for problem in join_finished_tables(Path("results"), cells):
         logger.warning(problem)
@@ -46,29 +49,29 @@ def finish():
 
 
 onstart:
-    in_a_sentence(begin)()
-    # Only Snakemake knows which jobs it will run, and which files it will look at.
+    as_workflow_error(begin)()
+    # Here, because only Snakemake knows which jobs it will run and which files it will look at.
     planned = list(workflow.dag.needrun_jobs())
-    # All files of all jobs, done or not: their order is to stay. Text of elsewhere is its owner's.
+    # All files of all jobs, finished or not, so that their order in time is kept. Files outside belong to others.
     known = {
         path for job in workflow.dag.jobs for path in (*job.input, *job.output)
     }
     for path in settle_times(map(Path, known), within=Path()):
         logger.warning(
-            f"{path} is dated in the future: until then, or until you touch it, what is made of it is made again"
+            f"{path} is dated in the future, so everything made from it is remade until that date: touch it"
         )
     made = {job.wildcards.figure for job in planned if job.rule.name == "aggregate"}
     training = [job for job in planned if "summary" in dict(job.output.items())]
     report_progress(
         LAYERS.document,
         [job.output for job in training],
-        # A cell that several figures show is named by one that this run makes.
+        # Figures that this run makes come first: a cell of several figures is reported under the first.
         {
             figure: [cell.id for cell in SWEEP.figures[figure]]
             for figure in sorted(CONFIG.figures, key=lambda name: name not in made)
         },
         benchmark=Path(BENCHMARK),
-        processes=side_by_side(training[0]) if training else None,
+        processes=jobs_at_once(training[0]) if training else None,
         tokenizing=any(job.rule.name == "tokenize" for job in planned),
         keep_going=workflow.execution_settings.keep_going,
     )

@@ -1,4 +1,4 @@
-# What goes on inside models, against width or another axis: one job per probe, slopes from it.
+# Measures quantities inside models against width or another axis, with one job per probe, and fits their slopes.
 from mup_moe.figures.shown import category_of
 
 
@@ -21,7 +21,7 @@ rule probe:
     threads: CONFIG.execution.threads
     resources:
         **GPU,
-        mem_mb=lambda wildcards, attempt: growing(
+        mem_mb=lambda wildcards, attempt: memory_for_try(
             SWEEP.probe_memory_mb(wildcards.probe), attempt
         ),
     params:

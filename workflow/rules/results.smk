@@ -1,4 +1,4 @@
-# From cells to the tables of a figure's runs and optima.
+# Turns cells into the tables of each figure's runs and optima.
 from mup_moe.analysis.figure_spec import FigureSpec
 from mup_moe.config.kinds import KINDS
 from mup_moe.figures.shown import category_of, inputs_of_table
@@ -21,14 +21,14 @@ rule aggregate:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
-        # What each cell must have been trained by: one of another config is foreign.
+        # The request that each cell must have been trained with; cells of another config are foreign.
         cells=lambda wildcards: digest(
             [
                 (cell.id, SWEEP.request(cell).digest)
                 for cell in SWEEP.figures[wildcards.figure]
             ]
         ),
-        # No input: cells that were brought home without their tokens are none the worse.
+        # A param and not an input, because cells imported without their tokens are just as good.
         corpus=lambda wildcards: SWEEP.corpus(SWEEP.figures[wildcards.figure][0]),
         foreign=CONFIG.analysis.foreign_cells,
     shell:

@@ -1,4 +1,4 @@
-# Tables of what the config says; they train nothing.
+# Tables of what the config describes, made without training.
 from mup_moe.files import file_digest
 
 
@@ -30,7 +30,7 @@ rule table1:
 
 rule table2:
     input:
-        # The vocabulary that tokenization found enters every count.
+        # All counts depend on the vocabulary, which tokenizing determines.
         expand(
             "results/data/{corpus}/manifest.json",
             corpus=sorted(
@@ -63,7 +63,7 @@ rule table2:
 
 rule plan:
     input:
-        # Measured by `make benchmark`, on your machine or ours.
+        # Measured by `make benchmark` on your machine, or else on ours.
         benchmark=BENCHMARK,
     output:
         csv="results/plan.csv",
@@ -84,9 +84,9 @@ rule plan:
         code=ANALYSIS_CODE,
         version=VERSION,
         config=digest(CONFIG),
-        # No inputs: they tell more where they are.
+        # Params and not inputs, because these tables are optional: the bill says more where they exist.
         sights=lambda wildcards: [file_digest(p) for p in SWEEP.sensitivities()],
-        # A function's text is not searched for wildcards.
+        # A function, because Snakemake would look for wildcards in plain text.
         layers=lambda wildcards: str(LAYERS),
     shell:
         "python -m mup_moe plan --benchmark {input.benchmark:q} 2> {log}"

@@ -1,13 +1,13 @@
-# Text to tokens, once per corpus.
+# Turns text into tokens, once per corpus.
 
 
-# A corpus's own files; what a source installs or streams by itself is no file of ours.
-text_of = in_a_sentence(lambda corpus: literal(SWEEP.text(corpus)))
+# The user's files in a corpus, if any: text that a source finds or streams by itself is not an input.
+text_of = as_workflow_error(lambda corpus: literal(SWEEP.text(corpus)))
 
-# Text or a vocabulary that is not there is told before anything runs.
+# Report missing text or a missing vocabulary before anything runs.
 for corpus in SWEEP.corpora:
     text_of(corpus)
-    in_a_sentence(SWEEP.vocabulary)(corpus)
+    as_workflow_error(SWEEP.vocabulary)(corpus)
 
 
 rule tokenize:
@@ -30,7 +30,7 @@ rule tokenize:
     threads: 8
     resources:
         gpu=0,
-        mem_mb=lambda wildcards, attempt: growing(2000, attempt),
+        mem_mb=lambda wildcards, attempt: memory_for_try(2000, attempt),
     params:
         settings=lambda wildcards: digest(CONFIG.corpora[wildcards.corpus]),
         version=VERSION,
