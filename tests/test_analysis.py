@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import read_config, run_step, told_by, write_result
+from conftest import lines_after_config, read_config, run_step, write_result
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.aggregate import mixtures
 from mup_moe.analysis.collect import is_of, join_finished_tables, join_tables
@@ -445,7 +445,7 @@ def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, config) == 1
     assert not (folder / "figure1/runs.csv").exists()
-    (told,) = told_by(capsys.readouterr().err)
+    (told,) = lines_after_config(capsys.readouterr().err)
     shown = ", ".join(cell.id for cell in cells[7:10])
     assert f"5 {reason} ({shown} and 2 more)" in told
     assert "delete" in told
@@ -459,7 +459,7 @@ def test_what_cannot_be_compared_is_left_out_by_name_if_the_user_chose_so(figure
     complete = (folder / "figure1/runs.csv").read_text().splitlines()
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, leaving_out(config)) == 0
-    told = told_by(capsys.readouterr().err)
+    told = lines_after_config(capsys.readouterr().err)
     assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
     assert (folder / "figure1/runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
 
@@ -486,7 +486,7 @@ def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_i
     assert run_aggregate(folder, config) == 0
     names = [cell.id for cell in cells]
     shown, more = ", ".join(names[2:5]), len(names) - 5
-    assert told_by(capsys.readouterr().err) == [
+    assert lines_after_config(capsys.readouterr().err) == [
         f"cells of mixtral were trained on several {several}:"
         f" 2 {away} ({names[0]}, {names[1]}); {more + 3} {home} ({shown} and {more} more)"
     ]
@@ -500,7 +500,7 @@ def test_of_cells_that_were_left_out_no_mixture_is_said(figure1, capsys):
     folder, config, cells = figure1
     write_summaries(folder / "cells", cells[7:12], transferring, **AWAY, precision="bfloat16")
     assert run_aggregate(folder, leaving_out(config)) == 0
-    assert [line.partition(" ")[0] for line in told_by(capsys.readouterr().err)] == ["left"] * 5
+    assert [line.partition(" ")[0] for line in lines_after_config(capsys.readouterr().err)] == ["left"] * 5
 
 
 def test_set_ups_may_each_have_a_device_without_a_word():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, told_by
+from conftest import ROOT, lines_after_config
 from mup_moe.__main__ import COMMANDS, GROUPS, main, parser_of
 
 FULL = Path("/dev/full")
@@ -50,7 +50,7 @@ def test_the_help_of_a_command_has_a_sentence_and_an_example_that_it_takes(capsy
 def test_a_name_that_is_not_there_ends_in_a_sentence_with_what_is_near(capsys, monkeypatch, asked, said):
     monkeypatch.chdir(ROOT)
     assert main(asked) != 0
-    (sentence,) = told_by(capsys.readouterr().err)
+    (sentence,) = lines_after_config(capsys.readouterr().err)
     assert sentence.startswith("mup-moe: ")
     assert said in sentence
 

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, config_of, read_tries, run_step, told_by, write_result
+from conftest import ROOT, config_of, lines_after_config, read_tries, run_step, write_result
 from mup_moe import sweep as sweeps
 from mup_moe.analysis.aggregate import foreign_cells, run_rows
 from mup_moe.analysis.collect import join_tables
@@ -216,7 +216,7 @@ class Sweep:
         self.table.unlink(missing_ok=True)
         with contextlib.redirect_stderr(io.StringIO()) as told:
             status = run_step("aggregate", "figure1", config=SHOWN, results=self.results.parent)
-        return status, told_by(told.getvalue())
+        return status, lines_after_config(told.getvalue())
 
     @contextlib.contextmanager
     def damaged(self, damage: dict[Path, bytes | None]) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""Faults, injected into real processes with real files."""
+"""Faults injected into real processes with real files."""
 
 import pytest
 
-# Before anybody imports it.
+# Before the first import of these modules.
 pytest.register_assert_rewrite("faults.commands", "faults.curve")
