@@ -49,7 +49,7 @@ CONFIG = read_config(ROOT / "config.yaml")
 TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
-# The model settings that a modern architecture changes.
+# Model settings that a modern architecture changes.
 MODERN = {"gated": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary", "gates": "sigmoid"}
 MODERN |= {"top_k": 2, "renormalize_gates": True, "final_norm": True}
 
@@ -60,7 +60,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)
 keep_compiled_code_apart()
-# So that the commands that tests start find the package without its installation.
+# So that the commands that tests start find the package even if it is not installed.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ _SCRATCH = tempfile.TemporaryDirectory()
 
 
 def results_of(**parts: Path) -> Path:
-    """Makes a folder of results whose parts, such as `cells`, are links to existing folders."""
+    """Makes a folder of results from links to existing folders, one for each part, such as `cells`."""
     folder = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
     for name, part in parts.items():
         part.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def write_result(folder: Path, summary: dict[str, Any]) -> None:
     result.publish()
 
 
-# The environment that hides AVX-512, and with it native bfloat16, from torch and its libraries.
+# Environment variables that hide AVX-512, and with it native bfloat16, from torch and its libraries.
 AVX2 = INSTRUCTIONS["avx2"]
 
 

@@ -45,7 +45,7 @@ def assert_measured(table: pd.DataFrame, *columns: str) -> None:
 
 @pytest.fixture(scope="module")
 def request_file(tmp_path_factory) -> Path:
-    """The request that the benchmarks start from, as a machine without pydantic gets it."""
+    """The request that the benchmarks start from, in the form for a machine without pydantic."""
     path = tmp_path_factory.mktemp("request") / "request.json"
     path.write_text(run("variants").stdout)
     assert json.loads(path.read_text())["model"]["blocks"] == CONFIG.setups["small"].model.blocks
@@ -117,7 +117,7 @@ def test_the_floor_counts_the_products_of_a_step():
     trainer = variants.trainer_of(variants.default_variant(base, "cpu", width=32, precision="float32"), base)
     with floor.seen() as operators:
         trainer.run(1)
-    # They differ by attention, where it is not among the products, and by rows that are dropped or padded.
+    # The counts differ by attention, where it is not among the products, and by rows that are dropped or padded.
     assert operators.flops == pytest.approx(trainer.size.flops_per_token * trainer.tokens_per_step, rel=0.3)
     assert set(operators.seconds) == {"products", "softmax", "optimizer", "other"}
 

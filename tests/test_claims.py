@@ -101,7 +101,7 @@ class Shown(HTMLParser):
 
 
 NBSP = "\N{NO-BREAK SPACE}"
-# Texts that config.yaml can hold, more often than not with a meaning in Markdown or HTML.
+# Any text that config.yaml can hold, but more often one with a meaning in Markdown or HTML.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 PIECES = [*"ab1 \n|*_`<>[]()#&;~$\\-+=.:!\"'{}", "\n\n", "<b>", "&lt;", "---", "1. "]
 texts |= st.lists(st.sampled_from(PIECES)).map("".join)
@@ -316,7 +316,7 @@ def test_a_missing_result_is_named(tmp_path, capsys):
 
 
 def fit(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> tuple[float, float, Callable[[float], float]]:
-    """A second implementation of the estimator (analysis/curve.py): vertex, its loss, and the loss at any rate."""
+    """The documented estimator (analysis/curve.py), reimplemented: vertex, its loss, and the loss at any rate."""
     lowest = int(np.nanargmin(loss))
 
     def reach(direction: int) -> int:
@@ -477,13 +477,13 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
                     DriftTest(figure=test.controls.figure, panel=p, expect="keeps") for p in test.controls.panels
                 ]
             figures = [config.figures[one.figure] for one in of_test]
-            told = [judged(one, figures, config, runs, rule=test) for one in of_test]
-            outcome, *fates = [verdict for verdict, _ in told]
+            judgments = [judged(one, figures, config, runs, rule=test) for one in of_test]
+            outcome, *fates = [verdict for verdict, _ in judgments]
             if test.expect == "keeps" and outcome == "replicated":
                 outcome = "replicated" if fates and set(fates) == {"not replicated"} else "inconclusive"
             own.append(outcome)
             found += [outcome, *fates]
-            estimates += [numbers for _, numbers in told]
+            estimates += [numbers for _, numbers in judgments]
         for test in claim.slopes:
             probe = config.probes[test.probe]
             values = pd.read_csv(folder / test.probe / "values.csv.gz", dtype={"block": "str"}).fillna({"block": ""})

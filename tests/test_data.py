@@ -557,7 +557,7 @@ def test_shakespeare_with_the_gpt2_tokenizer(tmp_path: Path) -> None:
     )
     train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
     assert train["bytes"] + valid["bytes"] == (SHARED / "tinyshakespeare.txt").stat().st_size
-    # 338,025 tokens, as in nanoGPT, except for the ends of documents and the tokens at their borders.
+    # nanoGPT counts 338,025 tokens; ours differ by the ends of documents and the tokens at their borders.
     assert train["tokens"] + valid["tokens"] == pytest.approx(
         338_025, abs=2 * (train["documents"] + valid["documents"])
     )
@@ -650,7 +650,7 @@ def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     digest = Tokens.open(tmp_path / "out").digest
     earlier = {key: value for key, value in manifest.items() if key not in ("records", "cut")}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(earlier))
-    assert (remark_of(tmp_path / "out") or "").startswith("6 of 101 records had no `text`")  # pieces counted too
+    assert (remark_of(tmp_path / "out") or "").startswith("6 of 101 records had no `text`")  # it also counted pieces
     assert Tokens.open(tmp_path / "out", verify=True).digest == digest
 
 
@@ -745,7 +745,7 @@ def test_a_truncated_shard_is_named_and_can_be_replaced(shards: Path, tmp_path: 
 
 
 class Served:
-    """C4 on the hub: shards streamed by `datasets`, whose connection breaks before some records."""
+    """C4 on the hub: shards streamed by `datasets` over a connection that breaks before some records."""
 
     def __init__(self, folder: Path, breaks: dict[int, int]) -> None:
         from datasets.load import load_dataset

@@ -61,7 +61,7 @@ def test_another_parametrization_is_a_row_of_the_table(project):
 def test_rules_side_by_side_are_entries_of_a_comparison(project):
     (config,) = recipe("Rules side by side")
     new = make(project, "results/mine.pdf", config)
-    assert len(new) == 2 * 3 * 2  # granularities, learning rates, and rows
+    assert len(new) == 2 * 3 * 2  # granularities, learning rates and rows
     rules = (project / "results/mine/comparison.md").read_text()
     assert "half of the multiplier" in rules
 

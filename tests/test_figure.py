@@ -70,8 +70,8 @@ def make_tables(results, request, loss=synthetic_loss, name="f"):
     cells = spec_of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
-    told = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
-    runs = pd.DataFrame(told, columns=["cell", "train_loss", "valid_loss"])
+    rows = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
+    runs = pd.DataFrame(rows, columns=["cell", "train_loss", "valid_loss"])
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
     write_optima(folder, name, request)
@@ -102,7 +102,7 @@ def call(command, name, results, config):
 
 
 def draw(folder, request):
-    """Draws the figure `f`, whose tables are in the folder of this name."""
+    """Draws the figure `f` from the tables in the folder of this name."""
     return call("figure", "f", folder, config_of({"f": request}))
 
 

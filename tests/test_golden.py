@@ -52,7 +52,7 @@ def test_the_histories_hold_on_a_processor_without_avx512():
     assert done.returncode == 0, done.stderr
 
 
-# Changes of the numbers as they happen by mistake: a file of src/mup_moe, a text in it, and its replacement.
+# Typical accidental changes of the numbers: a file of src/mup_moe, a text in it, and its replacement.
 MUTANTS = {
     "a projection's init is not scaled": ("model/scaling.py", "variance /= 2 * settings.blocks", "variance /= 1"),
     "the std is the variance": ("model/scaling.py", "init_std=math.sqrt(", "init_std=("),

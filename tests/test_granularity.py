@@ -264,7 +264,7 @@ def write_runs(folder, config, name, loss):
 
 
 def loss_of_experts(cell):
-    """The experts' best factor is 2^-2 at granularity 1 and rises with it as `RISES` says, apart from the seeds."""
+    """The experts' best factor is 2^-2 at granularity 1 and rises with it as `RISES` says, shifted a little by seed."""
     factor = math.log2(GroupRate.parse(cell.learning_rate_of).factor) if cell.learning_rate_of else 0
     best = -2 + RISES[cell.parametrization] * math.log2(cell.granularity) + 0.01 * (cell.seed - 1)
     return 4 + 0.01 * cell.seed + 0.1 * (factor - best) ** 2

@@ -74,7 +74,7 @@ def test_a_damaged_result_is_restored_and_one_trained_differently_is_not_mixed_i
     assert runs.read_bytes() == before
     assert "restored from its kept copy" in (project / LOG).read_text()
     assert read_json(first / "summary.json") == json.loads(summary)
-    # One cell was trained on other tokens than the existing ones, unlike all others.
+    # A cell that was trained on other tokens than the existing ones is outnumbered by the rest.
     rewrite(last, tokens_digest="other")
     runs.unlink()
     stopped = smoke(project, TABLE, "--rerun-triggers", "mtime")

@@ -427,7 +427,7 @@ def test_a_visit_that_is_killed_twice_returns_whole_cells_and_finishes(home, vis
                 process.wait(moment)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # `timeout` puts its command into a group of its own.
+            # `timeout` puts its command into its own process group.
             for pid in pids_in(tmp_path):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(os.getpgid(int(pid)), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The table of parametrizations compared with the `mup` package, itself, and instantiated models."""
+"""The table of parametrizations compared with the `mup` package, with itself, and with instantiated models."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The presets are what they claim to be, and run in miniature."""
+"""The presets have the settings that they claim, and run at a tiny size."""
 
 import gzip
 import json
@@ -255,7 +255,7 @@ def test_a_preset_runs_from_c4_to_figure(name, figure, axes, project):
     vocabulary = json.loads((project / "vocab.json").read_text())
     manifest = json.loads((project / "results/data/c4/manifest.json").read_text())
     assert manifest["vocabulary"] == len(vocabulary)
-    # The cost is what was planned.
+    # The actual cost is the planned one.
     planned = pd.read_csv(project / "results/plan.csv").set_index("sweep").loc[figure]
     assert planned["cells"] == len(runs)
     assert planned["flops"] == runs["flops"].sum()

@@ -29,7 +29,7 @@ START, STEPS, ELSEWHERE = 2.0, 300, "node7"
 
 @dataclass
 class Job:
-    """One stack of cells. step_seconds: forecast for a step of all of them together."""
+    """One stack of cells. step_seconds: the forecast for a step of all of them together."""
 
     name: str
     cells: int
@@ -127,7 +127,7 @@ job_lists = st.lists(
 def test_the_time_left_is_about_right_after_a_minute_and_converges(jobs, processes, slowness):
     jobs = [Job(f"job{number}", *job) for number, job in enumerate(jobs)]
     if processes > 1:
-        # The widest have priority. The order matters only here, since processes run out of jobs at different times.
+        # The widest have priority; this order matters only for several processes, which run out of jobs one by one.
         jobs.sort(key=lambda job: -job.seconds)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), jobs, processes, slowness)
@@ -334,16 +334,16 @@ def test_the_forecast_agrees_with_the_plan(tmp_path):
     setup = config.setups[config.figures["figure1"].setup]
     cells = config.figures["figure1"].cells()[::17]
     benchmark = ROOT / "benchmarks" / "step.csv"
-    told = ask_forecast(yaml.safe_load(path.read_text()), [cell.id for cell in cells], tmp_path, benchmark)
-    assert told is not None
-    assert (told.start_seconds, told.is_measured) == (START_SECONDS, True)
+    forecast = ask_forecast(yaml.safe_load(path.read_text()), [cell.id for cell in cells], tmp_path, benchmark)
+    assert forecast is not None
+    assert (forecast.start_seconds, forecast.is_measured) == (START_SECONDS, True)
     machine = Machine.read(benchmark)
     for cell in cells:
         tokens = setup.training.batch_size * setup.model.sequence
         vocabulary = config.corpora["python"].vocabulary
         seconds = machine.seconds(tokens * size_of(cell, setup.model, vocabulary).flops_per_token, cell.width, "moe")
-        assert told.cells[cell.id].seconds_of_step == pytest.approx(seconds)
-        assert (told.cells[cell.id].step, told.cells[cell.id].steps) == (0, setup.training.steps)
+        assert forecast.cells[cell.id].seconds_of_step == pytest.approx(seconds)
+        assert (forecast.cells[cell.id].step, forecast.cells[cell.id].steps) == (0, setup.training.steps)
     assert not ask_forecast(yaml.safe_load(path.read_text()), [cells[0].id], tmp_path, tmp_path / "none").is_measured
     assert ask_forecast({"figures": 3}, [cells[0].id], tmp_path, benchmark) is None
 

@@ -91,7 +91,7 @@ def test_any_number_of_cells_is_written_together_with_few_files_open(tmp_path):
 def no_more_files() -> Iterator[None]:
     """Opens as many files as the process may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The next free descriptor becomes the limit.
+    # Lower the limit to the next free descriptor.
     handle = os.open(os.devnull, os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (handle, hard))
     os.close(handle)

@@ -338,13 +338,13 @@ def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkey
     monkeypatch.setattr("mup_moe.ops.heartbeat.SECONDS", 0.0)
     trainer = SimpleNamespace(step=0, settings=SimpleNamespace(steps=9))
     signs = SignsOfLife([tmp_path], [tmp_path])
-    told = []
+    beats = []
     for step in (0, 5, 5, 6):
         trainer.step = step
         signs.show(trainer)
-        told.append(Heartbeat.read(tmp_path))
-    assert [sign.step for sign in told] == [0, 5, 5, 6]
-    first, rate, paused, later = (sign.steps_per_second for sign in told)
+        beats.append(Heartbeat.read(tmp_path))
+    assert [beat.step for beat in beats] == [0, 5, 5, 6]
+    first, rate, paused, later = (beat.steps_per_second for beat in beats)
     assert first is None
     assert rate == paused > 0
     assert later not in (rate, 0)

@@ -2,5 +2,5 @@
 
 import pytest
 
-# Before the first import of these modules.
+# This must come before the first import of these modules.
 pytest.register_assert_rewrite("faults.commands", "faults.curve")

@@ -38,12 +38,12 @@ STATUSES = {0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 def kill(
     chance: random.Random, inject: Inject, among: tuple[int, int], seconds: float, **settings: Any
 ) -> dict[str, str]:
-    """Makes the environment of a kill at a random moment of those numbered `among`, or up to `seconds` after it."""
+    """Makes the environment of a kill at a random count within `among`, or up to `seconds` later."""
     after = chance.choice([0, chance.uniform(0, seconds)])
     return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(*among), after=after, **settings)
 
 
-# Seconds between checkpoints, what is counted, and the range of numbers to kill at.
+# Seconds between checkpoints, what is counted, and the range of counts to kill at.
 MOMENTS: dict[str, tuple[float, str, tuple[int, int]]] = {
     "while training": (0.02, "step", (1, 30)),
     "while checkpoints are written": (0, "file", (1, 300)),

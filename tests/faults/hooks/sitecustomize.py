@@ -38,7 +38,7 @@ def suspend(_stack):
     os.kill(os.getpid(), signal.SIGSTOP)
     for name in ("time", "monotonic", "perf_counter"):
         setattr(time, name, later(getattr(time, name)))
-    # A thread that checks a clock every second notices before the next step.
+    # A thread that checks a clock every second notices the jump before the next step.
     time.sleep(3)
 
 
