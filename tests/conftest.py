@@ -1,4 +1,4 @@
-"""Small models and tokens, made from config.yaml so that tests hold no second set of defaults."""
+"""Small models and tokens, made from config.yaml so that tests need no second set of defaults."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ from common import INSTRUCTIONS  # noqa: E402
 
 
 def read_config(*paths: Path) -> Config:
-    """The config of one YAML file, or of several laid over each other key by key."""
+    """Reads a config from one YAML file, or from several that are overlaid key by key."""
     return validate(overlay(*map(read_document, paths)))
 
 
@@ -49,25 +49,25 @@ CONFIG = read_config(ROOT / "config.yaml")
 TABLE = parse_table(CONFIG.parametrizations)
 VOCABULARY = 97
 
-# All settings of a model that another architecture would have.
+# Model settings that a modern architecture changes.
 MODERN = {"gated": True, "activation": "silu", "norm": "rmsnorm", "positions": "rotary", "gates": "sigmoid"}
 MODERN |= {"top_k": 2, "renormalize_gates": True, "final_norm": True}
 
-# A slow or busy machine fails no test: what takes long is no error, and pytest's own timeout ends what hangs.
+# A slow or busy machine must not fail a test: slowness is not an error, and pytest's own timeout ends tests that hang.
 hypothesis.settings.register_profile(
     "any speed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any speed")
 torch.set_num_threads(1)
 keep_compiled_code_apart()
-# For the commands that tests start: the package need not be installed.
+# So that the commands that tests start find the package even if it is not installed.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
 
 T = TypeVar("T")
 
 
 def run_step(*words: str | Path, config: Config, results: Path) -> int:
-    """Runs a command on a config and a folder of results, in this process: its exit status."""
+    """Runs a command on a config and a folder of results in this process; returns its exit status."""
     path = results / "given.json"
     results.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(config)))
@@ -78,7 +78,7 @@ _SCRATCH = tempfile.TemporaryDirectory()
 
 
 def results_of(**parts: Path) -> Path:
-    """A folder of results whose parts, such as cells, are folders of elsewhere."""
+    """Makes a folder of results from links to existing folders, one for each part, such as `cells`."""
     folder = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
     for name, part in parts.items():
         part.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def results_of(**parts: Path) -> Path:
 
 
 def tokenize_command(corpus: Mapping[str, Any], out: Path, threads: int = 1) -> list[str]:
-    """Tokenizes a corpus, as `corpora` of a config would have it, into a folder."""
+    """Returns the command that tokenizes a corpus, given like an entry of `corpora`, into a folder."""
     results = results_of(data=out.parent)
     document = asdict(CONFIG) | {"corpora": asdict(CONFIG)["corpora"] | {out.name: dict(corpus)}}
     (results / "given.json").write_text(json.dumps(document))
@@ -96,7 +96,7 @@ def tokenize_command(corpus: Mapping[str, Any], out: Path, threads: int = 1) -> 
 
 
 def config_of(cells: Sequence[Cell], **parts: Any) -> Config:
-    """A config with one figure, of just these cells, which are of one set-up. parts: of that set-up."""
+    """Returns a config with one figure of exactly these cells of one set-up. parts: new parts of that set-up."""
     first = cells[0]
     axes = {
         axis: tuple(dict.fromkeys(getattr(cell, axis) for cell in cells)) for axis in AXES if axis != "learning_rate_of"
@@ -107,23 +107,23 @@ def config_of(cells: Sequence[Cell], **parts: Any) -> Config:
     return replace(CONFIG, setups=setups, figures={"figure1": figure}, compositions={}, trends={}, claims=claims)
 
 
-def told_by(errors: str) -> list[str]:
-    """The lines that a step wrote to stderr after the first one, which names its config."""
+def lines_after_config(errors: str) -> list[str]:
+    """Returns the lines that a step wrote to stderr after the first one, which names its config."""
     return [line for line in errors.splitlines() if not line.startswith("config: ")]
 
 
 def wait_until(condition: Callable[[], T], process: "subprocess.Popen[Any]") -> T:
-    """What a condition gives once that is true, which a process is to bring about before it ends."""
+    """Waits for a process to make a condition true; returns its value. Fails if the process ends before that."""
     while True:
         ended = process.poll() is not None
         if value := condition():
             return value
-        assert not ended, f"ended too early, with {process.returncode}"
+        assert not ended, f"the process ended too early, with status {process.returncode}"
         time.sleep(0.02)
 
 
 def make_request(**changes: Any) -> TrainingRequest:
-    """A tiny training request; keywords change the cell, the model or the training."""
+    """Makes a tiny training request; keywords change the cell, the model or the training."""
     setup = CONFIG.setups["small"]
     cell = Cell("small", "moe", "mup", 8, 4, 1, LearningRate("2^-6"), 0)
     model = replace(setup.model, base_width=8, base_experts=4, sequence=16, heads=2)
@@ -139,19 +139,19 @@ def make_request(**changes: Any) -> TrainingRequest:
 
 
 def write_result(folder: Path, summary: dict[str, Any]) -> None:
-    """A result with this summary, kept and published."""
+    """Keeps and publishes a result with this summary."""
     result = Result(folder)
     keep_all({result: ([["step", "train_loss"], [0, "4.5"]], summary)})
     result.publish()
 
 
-# What hides AVX-512, and with it native bfloat16, from torch and its libraries.
+# Environment variables that hide AVX-512, and with it native bfloat16, from torch and its libraries.
 AVX2 = INSTRUCTIONS["avx2"]
 
 
 @pytest.fixture(params=["native", "avx2"])
 def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The processor as the commands that a test starts see it: as it is, or without AVX-512."""
+    """The processor that the commands of a test see: as it is, or without AVX-512."""
     if request.param == "avx2":
         for name, value in AVX2.items():
             monkeypatch.setenv(name, value)
@@ -160,7 +160,7 @@ def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def auto_precision(processor: str) -> str:
-    """What `precision: auto` comes to on that processor."""
+    """The precision that `precision: auto` selects on that processor."""
     auto = replace(CONFIG.setups["small"].training, precision="auto")
     return "float32" if processor == "avx2" else precision_on(torch.device("cpu"), auto)
 
@@ -174,7 +174,7 @@ def tokens() -> np.ndarray:
 
 
 def write_tokens(folder: Path, tokens: np.ndarray) -> None:
-    """A corpus as `tokenize` leaves it, but for its tokenizer."""
+    """Writes a corpus as `tokenize` does, except for its tokenizer."""
     splits = {}
     for split, array in (("train", tokens), ("valid", tokens[:2000])):
         data = array.astype("<u2").tobytes()
@@ -189,7 +189,7 @@ PARTS += ("benchmarks", "presets", "profiles", "reference", "src", "workflow")
 
 
 def copy_project(folder: Path) -> Path:
-    """What a user's checkout holds, copied; nothing is made there yet."""
+    """Copies the files of a user's checkout, without results."""
     folder.mkdir(exist_ok=True)
     for part in PARTS:
         source = ROOT / part
@@ -201,8 +201,8 @@ def copy_project(folder: Path) -> Path:
 
 
 def snakemake(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs the real Snakemake in a folder; all that it says is in `stdout`."""
-    # One stream: Snakemake tells a dry run's errors on standard output.
+    """Runs the real Snakemake in a folder; all of its output is in `stdout`."""
+    # Merge the streams, since Snakemake prints the errors of a dry run on standard output.
     return subprocess.run(
         [sys.executable, "-m", "snakemake", *arguments],
         cwd=folder,
@@ -214,13 +214,13 @@ def snakemake(folder: Path, *arguments: str | Path) -> subprocess.CompletedProce
     )
 
 
-# A sweep in miniature, as the real Snakemake makes it.
+# A miniature sweep, made by the real Snakemake.
 SMOKE = ("--configfile", "smoke.yaml", "--cores", "2")
 TARGET = "results/figure1.pdf"
 
 
 def make_project(folder: Path) -> Path:
-    """A checkout with the sweep in miniature and its text."""
+    """Makes a checkout with the miniature sweep and its text."""
     copy_project(folder)
     shutil.copy2(ROOT / "tests" / "smoke.yaml", folder)
     words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
@@ -230,12 +230,12 @@ def make_project(folder: Path) -> Path:
 
 
 def smoke(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake on the sweep in miniature."""
+    """Runs Snakemake on the miniature sweep."""
     return snakemake(project, *SMOKE, *arguments)
 
 
 def edit(project: Path, path: str, value: Any) -> None:
-    """Sets a key, written as a.b.c, of the sweep in miniature."""
+    """Sets a key of the miniature sweep, written as a.b.c."""
     document = yaml.safe_load((project / "smoke.yaml").read_text())
     *parents, last = path.split(".")
     section = document
@@ -246,7 +246,7 @@ def edit(project: Path, path: str, value: Any) -> None:
 
 
 def spec_of(request: dict[str, Any]) -> FigureSpec:
-    """A figure's spec from plain data: setup, panel, curve, base, axes, analysis and, maybe, reference."""
+    """Builds a figure's spec from plain data: setup, panel, curve, base, axes, analysis and optionally reference."""
     axes = {axis: tuple(values) for axis, values in request["axes"].items()}
     axes["learning_rate"] = tuple(LearningRate(rate) for rate in axes["learning_rate"])
     plain = {key: request[key] for key in ("setup", "panel", "curve")} | {"reference": request.get("reference")}
@@ -256,7 +256,7 @@ def spec_of(request: dict[str, Any]) -> FigureSpec:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep in miniature with its figure; not to be changed."""
+    """The miniature sweep, finished, with its figure. Do not change it."""
     project = make_project(tmp_path_factory.mktemp("finished") / "project")
     done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
@@ -270,7 +270,7 @@ def project(finished: Path, tmp_path: Path) -> Path:
 
 
 def read_tries(folder: Path) -> list[dict[str, Any]]:
-    """The story of a cell's tries, a line of `note_try` each; lines that a kill cut short are left out."""
+    """Reads the log of a cell's tries, an entry for each `note_try`; lines that a kill cut short are left out."""
     tries = []
     with suppress(OSError):
         for line in (folder / TRIES).read_text(encoding="utf-8", errors="replace").splitlines():

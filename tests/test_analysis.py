@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import read_config, run_step, told_by, write_result
+from conftest import lines_after_config, read_config, run_step, write_result
 from mup_moe.analysis import aggregate
 from mup_moe.analysis.aggregate import mixtures
 from mup_moe.analysis.collect import is_of, join_finished_tables, join_tables
@@ -68,7 +68,7 @@ def test_exact_parabola_is_recovered_on_an_uneven_grid(vertex):
 
 
 @given(loss_lists, st.floats(-5, 5), st.integers(-20, 20))
-def test_level_and_place_of_a_curve_do_not_matter(losses, level, octaves):
+def test_shifting_a_curve_only_shifts_its_optimum(losses, level, octaves):
     # Losses on a grid of 1/16, so that adding a level neither breaks nor makes a tie.
     losses, level = np.round(np.array(losses) * 16) / 16, round(level * 16) / 16
     here = find_optimum(curve(*losses), 5)
@@ -79,7 +79,7 @@ def test_level_and_place_of_a_curve_do_not_matter(losses, level, octaves):
 
 
 @given(loss_lists)
-def test_optimum_stays_by_the_lowest_converged_loss(losses):
+def test_the_optimum_is_close_to_the_lowest_converged_loss(losses):
     measured = curve(*losses)
     best = find_optimum(measured, 5)
     losses = np.where(np.isfinite(losses), losses, np.nan)
@@ -110,7 +110,7 @@ def test_unbracketed_minimum_is_flagged(losses, at, bounds):
     assert bracket(curve(*losses)) == bounds
 
 
-def test_where_the_centre_is_flat_the_grid_point_is_reported():
+def test_if_the_center_is_flat_the_grid_point_is_reported():
     tiny = 1e-12
     best = find_optimum(curve(1 + tiny, 1, 1 + tiny), 5)
     assert (best.fit, best.log2_lr, best.loss) == ("grid", 1, 1)
@@ -129,8 +129,8 @@ def test_a_cliff_at_the_window_end_does_not_move_the_optimum():
     assert find_optimum(curve(3.4, 3.1, 3.0, 3.1, 9.0), 5).log2_lr == pytest.approx(calm, abs=0.02)
 
 
-def test_authors_narrowest_curve():
-    # reference/authors_sp.csv, width 64: the loss at 2e-2 is a spike beside the minimum's window.
+def test_a_spike_next_to_the_window_does_not_move_the_optimum_of_the_authors_narrowest_curve():
+    # reference/authors_sp.csv, width 64: the loss at 2e-2 is a spike next to the window of the minimum.
     rates = np.log2([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2])
     losses = [6.21, 5.8465625, 5.385, 5.1390625, 5.00625, 4.9878125, 5.08125, 6.145625, 5.3371875]
     best = find_optimum(Curve(rates, np.array([losses])), 5)
@@ -153,7 +153,7 @@ def test_one_diverged_seed_makes_the_learning_rate_diverged():
         ((ABSENT, 3, 4, 5), 1, (-np.inf, 2)),
     ],
 )
-def test_an_optimum_beside_a_gap_is_not_bracketed_by_it(losses, at, bounds):
+def test_an_optimum_next_to_a_gap_is_not_bracketed_by_it(losses, at, bounds):
     measured = curve(*losses)
     best = find_optimum(measured, 5)
     assert (best.fit, best.log2_lr) == ("edge", at)
@@ -162,7 +162,7 @@ def test_an_optimum_beside_a_gap_is_not_bracketed_by_it(losses, at, bounds):
     assert (interval.low, interval.high, interval.kind) == (*bounds, "bracket")
 
 
-def test_a_gap_is_no_divergence():
+def test_a_gap_is_not_a_divergence():
     losses = np.array([[3.0, np.nan, ABSENT, ABSENT, 2.0], [3.0, 2.0, np.nan, 2.0, 2.0]])
     measured = Curve(np.arange(5.0), losses)
     assert measured.diverged.tolist() == [False, True, True, False, False]
@@ -172,7 +172,7 @@ def test_a_gap_is_no_divergence():
 
 
 @given(st.integers(1, 3), st.data())
-def test_what_is_left_out_of_a_panel_changes_no_number_into_another_without_a_word(seeds, data):
+def test_missing_cells_of_a_panel_never_change_a_number_silently(seeds, data):
     complete = {32 * 2**k: quadratic(-7 - 0.2 * k, noise=0.01, seeds=seeds) for k in range(3)}
     places = st.tuples(st.sampled_from(sorted(complete)), st.integers(0, seeds - 1), st.integers(0, GRID.size - 1))
     losses = {value: curve.losses.copy() for value, curve in complete.items()}
@@ -215,7 +215,7 @@ def test_regret_is_never_negative(losses, log2_lr):
     assert np.isfinite(cost.nats) or np.isnan(best.log2_lr)
 
 
-def test_regret_beyond_what_converged_is_a_lower_bound():
+def test_regret_beyond_the_converged_rates_is_a_lower_bound():
     measured = curve(4.0, 3.2, 3.0, 3.2, 4.0, 4.4, np.nan, 5.0)
     best = find_optimum(measured, 5)
     assert regret(measured, best, 4.0) == Regret(pytest.approx(1.0, abs=0.05), False)
@@ -233,7 +233,7 @@ def test_one_seeds_interval_holds_the_optimum(losses, lowest):
     assert high >= best.log2_lr + 0.25
 
 
-def test_one_seeds_interval_is_how_far_windows_disagree():
+def test_one_seeds_interval_shows_how_far_windows_disagree():
     lopsided = curve(3.45, 3.2, 3.0, 3.1, 3.45)
     best = find_optimum(lopsided, 5)
     three = find_optimum(lopsided, 3)
@@ -286,7 +286,7 @@ def test_without_the_base_value_there_is_no_regret():
     assert all(np.isnan(cost.nats) for cost in transfer.regrets.values())
 
 
-def test_a_base_optimum_where_a_curve_diverges_costs_at_least_what_still_converged():
+def test_regret_at_a_diverged_rate_is_at_least_that_of_the_last_converged_rate():
     losses = quadratic(-9).losses.copy()
     losses[:, -4:] = np.nan
     transfer = measure_transfer({32: quadratic(-6), 64: Curve(GRID, losses)}, 32, ANALYSIS)
@@ -294,7 +294,7 @@ def test_a_base_optimum_where_a_curve_diverges_costs_at_least_what_still_converg
     assert transfer.regrets[64] == Regret(pytest.approx(last - transfer.optima[64].loss), True)
 
 
-def test_bootstrap_holds_its_estimate_and_narrows_as_seeds_agree():
+def test_the_bootstrap_interval_holds_its_estimate_and_narrows_as_seeds_agree():
     def panel(noise):
         return measure_transfer(
             {32 * 2**k: quadratic(-7 - 0.3 * k, noise=noise, seeds=4) for k in range(3)}, 32, ANALYSIS
@@ -315,7 +315,7 @@ def test_bootstrap_holds_its_estimate_and_narrows_as_seeds_agree():
     assert panel(0.05) == panel(0.05)
 
 
-def test_curves_that_share_their_seeds_noise_have_a_certain_drift():
+def test_noise_that_the_curves_of_a_seed_share_does_not_widen_the_drift():
     # Every curve of a seed is shifted by the same octaves: the drift does not depend on the seed.
     seeds = np.array([-0.5, 0.0, 0.4])
     curves = {
@@ -378,7 +378,7 @@ def transferring(cell):
 
 @pytest.fixture
 def figure1(tmp_path):
-    # A grid of the test's own, wherever the default one lies.
+    # A grid that does not depend on the default one.
     grid = tmp_path / "grid.yaml"
     rates = ", ".join(f"2^{exponent}" for exponent in range(-10, -3))
     grid.write_text(f"figures: {{figure1: {{axes: {{width: [32, 64, 128], learning_rate: [{rates}]}}}}}}")
@@ -440,12 +440,12 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("key", "reason"), FOREIGN)
-def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
+def test_cells_that_cannot_be_compared_are_not_mixed(figure1, capsys, key, reason):
     folder, config, cells = figure1
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, config) == 1
     assert not (folder / "figure1/runs.csv").exists()
-    (told,) = told_by(capsys.readouterr().err)
+    (told,) = lines_after_config(capsys.readouterr().err)
     shown = ", ".join(cell.id for cell in cells[7:10])
     assert f"5 {reason} ({shown} and 2 more)" in told
     assert "delete" in told
@@ -453,13 +453,13 @@ def test_what_cannot_be_compared_is_not_mixed(figure1, capsys, key, reason):
 
 
 @pytest.mark.parametrize(("key", "reason"), FOREIGN)
-def test_what_cannot_be_compared_is_left_out_by_name_if_the_user_chose_so(figure1, capsys, key, reason):
+def test_cells_that_cannot_be_compared_are_left_out_by_name_if_the_user_chose_so(figure1, capsys, key, reason):
     folder, config, cells = figure1
     run_aggregate(folder, config)
     complete = (folder / "figure1/runs.csv").read_text().splitlines()
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, leaving_out(config)) == 0
-    told = told_by(capsys.readouterr().err)
+    told = lines_after_config(capsys.readouterr().err)
     assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
     assert (folder / "figure1/runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
 
@@ -478,7 +478,7 @@ MIXED = [
 
 
 @pytest.mark.parametrize(("changes", "several", "away", "home"), MIXED)
-def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_is_said(
+def test_mixed_devices_or_versions_of_torch_are_reported_and_the_table_is_made(
     figure1, capsys, changes, several, away, home
 ):
     folder, config, cells = figure1
@@ -486,7 +486,7 @@ def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_i
     assert run_aggregate(folder, config) == 0
     names = [cell.id for cell in cells]
     shown, more = ", ".join(names[2:5]), len(names) - 5
-    assert told_by(capsys.readouterr().err) == [
+    assert lines_after_config(capsys.readouterr().err) == [
         f"cells of mixtral were trained on several {several}:"
         f" 2 {away} ({names[0]}, {names[1]}); {more + 3} {home} ({shown} and {more} more)"
     ]
@@ -496,19 +496,19 @@ def test_where_devices_or_versions_of_torch_are_mixed_the_table_is_made_and_it_i
     assert runs.loc[elsewhere, "cell"].tolist() == names[:2]
 
 
-def test_of_cells_that_were_left_out_no_mixture_is_said(figure1, capsys):
+def test_no_mixture_is_reported_for_cells_that_were_left_out(figure1, capsys):
     folder, config, cells = figure1
     write_summaries(folder / "cells", cells[7:12], transferring, **AWAY, precision="bfloat16")
     assert run_aggregate(folder, leaving_out(config)) == 0
-    assert [line.partition(" ")[0] for line in told_by(capsys.readouterr().err)] == ["left"] * 5
+    assert [line.partition(" ")[0] for line in lines_after_config(capsys.readouterr().err)] == ["left"] * 5
 
 
-def test_set_ups_may_each_have_a_device_without_a_word():
+def test_set_ups_with_different_devices_are_not_a_mixture():
     rows = [{"cell": "a", "setup": "small", "device": "cpu", "torch": "2"}]
     assert mixtures([*rows, {"cell": "b", "setup": "large", "device": "cuda", "torch": "3"}]) == []
 
 
-def test_where_no_cell_is_of_the_config_the_table_is_empty(figure1):
+def test_if_no_cell_is_of_the_config_the_table_is_empty(figure1):
     folder, config, cells = figure1
     write_summaries(folder / "cells", cells, transferring, request="other")
     assert run_aggregate(folder, leaving_out(config)) == 0
@@ -520,7 +520,7 @@ def test_where_no_cell_is_of_the_config_the_table_is_empty(figure1):
     assert (table["missing"] == 7).all()
 
 
-def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
+def test_the_newest_row_of_a_cell_in_several_tables_counts(tmp_path):
     for name, rows in {"one": "a,1\nb,1\n", "two": "b,2\nc,2\n", "three": "b,3\n"}.items():
         (tmp_path / name).write_text("cell,loss\n" + rows)
     for age, name in enumerate(["two", "three", "one"]):
@@ -530,7 +530,7 @@ def test_of_a_cell_in_two_tables_the_newest_row_counts(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("cell,other\na,1\n", "has other columns")])
-def test_tables_that_do_not_go_together_are_told(tmp_path, content, said):
+def test_tables_that_do_not_fit_together_are_refused(tmp_path, content, said):
     tables = [tmp_path / "one", tmp_path / "two"]
     for path, text in zip(tables, ("cell,loss\na,1\n", content), strict=True):
         path.write_text(text)
@@ -553,14 +553,14 @@ def test_tables_that_do_not_go_together_are_told(tmp_path, content, said):
         (None, False),
     ],
 )
-def test_runs_are_of_a_figure_as_it_is_now_or_not(tmp_path, text, known):
+def test_runs_are_those_of_the_current_figure_or_not(tmp_path, text, known):
     path = tmp_path / "runs.csv"
     if text is not None:
         path.write_text(text)
     assert is_of(path, {"a": "1", "b": "2", "c": ""}) == known
 
 
-def test_figures_that_are_finished_are_collected_and_what_is_in_the_way_is_told(tmp_path):
+def test_finished_figures_are_collected_and_damaged_tables_are_reported(tmp_path):
     cells = {"a": "1", "b": "2"}
     for figure in ("done", "older-optima", "of-another-config", "damaged", "no-optima"):
         (tmp_path / figure).mkdir()
@@ -574,12 +574,12 @@ def test_figures_that_are_finished_are_collected_and_what_is_in_the_way_is_told(
     (problem,) = join_finished_tables(tmp_path, figures)
     assert "runs.csv lacks damaged" in problem
     assert "delete it" in problem
-    # The three figures have the cell in common: one row.
+    # The three figures have this cell in common, which gives one row.
     assert (tmp_path / "runs.csv").read_text() == "cell,fingerprint,figure\na,1,no-optima\n"
     assert (tmp_path / "optima.csv").read_text() == "figure,drift\ndone,0\n"
 
 
-def test_text_that_is_no_cell_is_refused(tmp_path):
+def test_text_that_is_not_a_cell_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a cell's id"):
         aggregate.run_rows([("nonsense", "r")], tmp_path)
 
@@ -616,7 +616,7 @@ def test_optima_read_back(figure1):
 
 
 def without(runs, *cells):
-    """Takes cells out of a table of runs."""
+    """Removes cells from a table of runs."""
     lines = runs.read_text().splitlines(keepends=True)
     runs.write_text("".join(line for line in lines if line.partition(",")[0] not in {cell.id for cell in cells}))
 
@@ -629,7 +629,7 @@ def test_runs_that_lack_a_cell_are_named(figure1, capsys):
     assert cells[4].id in capsys.readouterr().err
 
 
-def test_cells_that_were_left_out_are_counted_and_are_not_diverged(figure1):
+def test_cells_that_were_left_out_are_counted_and_not_as_diverged(figure1):
     folder, config, cells = figure1
     run_aggregate(folder, config)
     run_optima(folder, config)
@@ -647,7 +647,7 @@ def test_cells_that_were_left_out_are_counted_and_are_not_diverged(figure1):
 
 
 def with_axes(config, panel="parametrization", **axes):
-    """The config with other axes for figure 1."""
+    """Returns the config with other axes for figure 1."""
     figure = config.figures["figure1"]
     other = replace(figure, panel=panel, axes=replace(figure.axes, **axes))
     return replace(config, figures=config.figures | {"figure1": other})
@@ -665,7 +665,7 @@ def test_a_panel_need_not_be_a_parametrization(tmp_path):
 
 
 def test_every_loss_lands_on_its_own_curve():
-    # Each cell's loss is unique to it, over all four axes of a figure and with unsorted values.
+    # Each cell has a unique loss, over all four axes of a figure and with unsorted values.
     rates = tuple(map(LearningRate, ("2^-6", "2^-9", "2^-7")))
     config = with_axes(read_config(CONFIG), width=(128, 32, 64), seed=(3, 1), learning_rate=rates)
     parsed = FigureSpec.of(config, "figure1")

@@ -1,4 +1,4 @@
-"""Models of transformers as cells of a sweep, against transformers itself."""
+"""Models of transformers as cells of a sweep, compared with transformers itself."""
 
 import json
 from dataclasses import asdict, fields, replace
@@ -71,7 +71,7 @@ def test_the_tensors_of_a_shape_are_those_of_transformers(architecture):
     assert (shape.width, shape.head_size * shape.heads > 0) == (64, True)
 
 
-# Another value of each setting of the model.
+# Another value for each setting of the model.
 OTHERS: dict[str, object] = {
     "base_width": 64, "base_experts": 4, "blocks": 1, "heads": 2, "head_size": 4, "sequence": 8, "ffn_ratio": 1,
     "top_k": 1, "capacity_factor": 4.0, "activation": "relu", "renormalize_gates": False, "final_norm": False,
@@ -83,8 +83,8 @@ OTHERS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("setting", OTHERS)
-def test_the_settings_that_are_shared_with_our_model_are_those_that_change_a_cell(setting):
-    # The number of experts is in no other rule.
+def test_exactly_the_settings_shared_with_our_model_change_a_cell(setting):
+    # No other rule depends on the number of experts.
     request = replace(request_of("mixtral"), parametrization=TABLE["mup-lr-by-experts"])
     cell = replace(request.cell, experts=4) if setting == "fixed_sparsity" else request.cell
     changes = {setting: OTHERS[setting]} | ({"heads": None} if setting == "head_size" else {})
@@ -125,7 +125,7 @@ def test_a_probe_sees_every_quantity_of_an_architecture(architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_request_travels_with_its_architecture(architecture):
+def test_a_request_includes_its_architecture(architecture):
     request = request_of(architecture)
     assert Cell.parse(request.cell.id) == request.cell
     again = TrainingRequest.from_json(request.to_json())
@@ -145,7 +145,7 @@ def test_an_architecture_of_ones_own_is_an_entry_of_the_config(tmp_path):
     trainer = trainer_of(request)
     trainer.run()
     assert trainer.outcomes()[0].status == "finished"
-    # No corpus is here: the sentence is about that, not about the cell.
+    # There is no corpus here: the error is about that, not about the cell.
     assert run_step("train", request.cell.id, config=config, results=tmp_path / "results") == 1
 
 
@@ -187,7 +187,7 @@ def test_an_architecture_that_cannot_be_built_is_refused_by_its_key(entry, sente
          "`model.embed_tokens.weight` has no role in roles 'mine'"),
     ],
 )  # fmt: skip
-def test_what_transformers_refuses_is_said_in_a_sentence(entry, sentence):
+def test_errors_of_transformers_are_reported_in_a_sentence(entry, sentence):
     with pytest.raises(UserError) as caught:
         trainer_of(request_of("mine", config=changed(**entry)))
     assert sentence in str(caught.value)

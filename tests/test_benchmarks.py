@@ -1,4 +1,4 @@
-"""The benchmarks at toy sizes: rows of finite numbers that say where they come from."""
+"""The benchmarks at toy sizes give rows of finite numbers with their provenance."""
 
 import json
 import subprocess
@@ -45,19 +45,19 @@ def assert_measured(table: pd.DataFrame, *columns: str) -> None:
 
 @pytest.fixture(scope="module")
 def request_file(tmp_path_factory) -> Path:
-    """The request that the benchmarks start from, as a machine without pydantic gets it."""
+    """The request that the benchmarks start from, in the form for a machine without pydantic."""
     path = tmp_path_factory.mktemp("request") / "request.json"
     path.write_text(run("variants").stdout)
     assert json.loads(path.read_text())["model"]["blocks"] == CONFIG.setups["small"].model.blocks
     return path
 
 
-def test_checkpoints_are_weighed_against_the_time_between_them(tmp_path):
+def test_the_cost_of_checkpoints_is_compared_with_the_time_between_them(tmp_path):
     out = tmp_path / "checkpoints.csv"
     run("checkpoints", "--widths", 16, "--rounds", 2, "--folder", tmp_path, "--out", out)
     table = pd.read_csv(out)
     assert_measured(table, "step_ms", "checkpoint_mb", "checkpoint_ms", "heartbeat_ms", "overhead_percent")
-    # A parameter and its two moments, in float32, of each replica.
+    # A parameter and its two moments, in float32, for each replica.
     assert table["checkpoint_mb"][0] >= 12e-6 * table["parameters"][0] * table["replicas"][0]
     by_hand = table["checkpoint_ms"] / table["checkpoint_seconds"] + table["heartbeat_ms"] / table["heartbeat_seconds"]
     np.testing.assert_allclose(table["overhead_percent"], by_hand / 10, atol=2e-3)
@@ -98,12 +98,12 @@ def test_step_compares_with_the_best_peer(tmp_path, auto_precision):
     assert set(table["precision"]) == {"float32", *native}
     assert (table["compile_seconds"] == 0).all()
     first, *others = table["instructions"].unique()
-    # A machine with AVX-512 is measured without it too, where bfloat16 is emulated.
+    # A machine with AVX-512 is also measured without it, where bfloat16 is emulated.
     assert others == (["AVX2"] if first == "AVX512" else [])
     assert set(table[table["instructions"] == "AVX2"]["precision"]) <= {"float32"}
 
 
-def test_the_floor_is_the_sum_of_what_it_names(tmp_path):
+def test_the_floor_is_the_sum_of_its_named_parts(tmp_path):
     out = tmp_path / "floor.csv"
     run("floor", "--widths", 16, "--seconds", 0.2, "--instructions", "native", "--out", out)
     table = pd.read_csv(out)
@@ -117,12 +117,12 @@ def test_the_floor_counts_the_products_of_a_step():
     trainer = variants.trainer_of(variants.default_variant(base, "cpu", width=32, precision="float32"), base)
     with floor.seen() as operators:
         trainer.run(1)
-    # Attention, where it is not among the products, and rows that were dropped or are padded.
+    # The counts differ by attention, where it is not among the products, and by rows that are dropped or padded.
     assert operators.flops == pytest.approx(trainer.size.flops_per_token * trainer.tokens_per_step, rel=0.3)
     assert set(operators.seconds) == {"products", "softmax", "optimizer", "other"}
 
 
-def test_growth_stands_beside_its_prediction(tmp_path, request_file):
+def test_growth_is_listed_next_to_its_prediction(tmp_path, request_file):
     out = tmp_path / "growth.csv"
     arguments = ["--architectures", "moe", "--axes", "granularity", "replicas", "--values", 1, 2, "--width", 16]
     run("growth", *arguments, "--seconds", 0.1, "--request", request_file, "--out", out)

@@ -1,4 +1,4 @@
-"""The rule of verdicts, and every recorded verdict derived again from the recorded runs."""
+"""The rule for verdicts, and every recorded verdict derived again from the recorded runs."""
 
 import json
 import math
@@ -42,7 +42,7 @@ RECORDED = sorted(path.parent for path in ROOT.glob("results/recorded/*/claims.c
 
 
 @given(numbers, numbers, margins)
-def test_an_interval_can_not_keep_and_move(one, other, margin):
+def test_an_interval_cannot_both_keep_and_move(one, other, margin):
     low, high = sorted((one, other))
     kept, moved, fell = (judge(expect, low, high, margin) for expect in ("keeps", "moves", "falls"))
     assert not (kept == "replicated" and moved == "replicated")
@@ -81,7 +81,7 @@ def test_verdicts_of_plain_cases(expect, low, high, verdict):
 
 
 class Shown(HTMLParser):
-    """What a page shows: cells, third headings and paragraphs, row by row; and its tags."""
+    """Collects what a page shows: cells, third-level headings and paragraphs, row by row; and its tags."""
 
     def __init__(self, page):
         super().__init__()
@@ -104,7 +104,7 @@ class Shown(HTMLParser):
 
 
 NBSP = "\N{NO-BREAK SPACE}"
-# What config.yaml can hold, and more often what means something to Markdown or HTML.
+# Any text that config.yaml can hold, but more often one with a meaning in Markdown or HTML.
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 PIECES = [*"ab1 \n|*_`<>[]()#&;~$\\-+=.:!\"'{}", "\n\n", "<b>", "&lt;", "---", "1. "]
 texts |= st.lists(st.sampled_from(PIECES)).map("".join)
@@ -131,7 +131,7 @@ def test_a_page_shows_names_and_texts_as_they_are(table, what, preset):
     for name, (says, _) in table.items():
         rests_on = [NBSP.join(estimate).replace(" ", NBSP), plain(what)]
         expected.append([f"{plain(name)} {plain(says)}".rstrip(), "inconclusive", *rests_on])
-    expected.append([shown.rows[2 + len(table)][0]])  # how a verdict comes about
+    expected.append([shown.rows[2 + len(table)][0]])  # how a verdict is reached
     for name, (says, more) in table.items():
         expected += [[f"{plain(name)}: inconclusive"], *([[plain(says)]] if plain(says) else [])]
         expected += [["result", "test", "criterion", "estimate", "interval", "excess", "verdict"], of_test]
@@ -143,12 +143,12 @@ def test_a_page_shows_names_and_texts_as_they_are(table, what, preset):
 # ---------------------------------------------------------------- the command
 
 
-# A wrong rule: whatever the others do, its best learning rate falls, so that the sweep can tell.
+# A wrong rule: its best learning rate falls, whatever the others do, so that the sweep can tell it from a right one.
 CONTROL = "mup-without-experts"
 
 
 def config_of(widths: tuple[int, ...]) -> Config:
-    """The default config, which may lack cells, with other widths in figure 1 if any are given."""
+    """Returns the default config, which may lack cells, with other widths in figure 1 if any are given."""
     config = read_config(ROOT / "config.yaml")
     figure = config.figures["figure1"]
     rules = (*figure.axes.parametrization, CONTROL)
@@ -168,7 +168,7 @@ def write_results(
     vertex: float = -4.5,
     left_out: Callable[[Cell], bool] = lambda _: False,
 ) -> None:
-    """One figure whose optimum drifts, through the real optima command."""
+    """Writes a figure with an optimum that drifts, by the real optima command."""
     config = config_of(widths)
     figure = config.figures["figure1"]
     generator = np.random.default_rng(0)
@@ -185,7 +185,7 @@ def write_results(
 
 
 def deciding(claim: dict[str, Any], config: Config = CONFIG) -> Config:
-    """A config with this claim alone."""
+    """Returns a config with only this claim."""
     document = asdict(config) | {"claims": asdict(CONFIG.claims) | {"table": {"C9": claim}}}
     return validate(json.loads(json.dumps(document)))
 
@@ -234,7 +234,7 @@ def test_a_large_sweep_refutes(tmp_path):
     assert judge_figure(tmp_path, "keeps", widths=widths)["verdict"] == "inconclusive"
 
 
-def test_optima_at_the_grids_end_keep_nothing(tmp_path):
+def test_optima_at_the_end_of_the_grid_leave_a_claim_open(tmp_path):
     write_results(tmp_path, 0.0, 0.01, LARGE, vertex=-20.0)
     assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
     write_results(tmp_path, 0.0, 0.01, LARGE, vertex=-2.2)
@@ -259,11 +259,11 @@ def test_a_panel_that_was_left_out_leaves_its_claim_open(tmp_path):
     ids=["one", "a rate", "a width", "all"],
 )
 @pytest.mark.parametrize(("drift", "expect"), [(0.0, "keeps"), (-0.8, "falls"), (0.0, "falls")])
-def test_a_claim_gains_nothing_by_cells_that_are_left_out(tmp_path, left_out, drift, expect):
+def test_a_claim_gains_nothing_from_cells_that_are_left_out(tmp_path, left_out, drift, expect):
     widths = (32, 64, 96, 128, 256)
     write_results(tmp_path, drift, 0.01, LARGE, widths)
     assert judge_figure(tmp_path, expect, widths=widths)["verdict"] != "inconclusive"
-    # Another panel's cells are none of this claim's business.
+    # Missing cells of another panel do not affect this claim.
     write_results(tmp_path, drift, 0.01, LARGE, widths, left_out=lambda c: c.parametrization == "sp" and left_out(c))
     assert judge_figure(tmp_path, expect, widths=widths)["verdict"] != "inconclusive"
     write_results(tmp_path, drift, 0.01, LARGE, widths, left_out=lambda c: c.parametrization == "mup" and left_out(c))
@@ -294,7 +294,7 @@ def judge_slope(folder: Path, slope: float, values: list[float], predicted: floa
     return str(pd.read_csv(folder / "claims.csv").loc[0, "verdict"])
 
 
-def test_a_slope_is_judged_around_what_is_predicted(tmp_path):
+def test_a_slope_is_judged_around_its_prediction(tmp_path):
     steady, shaken = [1.0, 1.01, 0.99, 1.0, 1.01], [1.0, 2.0, 0.3, 3.0, 1.0]
     assert judge_slope(tmp_path, -0.5, steady, -0.5) == "replicated"
     assert judge_slope(tmp_path, -0.5, steady, 0.0) == "not replicated"
@@ -309,7 +309,7 @@ def test_noise_makes_a_verdict_inconclusive(tmp_path):
     assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
 
 
-def test_a_result_that_is_missing_is_named(tmp_path, capsys):
+def test_a_missing_result_is_named(tmp_path, capsys):
     with pytest.raises(AssertionError):
         judge_figure(tmp_path, "keeps")
     assert "figure1/optima.csv does not exist" in capsys.readouterr().err
@@ -319,7 +319,7 @@ def test_a_result_that_is_missing_is_named(tmp_path, capsys):
 
 
 def fit(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> tuple[float, float, Callable[[float], float]]:
-    """The documented estimator (analysis/curve.py), written again: vertex, its loss, and the loss at any rate."""
+    """The documented estimator (analysis/curve.py), reimplemented: vertex, its loss, and the loss at any rate."""
     lowest = int(np.nanargmin(loss))
 
     def reach(direction: int) -> int:
@@ -330,7 +330,7 @@ def fit(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> tuple[float, 
         return fit_points // 2
 
     def between(rate: float) -> float:
-        """Through what converged next to the lowest loss; beyond it, what is outermost."""
+        """Interpolates the converged losses around the lowest one; beyond them, returns the outermost."""
         finite = np.flatnonzero(np.isfinite(loss))
         run = finite[np.cumsum(np.diff(finite, prepend=finite[0]) > 1) == 0] if finite[0] <= lowest else finite
         return float(PchipInterpolator(log2_lr[run], loss[run])(np.clip(rate, *log2_lr[run][[0, -1]])))
@@ -352,7 +352,7 @@ def fit(log2_lr: np.ndarray, loss: np.ndarray, fit_points: int) -> tuple[float, 
 
 
 def line(points: list[tuple[int, float, float]], confidence: float) -> tuple[float, float, float]:
-    """Slope and Student's interval with an intercept per seed, or that of the means where it is wider."""
+    """Returns the slope and Student's interval with an intercept per seed, or that of the means if it is wider."""
 
     def fit(points):
         seeds = sorted({seed for seed, *_ in points})
@@ -385,7 +385,7 @@ Numbers = tuple[float, float, float, float]
 def judged(
     test: DriftTest, figures: list[FigureSettings], config: Config, runs: pd.DataFrame, rule: DriftTest
 ) -> tuple[str, Numbers]:
-    """A drift test without its controls, or a control of `rule`: verdict, and drift with interval and excess."""
+    """Judges a drift test without its controls, or a control of `rule`; returns verdict, drift, interval and excess."""
     figure, claims, is_control = config.figures[test.figure], config.claims, test is not rule
     model = config.setups[figure.setup].model
     base = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}[figure.curve]
@@ -393,7 +393,7 @@ def judged(
     of_rows = figure.panel == "parametrization"
 
     def row(one: DriftTest) -> str:
-        # Panels of architectures have a row each in a figure.
+        # A panel that is not a row, such as an architecture, has the row of its figure.
         return one.panel if of_rows else f"{one.panel} {config.figures[one.figure].axes.parametrization[0]}"
 
     for cell in dict.fromkeys(cell for one in figures for cell in one.cells()):
@@ -459,10 +459,10 @@ def overall(verdicts: list[str]) -> str:
 
 @pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)
 def test_recorded_verdicts_follow_from_recorded_runs(folder):
-    # The criteria that were recorded along with the runs, not those of today.
+    # The criteria recorded with the runs, not the current ones.
     made_by = json.loads((folder / "provenance.json").read_text())
     first, *over = (read_document(folder / name) for name in made_by["config"])
-    # Keys that came since: how cells are run, that none was left out, and what was compared.
+    # Keys added since then: how cells are run, that none was left out, and what was compared.
     since = {name: read_document(ROOT / "config.yaml")[name] for name in ("execution", "analysis", "comparisons")}
     config = validate(overlay(since, first, *over))
     claims, confidence = config.claims, config.analysis.confidence
@@ -480,13 +480,13 @@ def test_recorded_verdicts_follow_from_recorded_runs(folder):
                     DriftTest(figure=test.controls.figure, panel=p, expect="keeps") for p in test.controls.panels
                 ]
             figures = [config.figures[one.figure] for one in of_test]
-            told = [judged(one, figures, config, runs, rule=test) for one in of_test]
-            outcome, *fates = [verdict for verdict, _ in told]
+            judgments = [judged(one, figures, config, runs, rule=test) for one in of_test]
+            outcome, *fates = [verdict for verdict, _ in judgments]
             if test.expect == "keeps" and outcome == "replicated":
                 outcome = "replicated" if fates and set(fates) == {"not replicated"} else "inconclusive"
             own.append(outcome)
             found += [outcome, *fates]
-            estimates += [numbers for _, numbers in told]
+            estimates += [numbers for _, numbers in judgments]
         for test in claim.slopes:
             probe = config.probes[test.probe]
             values = pd.read_csv(folder / test.probe / "values.csv.gz", dtype={"block": "str"}).fillna({"block": ""})

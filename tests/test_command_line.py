@@ -1,4 +1,4 @@
-"""What every command says of itself, and where packages are missing."""
+"""The help of every command, and the errors for unknown names and missing packages."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, told_by
+from conftest import ROOT, lines_after_config
 from mup_moe.__main__ import COMMANDS, GROUPS, main, parser_of
 
 FULL = Path("/dev/full")
@@ -24,7 +24,7 @@ def test_the_help_says_what_each_command_does(capsys, asked):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_a_command_has_a_sentence_and_an_example_that_it_takes(capsys, name):
+def test_the_help_of_a_command_has_a_sentence_and_a_valid_example(capsys, name):
     purpose, _, example = COMMANDS[name]
     with pytest.raises(SystemExit):
         main([name, "--help"])
@@ -47,10 +47,10 @@ def test_the_help_of_a_command_has_a_sentence_and_an_example_that_it_takes(capsy
         (["train"], "no cell is named: give the ids of cells of one corpus"),
     ],
 )
-def test_a_name_that_is_not_there_ends_in_a_sentence_with_what_is_near(capsys, monkeypatch, asked, said):
+def test_an_unknown_name_ends_in_a_sentence_that_suggests_a_similar_one(capsys, monkeypatch, asked, said):
     monkeypatch.chdir(ROOT)
     assert main(asked) != 0
-    (sentence,) = told_by(capsys.readouterr().err)
+    (sentence,) = lines_after_config(capsys.readouterr().err)
     assert sentence.startswith("mup-moe: ")
     assert said in sentence
 
@@ -65,7 +65,7 @@ def test_a_missing_package_ends_in_one_sentence():
     assert "make install" in sentence
 
 
-def test_a_reader_who_has_seen_enough_is_no_error():
+def test_a_reader_that_closes_the_pipe_is_not_an_error():
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     for asked in (["--help"], ["status"], ["status", "--json"]):
         command = [sys.executable, "-m", "mup_moe", *asked]

@@ -48,7 +48,7 @@ def cells(draw: st.DrawFn) -> Cell:
 
 
 @given(cells())
-def test_a_cell_is_its_id(cell):
+def test_a_cell_round_trips_through_its_id(cell):
     assert Cell.parse(cell.id) == cell
     assert "/" not in cell.id
 
@@ -59,18 +59,18 @@ def test_different_cells_have_different_ids(one, other):
 
 
 @pytest.mark.parametrize("text", ["", "small", "small_moe_mup_w08_e4_g1_lr2^-6_s0", "small_moe_mup_w8_e4_g1_lr0.25_s0"])
-def test_only_the_canonical_id_is_one(text):
+def test_only_a_canonical_id_is_accepted(text):
     with pytest.raises(ValueError, match="is not a cell's id"):
         Cell.parse(text)
 
 
-def test_what_is_no_id_is_told_how_one_reads():
+def test_the_error_for_a_bad_id_shows_the_form_of_an_id():
     with pytest.raises(ValueError, match="_wWIDTH_eEXPERTS_gGRANULARITY_lrRATE_sSEED"):
         Cell.parse("small_mup_w64")
 
 
 @given(rates)
-def test_a_learning_rate_is_exact_through_its_text(rate):
+def test_a_learning_rate_round_trips_exactly_through_its_text(rate):
     assert float(LearningRate(str(rate))) == float(rate)
 
 
@@ -81,13 +81,13 @@ def test_quarter_octaves_are_spelled_as_powers(quarters):
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "-1", "nan", "inf", "2^", "2^99999"])
-def test_what_is_no_learning_rate_is_refused(text):
+def test_text_that_is_not_a_learning_rate_is_refused(text):
     with pytest.raises(ValueError, match="learning rate"):
         LearningRate(text)
 
 
 @given(st.dictionaries(st.sampled_from(VARIABLES), st.fractions(-3, 3, max_denominator=4)))
-def test_a_power_is_its_text(exponents):
+def test_a_power_round_trips_through_its_text(exponents):
     power = Power(tuple(sorted((k, v) for k, v in exponents.items() if v)))
     assert Power.parse(str(power)) == power
 
@@ -106,7 +106,7 @@ def test_powers_read_as_arithmetic():
         assert Power.parse(text).ratio(sizes, base) == pytest.approx(expected, rel=1e-12)
 
 
-def test_one_is_written_in_many_ways_and_read_as_1():
+def test_all_spellings_of_one_are_read_as_1():
     for one in (1, 1.0, "1", "1.", "1.0", "1e0", "1E+00"):
         assert str(Power.parse(one)) == "1"
         assert str(Power.parse(f"{one}/fan_in")) == "1/fan_in"
@@ -123,17 +123,17 @@ def test_factors_may_be_named_and_those_left_out_are_1():
 @pytest.mark.parametrize(
     "text", ["", "2", "0", "10", "1.5", "1e1", "fan", "fan_in+1", "1/", "__import__('os')", None, [1], "fan_in^"]
 )
-def test_what_is_no_factor_is_refused(text):
+def test_a_value_that_is_not_a_factor_is_refused(text):
     with pytest.raises(ValueError, match="factor"):
         Power.parse(text)
 
 
-def test_a_row_is_its_plain_data():
+def test_a_row_round_trips_through_plain_data():
     for name, row in TABLE.items():
         assert Parametrization.parse(name, row.as_row()) == row
 
 
-def test_simplep_and_mup_differ_in_the_router_alone():
+def test_simplep_and_mup_differ_only_in_the_router():
     different = {role for role, rule in TABLE["mup"].rules.items() if rule != TABLE["simplep"].rules[role]}
     assert different == {"router"}
 
@@ -234,7 +234,7 @@ def test_rotary_positions_need_heads_of_even_size():
         validate(document)
 
 
-def test_files_lie_over_each_other_key_by_key(tmp_path: Path):
+def test_files_are_overlaid_key_by_key(tmp_path: Path):
     overlay = tmp_path / "mine.yaml"
     overlay.write_text("setups: {small: {training: {steps: 40}}}")
     config = read_config(ROOT / "config.yaml", overlay)
@@ -243,7 +243,7 @@ def test_files_lie_over_each_other_key_by_key(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "- x", "\x00"])
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text):
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
@@ -262,10 +262,10 @@ def test_a_grid_is_the_product_of_its_axes():
     assert len(ids) == len(set(ids)) == 3 * len(axes["width"]) * 2
 
 
-# ---------------------------------------------------------------- entries that start from another one
+# ---------------------------------------------------------------- entries that inherit from another one
 
 
-def test_an_entry_starts_from_another_key_by_key():
+def test_an_entry_inherits_from_another_key_by_key():
     config = validate(DOCUMENT)
     first, second = config.figures["figure1"], config.figures["figure2a"]
     assert second.axes.learning_rate == first.axes.learning_rate
@@ -277,21 +277,21 @@ def test_an_entry_starts_from_another_key_by_key():
 
 @pytest.mark.parametrize("section", ["corpora", "setups", "figures", "probes"])
 @pytest.mark.parametrize("parent", ["nothing", "itself", ["figure1"], None])
-def test_what_is_no_other_entry_can_not_be_started_from(section, parent):
+def test_an_entry_can_only_inherit_from_another_entry(section, parent):
     document = copy.deepcopy(DOCUMENT)
     document[section]["itself"] = {"like": parent}
     with pytest.raises(ConfigError, match=rf"`{section}.itself.like` is .* without a circle"):
         validate(document)
 
 
-def test_a_circle_is_refused():
+def test_a_circle_of_entries_is_refused():
     document = copy.deepcopy(DOCUMENT)
     document["setups"] |= {"one": {"like": "two"}, "two": {"like": "one"}}
     with pytest.raises(ConfigError, match="without a circle"):
         validate(document)
 
 
-def test_a_mistake_that_others_inherit_is_told_once_where_it_is_made():
+def test_an_inherited_mistake_is_reported_once_where_it_is_made():
     document = copy.deepcopy(DOCUMENT)
     document["figures"]["figure1"]["axes"]["seed"] = [0.5]
     with pytest.raises(ConfigError) as error:
@@ -300,7 +300,7 @@ def test_a_mistake_that_others_inherit_is_told_once_where_it_is_made():
     assert "`figures.figure1.axes.seed.0`" in str(error.value)
 
 
-def test_a_parent_that_is_no_mapping_is_told_as_that():
+def test_a_parent_that_is_not_a_mapping_is_named():
     document = copy.deepcopy(DOCUMENT)
     document["setups"]["small"] = 3
     with pytest.raises(ConfigError, match=r"`setups\.small` is 3"):
@@ -339,7 +339,7 @@ def test_a_figure_of_another_kind_is_refused_in_a_composition(monkeypatch):
         ("claims.table.C7.slopes.0.probe", "lemma", "lemma"),
     ],
 )
-def test_results_that_can_not_be_made_are_refused(key, value, expected):
+def test_results_that_cannot_be_made_are_refused(key, value, expected):
     document = copy.deepcopy(DOCUMENT)
     _set(document, key, value)
     with pytest.raises(ConfigError) as error:
@@ -348,14 +348,14 @@ def test_results_that_can_not_be_made_are_refused(key, value, expected):
     assert "\n" not in str(error.value)
 
 
-def test_leaving_out_a_panel_leaves_its_claims_open():
+def test_a_panel_with_claims_may_be_left_out():
     document = copy.deepcopy(DOCUMENT)
     document["figures"]["figure1"]["axes"]["parametrization"] = ["sp", "mup"]
     validate(document)
 
 
 @pytest.mark.parametrize("value", [0, 2**20 + 1, math.nan])
-def test_a_range_holds_wherever_settings_are_made(value):
+def test_ranges_are_checked_wherever_settings_are_made(value):
     training = read_config(ROOT / "config.yaml").setups["small"].training
     with pytest.raises(ValueError, match=r"`batch_size` is .* but must be at least 1 and at most 1048576"):
         replace(training, batch_size=value)

@@ -1,4 +1,4 @@
-"""Whatever a YAML file can hold either runs or is refused in sentences that name keys."""
+"""Anything that a YAML file can hold either runs or is refused in sentences that name keys."""
 
 import copy
 import datetime
@@ -36,7 +36,7 @@ from mup_moe.training.trainer import Trainer
 
 DOCUMENT = read_document(ROOT / "config.yaml")
 VOCABULARY = 300
-# What only costs time here: a model is built block by block.
+# More blocks only cost time here, since a model is built block by block.
 MANY_BLOCKS = 8
 
 
@@ -63,7 +63,7 @@ def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 PATHS = sorted(paths(DOCUMENT), key=repr)
 KEYS = sorted({key for path in PATHS for key in path if isinstance(key, str)})
 VALUES = sorted({value for path in PATHS if isinstance(value := at(DOCUMENT, path), str)})
-# Of a learning rate or a factor.
+# Spellings of learning rates and factors.
 SPELLED = [
     "2^-7",
     "1e-3",
@@ -77,12 +77,12 @@ SPELLED = [
 ]
 
 
-# Most models of most configs are those of the config before.
+# Most models of most configs were already built for the previous config.
 BUILT: set[tuple[Any, ...]] = set()
 
 
 def use(config: Config) -> None:
-    """Makes of a config all that comes before the training of its cells."""
+    """Does with a config everything that comes before the training of its cells."""
     sweep = Sweep(config)
     jobs({name: figure.cells() for name, figure in config.figures.items()}, config.execution.lockstep)
     for name in config.figures:
@@ -98,14 +98,14 @@ def use(config: Config) -> None:
 
 
 def build(request: TrainingRequest) -> None:
-    """What training makes of a request, but for the storage of its model."""
+    """Builds what training builds for a request, except for the storage of its model."""
     model, training = request.model, request.training
     assert all(0 <= schedule(step, training) <= 1 for step in (0, training.steps - 1))
     shape, base = request.shape(VOCABULARY), request.base(VOCABULARY)
     tokens = training.batch_size * model.sequence
     assert 1 <= capacity(tokens, shape, model.capacity_factor) <= tokens
     assert attention_logit_scale(request.parametrization, shape, base) >= 0
-    # What transformers refuses is its own.
+    # transformers has errors of its own, which are not tested here.
     if model.blocks <= MANY_BLOCKS and shape.hub is None:
         assert model_size(shape, model).parameters > 0
         made = factors(request.parametrization, shape, base, model).values()
@@ -113,7 +113,7 @@ def build(request: TrainingRequest) -> None:
 
 
 def refusal(document: Any) -> str | None:
-    """Uses a config, or tells what it is refused with, which has to be sentences that name keys."""
+    """Uses a config; returns the error if it is refused, which must be sentences that name keys."""
     try:
         config = validate(document)
     except ConfigError as error:
@@ -123,7 +123,7 @@ def refusal(document: Any) -> str | None:
 
 
 def sentences(error: ConfigError) -> str:
-    """An error's text, which has to be few sentences, each of a key or a file."""
+    """Returns the text of an error, which must be a few sentences that each name a key or a file."""
     lines = str(error).split("\n")
     assert len(lines) <= 21
     for line in lines:
@@ -137,7 +137,7 @@ def sentences(error: ConfigError) -> str:
 
 
 def laughs(levels: int = 9, inner: Any = "ha") -> Any:
-    """A value that is small in memory, and endless written out."""
+    """Returns a value that is small in memory and enormous when written out."""
     for _ in range(levels):
         inner = [inner] * 9
     return inner
@@ -199,7 +199,7 @@ HUGE = {
     "a long list": [0] * 10_000,
     "a list": list(range(1, 400)),
 }
-# By their names, for Hypothesis shows what it draws.
+# Drawn by name, since Hypothesis prints what it draws.
 huge = st.sampled_from(sorted(HUGE)).map(HUGE.__getitem__)
 integers = st.one_of(
     st.integers(-2, 70),
@@ -231,7 +231,7 @@ values = st.one_of(small_values, small_values, small_values, small_values, huge)
 
 @dataclass(repr=False)
 class Mutation:
-    """The real config with a change, and where that is."""
+    """The real config with a change, and the place of the change."""
 
     document: Any
     path: tuple[Any, ...]
@@ -311,7 +311,7 @@ def test_a_parametrization_runs_or_is_refused_by_its_key(row, parent):
     assert said is None or "parametrizations.mine" in said
 
 
-def test_a_thousand_rows_or_entries_that_start_from_each_other_are_refused_in_a_sentence():
+def test_thousands_of_entries_that_inherit_from_each_other_are_refused_in_a_sentence():
     for section, first in (("parametrizations", "sp"), ("figures", "figure1"), ("corpora", "python")):
         chain = {f"a{i}": {"like": f"a{i - 1}" if i else first} for i in range(5000)}
         said = refusal(overlay(DOCUMENT, {section: dict(reversed(chain.items()))}))
@@ -363,7 +363,7 @@ def test_at_the_ends_of_ranges_a_cell_finishes_or_diverges(change, tokens):
     ],
     ids=lambda value: value[:60],
 )
-def test_what_would_overflow_later_is_refused_at_once(change, expected):
+def test_values_that_would_overflow_later_are_refused_at_once(change, expected):
     with pytest.raises(ConfigError, match=expected) as error:
         validate(overlay(DOCUMENT, yaml.safe_load(change)))
     assert sentences(error.value).startswith("`")
@@ -405,7 +405,7 @@ def refusal_of_file(text: bytes) -> str | None:
 
 @cases(400)
 @given(overlays)
-def test_a_file_laid_over_the_config_runs_or_is_refused(document):
+def test_a_file_overlaid_on_the_config_runs_or_is_refused(document):
     try:
         text = yaml.dump(document, Dumper=yaml.Dumper, allow_unicode=False)
     except (ValueError, RecursionError, yaml.YAMLError, UnicodeError):
@@ -459,7 +459,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_config_is_refused_in_one_sentence(name, tmp_path, monkeypatch):
+def test_a_file_that_is_not_a_config_is_refused_in_one_sentence(name, tmp_path, monkeypatch):
     text, expected = FILES[name]
     path = tmp_path / "mine.yaml"
     path.write_bytes(text)
@@ -470,7 +470,7 @@ def test_a_file_that_is_no_config_is_refused_in_one_sentence(name, tmp_path, mon
     assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_a_preset_is_one_of_those_there_are():
+def test_only_existing_presets_are_accepted():
     for name in [*HOSTILE_TEXTS, None, 3, ["gpu"], {"gpu": 1}, *HUGE.values()]:
         with pytest.raises(ConfigError, match=r"`preset` is .* but must be one of default, ") as error:
             read_preset(ROOT / "presets", name)
@@ -503,7 +503,7 @@ def test_a_preset_is_one_of_those_there_are():
         ),
     ],
 )
-def test_snakemake_tells_it_in_a_sentence_and_executes_nothing(name, text, expected, tmp_path):
+def test_snakemake_reports_a_bad_config_in_a_sentence_and_executes_nothing(name, text, expected, tmp_path):
     project = copy_project(tmp_path / "project")
     (project / name).write_bytes(text)
     options = () if name == "config.yaml" else ("--configfile", name)

@@ -1,4 +1,4 @@
-"""Rows that are wrong on purpose, learning rates of groups of roles, and what a sweep can see by them."""
+"""Rows that are wrong on purpose, learning rates of groups of roles, and what a sweep can detect with them."""
 
 import json
 import math
@@ -108,7 +108,7 @@ def test_no_other_text_is_a_learning_rate_of_a_group(text):
 
 
 @given(groups, octaves, st.sampled_from([8, 16, 32]))
-def test_it_multiplies_that_groups_learning_rates_alone(group, factor, width):
+def test_a_group_rate_multiplies_only_the_learning_rates_of_its_group(group, factor, width):
     plain = make_request(width=width)
     scaled = make_request(width=width, learning_rate_of=f"{group}-lr{LearningRate(2.0**factor)}")
     shape, base = (
@@ -121,7 +121,7 @@ def test_it_multiplies_that_groups_learning_rates_alone(group, factor, width):
         assert after[name] == replace(before[name], lr=before[name].lr * by)
 
 
-def test_it_trains_as_a_row_that_says_the_same(tokens):
+def test_a_group_rate_trains_like_the_equivalent_row(tokens):
     wrong = control(TABLE, "mup-without-experts")
     # Under SP the experts' learning rate does not follow the width; at twice the base width muP halves it.
     table = TABLE | {wrong.name: wrong}
@@ -136,7 +136,7 @@ def test_it_trains_as_a_row_that_says_the_same(tokens):
     assert not np.array_equal(one, plain)
 
 
-def test_factors_are_tried_one_group_at_a_time_beside_none():
+def test_factors_are_tried_one_group_at_a_time_next_to_none():
     config = validate(
         axes_of("sensitivity", learning_rate_of={"experts": ["2^-1", 1, "2^2"], "router": ["2^2"]}, seed=[0, 1])
     )
@@ -187,7 +187,7 @@ def test_the_excess_is_over_the_lowest_measured_loss_of_any_row(far, moved, own,
 
 
 @given(st.lists(st.floats(2, 6), min_size=8, max_size=8), st.integers(0, 7), st.floats(0, 3))
-def test_what_another_row_loses_does_not_raise_an_excess(losses, at, more):
+def test_a_worse_loss_of_another_row_does_not_raise_an_excess(losses, at, more):
     of_other = Curve(RATES, np.array([losses]))
     worse = Curve(RATES, of_other.losses + more * (np.arange(8) == at))
     own = {32: parabola(-4, 4), 128: parabola(-5, 4)}
@@ -222,7 +222,7 @@ def test_a_control_is_not_compared_where_its_rule_was_not_measured():
     assert math.isnan(over_rule(control, rule, 32, CONFIG.analysis).nats)
 
 
-def test_an_excess_beyond_what_converged_has_no_upper_bound():
+def test_an_excess_beyond_the_converged_rates_has_no_upper_bound():
     far = parabola(-7, 3)
     far.losses[0, -5:] = np.nan
     panels = {"a": {32: parabola(-3, 4), 128: far}}
@@ -230,11 +230,11 @@ def test_an_excess_beyond_what_converged_has_no_upper_bound():
     assert found.at_least
     assert found.high == math.inf
     assert found.nats == pytest.approx(0.1 * (RATES[2] + 7) ** 2, abs=1e-6)
-    # So that nothing is known of how much worse than this rule another row is.
+    # So it is unknown how much worse than this rule another row is.
     assert over_rule({32: parabola(-3, 4), 128: parabola(-3, 9)}, panels["a"], 32, CONFIG.analysis).low == -math.inf
 
 
-def test_with_the_base_in_the_middle_the_end_counts_that_speaks_against_the_row():
+def test_with_the_base_in_the_middle_the_end_that_speaks_against_the_row_counts():
     def lost(low_end, high_end):
         curves = {2: low_end, 8: parabola(-4, 3), 32: high_end}
         rule = {value: parabola(-4, 3) for value in curves}
@@ -242,9 +242,9 @@ def test_with_the_base_in_the_middle_the_end_counts_that_speaks_against_the_row(
 
     for found in (*lost(parabola(-4, 3), parabola(-2, 3)), *lost(parabola(-2, 3), parabola(-3, 3))):
         assert found.nats == pytest.approx(0.4)
-    beside_divergence = parabola(-5, 3)
-    beside_divergence.losses[0, 4:] = np.nan
-    assert lost(beside_divergence, parabola(-2, 3))[0].high == math.inf
+    next_to_divergence = parabola(-5, 3)
+    next_to_divergence.losses[0, 4:] = np.nan
+    assert lost(next_to_divergence, parabola(-2, 3))[0].high == math.inf
     assert math.isnan(over_lowest({"a": {2: parabola(-4, 3)}}, "a", 64, CONFIG.analysis).nats)
 
 
@@ -268,7 +268,7 @@ def write_losses(folder, config: Config, loss) -> None:
 
 
 def loss_of(cell):
-    """Lowest at 2^-4; a group costs its square of octaves, and the router diverges at 2^4."""
+    """A loss lowest at 2^-4; a group's factor costs the square of its octaves, and the router diverges at 2^4."""
     loss = 4 + 0.1 * cell.seed + (math.log2(cell.learning_rate) + 4) ** 2
     if not cell.learning_rate_of:
         return loss
@@ -276,7 +276,7 @@ def loss_of(cell):
     return None if (group, factor) == ("router", 16) else loss + STEEP[group] * math.log2(factor) ** 2
 
 
-def test_sensitivity_is_what_a_factor_costs_at_the_best_learning_rate(tmp_path):
+def test_sensitivity_is_the_cost_of_a_factor_at_the_best_learning_rate(tmp_path):
     config = sensitivity_config()
     write_losses(tmp_path, config, loss_of)
     assert run_step("sensitivity", "sensitivity", config=config, results=tmp_path) == 0
@@ -300,7 +300,7 @@ def test_seeds_that_lack_a_cell_do_not_count(tmp_path, capsys):
     config = sensitivity_config()
     write_losses(tmp_path, config, loss_of)
     runs = tmp_path / "sensitivity/runs.csv"
-    # Seed 0, whose losses are lower, without the cell that the others are compared with.
+    # Seed 0 has lower losses; remove its cell that the others are compared with.
     lines = runs.read_text().splitlines(keepends=True)
     runs.write_text("".join(line for line in lines if not line.startswith("mixtral_moe_mup_w32_e8_g1_lr2^-4_s0,")))
     assert len(runs.read_text().splitlines()) == len(lines) - 1
@@ -313,7 +313,7 @@ def test_seeds_that_lack_a_cell_do_not_count(tmp_path, capsys):
     assert lost["unembedding", 2] == pytest.approx(0.2)
 
 
-def test_the_bill_says_what_a_sweep_will_see(tmp_path, capsys):
+def test_the_bill_says_which_groups_a_sweep_will_see(tmp_path, capsys):
     config = sensitivity_config()
     assert run_step("plan", config=config, results=tmp_path) == 0
     assert "figure1: which roles it can see is not measured for the set-up" in capsys.readouterr().out
@@ -351,11 +351,11 @@ def attribution_config(rows=tuple(DRIFTS)) -> Config:
 
 
 def write_figure(folder, config: Config, name: str, drifts, levels, tokens=0):
-    """Runs and optima of a figure over widths: vertices that drift, and rows whose losses lie higher when wide."""
+    """Writes runs and optima of a figure over widths, with drifting vertices and rows that lose more when wide."""
     rows = []
     for cell in config.figures[name].cells():
         doublings = math.log2(cell.width / 32)
-        # No line goes through these, so that the drift has an interval.
+        # These vertices are not on a line, so that the drift has an interval.
         best = -4.5 + drifts[cell.parametrization] * doublings + (0.02 if cell.width in (64, 96) else 0)
         level = 3 + levels.get(cell.parametrization, 0) * doublings / 2
         loss = level + 0.1 * (math.log2(cell.learning_rate) - best) ** 2
@@ -364,7 +364,7 @@ def write_figure(folder, config: Config, name: str, drifts, levels, tokens=0):
     assert run_step("optima", name, config=config, results=folder) == 0
 
 
-def test_attribution_says_what_each_group_contributes(tmp_path):
+def test_attribution_shows_what_each_group_contributes(tmp_path):
     config = attribution_config()
     write_figure(tmp_path, config, "attribution", DRIFTS, LEVELS)
     assert run_step("attribution", "attribution", config=config, results=tmp_path) == 0
@@ -386,9 +386,9 @@ def test_attribution_says_what_each_group_contributes(tmp_path):
 
 
 def judged(folder, controls, drifts=DRIFTS, levels=LEVELS, figure="attribution", **axes) -> pd.Series:
-    """What the claim that muP keeps its best learning rate comes to with these controls of figure attribution.
+    """Judges the claim that muP keeps its best learning rate with these controls of figure attribution.
 
-    figure: has the rule's curves; axes: of that figure, where it is another one.
+    figure: the one with the rule's curves; axes: its axes, if it is not attribution itself.
     """
     config = attribution_config()
     if figure != "attribution":
@@ -406,7 +406,7 @@ def judged(folder, controls, drifts=DRIFTS, levels=LEVELS, figure="attribution",
     return pd.read_csv(folder / "claims.csv", keep_default_na=False).iloc[0]
 
 
-def test_a_sweep_that_a_wrong_rule_passes_cannot_tell(tmp_path):
+def test_a_sweep_that_a_wrong_rule_passes_is_inconclusive(tmp_path):
     row = judged(tmp_path, ["mup-without-experts"], levels={})
     assert row["verdict"] == "inconclusive"
     assert row["controls"] == "mup-without-experts passes"
@@ -425,7 +425,7 @@ def test_a_control_that_fails_lets_the_rule_replicate(tmp_path, what):
     assert row["controls"] == "mup-without-experts fails"
 
 
-def test_one_control_that_passes_is_enough_to_leave_a_claim_open(tmp_path):
+def test_one_passing_control_leaves_a_claim_open(tmp_path):
     row = judged(tmp_path, ["mup-without-experts", "mup-only-experts"], DRIFTS | {"mup-only-experts": 0.0})
     assert row["verdict"] == "inconclusive"
     assert row["controls"] == "mup-without-experts fails; mup-only-experts passes"
@@ -438,12 +438,12 @@ def test_a_control_near_the_margin_leaves_a_claim_open(tmp_path):
     assert "its control μP without experts is inconclusive" in (tmp_path / "claims.md").read_text()
 
 
-def test_without_a_control_nothing_is_kept(tmp_path):
+def test_without_a_control_a_claim_stays_open(tmp_path):
     assert judged(tmp_path, [])["verdict"] == "inconclusive"
     assert "no control says whether a wrong rule would pass" in (tmp_path / "claims.md").read_text()
 
 
-def test_a_rule_whose_losses_rise_does_not_transfer_though_its_optimum_stays(tmp_path):
+def test_a_rule_with_rising_losses_does_not_transfer_even_if_its_optimum_stays(tmp_path):
     row = judged(tmp_path, ["mup-without-experts"], levels={"mup": 0.3, "mup-without-experts": 0.3})
     assert row["verdict"] == "inconclusive"
     report = (tmp_path / "claims.md").read_text()
@@ -454,7 +454,7 @@ def test_a_rule_whose_losses_rise_does_not_transfer_though_its_optimum_stays(tmp
 
 @pytest.mark.parametrize("mup", [0.0, 0.4])
 @pytest.mark.parametrize("axes", [{"width": (32, 64, 96, 128, 512)}, {"width": (32, 48, 64, 128), "seed": (0, 1)}])
-def test_controls_with_other_ends_or_seeds_than_their_rule_say_nothing(tmp_path, axes, mup):
+def test_controls_with_other_ends_or_seeds_than_their_rule_are_undecided(tmp_path, axes, mup):
     doublings = math.log2(max(axes["width"]) / 32)
     levels = {"mup": 2 * mup / doublings, "mup-without-experts": 0.5}
     axes = {"parametrization": ("mup", "sp"), **axes}
@@ -467,13 +467,13 @@ def test_controls_with_other_ends_or_seeds_than_their_rule_say_nothing(tmp_path,
     assert row["rests_on"] == "figure1; attribution"
 
 
-def test_controls_with_fewer_widths_between_are_compared_at_the_far_end(tmp_path):
+def test_controls_with_fewer_widths_in_between_are_compared_at_the_far_end(tmp_path):
     axes = {"parametrization": ("mup", "sp"), "width": (32, 48, 64, 96, 128)}
     row = judged(tmp_path, ["mup-without-experts"], figure="figure1", **axes)
     assert (row["verdict"], row["controls"]) == ("replicated", "mup-without-experts fails")
 
 
-def test_a_control_fails_by_what_it_loses_to_its_rule_whatever_other_rows_reach(tmp_path):
+def test_a_control_is_judged_by_its_excess_over_its_rule_whatever_other_rows_reach(tmp_path):
     levels = {"mup": 0.05, "mup-without-experts": 0.12}
     row = judged(tmp_path, ["mup-without-experts"], levels=levels)
     assert (row["verdict"], row["controls"]) == ("inconclusive", "mup-without-experts passes")
@@ -553,7 +553,7 @@ WIDTHS = (64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def pilot_rows(generator, seeds, slope=0.0, widths=WIDTHS, block="0"):
-    """Values whose logarithms depart from a line by noise, and by what all seeds share."""
+    """Yields values with logarithms that deviate from a line by noise and by a deviation that all seeds share."""
     shared = generator.normal(0, SHARED, len(widths))
     for seed in range(seeds):
         offset = generator.normal()
@@ -565,26 +565,26 @@ def pilot_rows(generator, seeds, slope=0.0, widths=WIDTHS, block="0"):
 TEST = SlopeTest(probe="lemma_b1", parametrization="mup", quantity="inner product", step=2, slope=0.0)
 
 
-def test_a_pilot_tells_noise_from_what_seeds_share():
+def test_a_pilot_separates_noise_from_what_seeds_share():
     generator = np.random.default_rng(0)
     found = []
     for _ in range(200):
         rows = pd.DataFrame(pilot_rows(generator, 30), columns=columns_over("width"))
         found.append(spreads(rows, TEST)["0"])
     assert np.mean([spread.noise for spread in found]) == pytest.approx(NOISE, rel=0.03)
-    # What noise explains is taken away from the mean's, not from each pilot's own, where it can be more.
+    # Each pilot subtracts the part that noise explains, but not below 0, so the average can be too high by that part.
     about_line = [spread.shared**2 for spread in found]
     assert SHARED**2 <= np.mean(about_line) <= SHARED**2 + NOISE**2 / 30
 
 
 @pytest.mark.parametrize("spread", [Spread(0.4, 0.0), Spread(0.1, 0.03), Spread(0.6, 0.05)])
-def test_as_many_seeds_as_it_asks_for_hold_a_slope_as_often_as_it_says(spread):
+def test_the_seeds_that_it_asks_for_give_the_promised_power(spread):
     power, free, tries = 0.8, 0.1, 400
     seeds = seeds_needed(spread, WIDTHS, free, 0.95, power)
     generator, x = np.random.default_rng(0), np.log2(WIDTHS)
 
     def held(count):
-        """How often, with what a mean over so many seeds departs by."""
+        """Returns how often the interval is within the margin, for means over this many seeds."""
         inside = 0
         for _ in range(tries):
             deviation = math.sqrt(spread.noise**2 / count + spread.shared**2)
@@ -594,13 +594,13 @@ def test_as_many_seeds_as_it_asks_for_hold_a_slope_as_often_as_it_says(spread):
         return inside / tries
 
     error = 3 * math.sqrt(power * (1 - power) / tries)
-    assert held(seeds) >= 2 * power - 1 - error  # the promise is of one end of the interval
+    assert held(seeds) >= 2 * power - 1 - error  # the promise is about one end of the interval
     if seeds > 2:
-        # Neither does it ask for far more than that takes.
+        # Nor does it ask for far more seeds than necessary.
         assert held(seeds / 4) < power
 
 
-def test_no_number_of_seeds_undoes_what_all_of_them_share():
+def test_no_number_of_seeds_removes_what_all_of_them_share():
     assert seeds_needed(Spread(0.1, 0.5), WIDTHS, 0.1, 0.95, 0.9) is None
 
 
@@ -609,7 +609,7 @@ def power_command(folder, rows, *options) -> int:
     return main(["power", "lemma_b1_slopes", "--pilot", str(folder / "pilot.csv"), *options])
 
 
-def test_the_command_says_what_the_tests_of_the_claims_need(tmp_path, capsys):
+def test_the_command_reports_the_seeds_that_the_tests_of_claims_need(tmp_path, capsys):
     generator = np.random.default_rng(0)
     assert power_command(tmp_path, list(pilot_rows(generator, 30))) == 0
     table = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""The coordinate check of a model of one's own finds what is wrong with it."""
+"""The coordinate check finds what is wrong with the parametrization of a user's model."""
 
 import pandas as pd
 import pytest
@@ -9,7 +9,7 @@ import mup_moe
 from mup_moe.library.tables import roles_of
 
 WIDTHS = (64, 128, 256, 512)
-# The same one at each step, so that a few show what training does.
+# The same batch at each step, so that a few steps show what training does.
 BATCHES = [torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(0))] * 5
 
 
@@ -20,7 +20,7 @@ def make(width: int) -> MixtralForCausalLM:
 
 
 def slopes_of(rules: object = "mup", roles: object = "mixtral") -> "pd.Series[float]":
-    """The slope of each quantity after the last step."""
+    """Returns the slope of each quantity after the last step."""
     check = mup_moe.coordinate_check(make, WIDTHS, BATCHES, rules, roles, seeds=(0, 1))
     table = check.table()
     return table[table["step"] == len(BATCHES)].set_index("quantity")["slope"]
@@ -36,31 +36,31 @@ def test_under_mup_no_activation_grows_or_vanishes_with_the_width(right):
     assert right.abs().max() < 0.3
 
 
-def test_a_router_that_the_table_leaves_as_it_is_shows(right):
+def test_an_unscaled_router_is_detected(right):
     # Neither its init nor its learning rate falls with the width: its logits grow.
     found = slopes_of({"like": "mup", "router": [1, 1, 1, 1]})
     assert found["router logits"] > right["router logits"] + 0.4
 
 
-def test_an_expert_matrix_whose_fan_in_is_an_axis_that_does_not_grow_shows(right):
-    # The number of experts of down_proj [E, D, F]: with it as fan_in no factor falls.
+def test_an_expert_matrix_with_a_constant_axis_as_fan_in_is_detected(right):
+    # The first axis of down_proj [E, D, F] is the number of experts: with it as fan_in, no factor falls.
     entry = {"expert_down": "in expert expert", "residual": True}
     roles = {"like": "mixtral", "tensors": {"layers.*.mlp.experts.down_proj": entry}}
     found = slopes_of(roles=roles)
     assert found["feed-forward"] > right["feed-forward"] + 0.4
 
 
-def test_two_axes_that_both_grow_may_be_exchanged_unseen(right):
+def test_swapping_two_axes_that_both_grow_is_not_detected(right):
     roles = {"like": "mixtral", "tensors": {"layers.*.mlp.experts.down_proj": {"expert_down": "expert in out"}}}
     assert slopes_of(roles=roles)["feed-forward"] == pytest.approx(right["feed-forward"], abs=0.2)
 
 
-def test_a_learning_rate_that_is_not_scaled_shows(right):
+def test_an_unscaled_learning_rate_is_detected(right):
     rules = {"like": "mup", "expert_up": ["1/fan_in", 1, 1, 1], "expert_down": ["1/fan_in", 1, 1, 1]}
     assert slopes_of(rules)["feed-forward"] > right["feed-forward"] + 0.4
 
 
-def test_the_check_is_a_table_and_a_figure(tmp_path):
+def test_the_check_gives_a_table_and_a_figure(tmp_path):
     check = mup_moe.coordinate_check(make, (32, 64), BATCHES[:1], seeds=(0, 1))
     assert "mup: router logits, block 0" in str(check)
     assert set(check.table()["points"]) == {4}
@@ -69,7 +69,7 @@ def test_the_check_is_a_table_and_a_figure(tmp_path):
     assert (tmp_path / "check.pdf").exists()
 
 
-def test_seeds_count_once_and_dropout_is_drawn_alike():
+def test_a_repeated_seed_counts_once_and_dropout_is_reproducible():
     def make_with_dropout(width: int) -> MixtralForCausalLM:
         model = make(width)
         model.config.attention_dropout = 0.5
@@ -83,7 +83,7 @@ def test_seeds_count_once_and_dropout_is_drawn_alike():
     assert "no interval" in str(first)
 
 
-def test_a_model_that_gives_its_logits_alone_needs_no_loss():
+def test_a_model_that_returns_only_logits_needs_no_loss():
     class Bare(torch.nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
@@ -112,6 +112,6 @@ TWICE = {"like": "mixtral", "observe": {"attention": "self_attn.{q,k}_proj"}}
         (((32, 64), BATCHES, "mup", roles_of("mixtral").as_data() | {"observe": {}}), "observe no module of the model"),
     ],
 )
-def test_a_check_of_nothing_is_refused(arguments, sentence):
+def test_a_check_that_measures_nothing_is_refused(arguments, sentence):
     with pytest.raises(mup_moe.UserError, match=sentence):
         mup_moe.coordinate_check(make, *arguments)

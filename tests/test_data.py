@@ -44,7 +44,7 @@ needs_shakespeare = pytest.mark.skipif(
     not (SHARED / "tinyshakespeare.txt").is_file(), reason="shared/data/tinyshakespeare.txt is absent"
 )
 
-# Everything that str can hold but lone surrogates, which are no Unicode text.
+# Everything that str can hold except lone surrogates, which are not Unicode text.
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 odd_texts = st.one_of(
     texts,
@@ -155,7 +155,7 @@ def test_all_formats_are_read_through_gzip_or_not(tmp_path: Path) -> None:
     assert tally == Tally(without_text=1, repaired=1)
 
 
-def test_max_bytes_ends_with_the_document_that_reaches_it(tmp_path: Path) -> None:
+def test_reading_ends_with_the_document_that_reaches_max_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "éé"}\n' * 9)
     assert len(read(text_corpus(path, max_bytes=8))[0]) == 2
@@ -163,7 +163,7 @@ def test_max_bytes_ends_with_the_document_that_reaches_it(tmp_path: Path) -> Non
 
 
 @given(st.lists(st.lists(st.none() | st.text("ab ", max_size=30), max_size=8), max_size=4), st.integers(1, 200))
-def test_reading_goes_on_from_every_place_with_the_same_documents(records: list[list[str | None]], size: int) -> None:
+def test_reading_resumes_from_every_place_with_the_same_documents(records: list[list[str | None]], size: int) -> None:
     def source(position: Any) -> text_files.Files:
         return text_files.Files(
             [Path(str(i)) for i in range(len(records))], lambda path: iter(records[int(path.name)]), position
@@ -223,7 +223,7 @@ def test_matches_are_sorted_and_none_is_read_twice(tmp_path: Path, monkeypatch: 
         ("a.json", b'{\n  "text": "a"\n}', r"a\.json, line 1, is no JSON object"),
     ],
 )
-def test_what_cannot_be_read_ends_in_a_sentence_that_names_it(
+def test_an_unreadable_file_ends_in_a_sentence_that_names_it(
     tmp_path: Path, name: str, content: bytes | None, sentence: str
 ) -> None:
     if content is not None:
@@ -277,7 +277,7 @@ def test_a_package_that_is_not_installed_is_named() -> None:
 
 
 def flaky_stream(records: list[str], breaks: dict[int, int]) -> Any:
-    """A real stream of `datasets` whose connection breaks before some records, as often as told."""
+    """Makes a real stream of `datasets`; its connection breaks before some records, as many times as given."""
     from datasets import IterableDataset
 
     def generate(positions: list[int]) -> Iterator[dict[str, str]]:
@@ -308,13 +308,15 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], None
     return install
 
 
-def test_c4_goes_on_where_the_connection_broke(hub: Callable[[Any], None]) -> None:
+def test_c4_resumes_where_the_connection_broke(hub: Callable[[Any], None]) -> None:
     hub(flaky_stream(["a", "b", "c"], {0: 2, 2: 4}))
     assert read(corpus(source="c4", files=(), max_bytes=100))[0] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("answer", [lambda: flaky_stream(["a", "b"], {1: 99}), lambda: ConnectionError("no network")])
-def test_c4_out_of_reach_tells_of_local_shards(hub: Callable[[Any], None], answer: Callable[[], Any]) -> None:
+def test_the_error_for_an_unreachable_c4_suggests_local_shards(
+    hub: Callable[[Any], None], answer: Callable[[], Any]
+) -> None:
     hub(answer())
     with pytest.raises(UserError, match="try again later, or list local shards"):
         read(corpus(source="c4", files=(), max_bytes=100))
@@ -324,7 +326,7 @@ def test_c4_out_of_reach_tells_of_local_shards(hub: Callable[[Any], None], answe
 
 
 @given(texts, st.floats(0.001, 0.999))
-def test_the_split_depends_on_the_text_alone(text: str, fraction: float) -> None:
+def test_the_split_depends_only_on_the_text(text: str, fraction: float) -> None:
     first = in_validation(text_digest(text), fraction)
     assert in_validation(text_digest(str(text.encode(), "utf-8")), fraction) == first
     assert text_digest(text) == hashlib.sha256(text.encode()).digest()
@@ -427,7 +429,7 @@ def test_bpe_is_trained_on_a_sample_of_a_large_text(monkeypatch: pytest.MonkeyPa
     assert sample == list(tokenizer._sample(found, sum(map(len, found))))
 
 
-def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
+def test_unusable_tokenizer_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(sorted(BYTES))}))
     with pytest.raises(UserError, match=r"`tokenizer_files` lists .*absent\.txt, which is not a file"):
         tokenizer.gpt2((str(tmp_path / "vocab.json"), str(tmp_path / "absent.txt")))
@@ -441,7 +443,9 @@ def test_tokenizer_files_that_are_none_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_tokenizer_files_are_read_by_their_mark_and_line_ends(tmp_path: Path, encoding: str, end: str) -> None:
+def test_tokenizer_files_are_read_with_any_byte_order_mark_and_line_ends(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
     tokens = ["<|endoftext|>", "a", "b", "ab", "Ġ", *sorted(BYTES - {"a", "b", "Ġ"})]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     files = tmp_path / "vocab.json", tmp_path / "merges.txt"
@@ -458,14 +462,14 @@ def test_tokenizer_files_are_read_by_their_mark_and_line_ends(tmp_path: Path, en
 
 
 @pytest.mark.parametrize("name", ["~nobody-of-this-name/vocab.json", "~/vocab.json"])
-def test_a_home_folder_that_is_not_known_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_home_folder_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31)
     with pytest.raises(UserError, match=rf"^{name} is in a home folder that is not known here: give the whole path$"):
         tokenizer_paths((name, name))
 
 
-def test_gpt2_out_of_reach_tells_of_tokenizer_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_gpt2_suggests_tokenizer_files(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreachable:
         @staticmethod
         def from_pretrained(name: str) -> None:
@@ -511,7 +515,7 @@ def test_the_files_depend_on_neither_threads_nor_locale_nor_hash_seed(
         assert (first / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
 
 
-def test_tokens_are_the_documents_each_with_an_end(tokenized: tuple[CorpusSettings, Path]) -> None:
+def test_tokens_are_the_documents_each_with_an_end_of_text(tokenized: tuple[CorpusSettings, Path]) -> None:
     config, folder = tokenized
     tokens = Tokens.open(folder, verify=True)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -553,7 +557,7 @@ def test_shakespeare_with_the_gpt2_tokenizer(tmp_path: Path) -> None:
     )
     train, valid = manifest["splits"]["train"], manifest["splits"]["valid"]
     assert train["bytes"] + valid["bytes"] == (SHARED / "tinyshakespeare.txt").stat().st_size
-    # 338,025 tokens, as nanoGPT has it, but for the ends of documents and the tokens at their borders.
+    # nanoGPT counts 338,025 tokens; ours differ by the ends of documents and the tokens at their borders.
     assert train["tokens"] + valid["tokens"] == pytest.approx(
         338_025, abs=2 * (train["documents"] + valid["documents"])
     )
@@ -561,7 +565,7 @@ def test_shakespeare_with_the_gpt2_tokenizer(tmp_path: Path) -> None:
     assert (manifest["vocabulary"], manifest["end_of_text"]) == (50257, 50256)
 
 
-def test_leftovers_of_a_killed_run_are_removed_and_the_old_manifest_goes_before_its_files(
+def test_leftovers_of_a_killed_run_are_removed_and_the_old_manifest_is_removed_before_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -577,7 +581,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_the_old_manifest_goes_before_
         Tokens.open(out)
 
 
-def test_a_mistake_is_one_line_and_leaves_the_old_files(tokenized: tuple[CorpusSettings, Path]) -> None:
+def test_an_error_is_one_line_and_leaves_the_old_files(tokenized: tuple[CorpusSettings, Path]) -> None:
     _, folder = tokenized
     before = (folder / "manifest.json").read_bytes()
     finished = run_command(text_corpus("/nowhere/*.txt"), folder)
@@ -588,7 +592,7 @@ def test_a_mistake_is_one_line_and_leaves_the_old_files(tokenized: tuple[CorpusS
 
 
 def write_odd(path: Path) -> Path:
-    """Records of every kind: whole, without text, blank, with bytes that are not Unicode, too long."""
+    """Writes records of every kind: whole, without text, blank, with bytes that are not Unicode, too long."""
     lines = [json.dumps({"text": f"{i} " * 50}).encode() for i in range(90)]
     lines += [b'{"content": "a"}'] * 6 + [b'{"text": " "}'] * 2 + [b'{"text": "\xff\\u0000"}']
     lines += [json.dumps({"text": "a " * documents.MAX_CHARACTERS}).encode()]
@@ -603,14 +607,14 @@ SAID = (
 )
 
 
-def test_what_was_skipped_repaired_and_cut_is_said_in_one_line_on_both_streams(tmp_path: Path) -> None:
+def test_skipped_repaired_and_cut_records_are_reported_in_one_line_on_both_streams(tmp_path: Path) -> None:
     finished = run_command(text_corpus(write_odd(tmp_path / "a.jsonl")), tmp_path / "mine")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == f"corpus mine: {SAID}\n"
     assert finished.stderr.splitlines()[-1] == f"corpus mine: {SAID}"
 
 
-def test_where_both_streams_are_one_it_is_said_once(tmp_path: Path) -> None:
+def test_if_both_streams_are_one_the_report_appears_once(tmp_path: Path) -> None:
     config = asdict(text_corpus(write_odd(tmp_path / "a.jsonl")))
     finished = subprocess.run(
         tokenize_command(config, tmp_path / "mine"),
@@ -623,7 +627,7 @@ def test_where_both_streams_are_one_it_is_said_once(tmp_path: Path) -> None:
     assert finished.stdout.count(SAID) == 1
 
 
-def test_where_nothing_was_skipped_nothing_is_said(tmp_path: Path) -> None:
+def test_if_nothing_was_skipped_nothing_is_reported(tmp_path: Path) -> None:
     finished = run_command(text_corpus(write_jsonl(tmp_path / "a.jsonl")), tmp_path / "out")
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout == ""
@@ -632,7 +636,7 @@ def test_where_nothing_was_skipped_nothing_is_said(tmp_path: Path) -> None:
     assert remark_of(tmp_path / "nowhere") is None
 
 
-def test_the_end_of_reading_at_max_bytes_is_said(tmp_path: Path) -> None:
+def test_the_end_of_reading_at_max_bytes_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"{i:04}"}) + "\n" for i in range(1000)))
     tokenize(text_corpus(path, max_bytes=2000), tmp_path / "out", 1)
@@ -646,11 +650,11 @@ def test_a_manifest_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     digest = Tokens.open(tmp_path / "out").digest
     earlier = {key: value for key, value in manifest.items() if key not in ("records", "cut")}
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(earlier))
-    assert (remark_of(tmp_path / "out") or "").startswith("6 of 101 records had no `text`")  # pieces counted too
+    assert (remark_of(tmp_path / "out") or "").startswith("6 of 101 records had no `text`")  # it also counted pieces
     assert Tokens.open(tmp_path / "out", verify=True).digest == digest
 
 
-def test_no_threads_are_refused(tmp_path: Path) -> None:
+def test_zero_threads_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--threads is 0"):
         tokenize(corpus(), tmp_path, 0)
 
@@ -665,7 +669,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def write_shard(folder: Path, number: int, lines: list[bytes]) -> Path:
-    """A shard with C4's name and compression."""
+    """Writes a shard with C4's name and compression."""
     path = folder / "en" / f"c4-train.{number:05}-of-01024.json.gz"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(gzip.compress(b"".join(line + b"\n" for line in lines)))
@@ -673,7 +677,7 @@ def write_shard(folder: Path, number: int, lines: list[bytes]) -> Path:
 
 
 def c4_lines(texts: list[str]) -> list[bytes]:
-    """Records with C4's fields."""
+    """Returns records with C4's fields."""
     fields = [
         {"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": f"https://e.org/{text[-4:]}"} for text in texts
     ]
@@ -701,12 +705,12 @@ def shard_corpus(folder: Path, kind: str = "gpt2", **changes: Any) -> CorpusSett
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small batches, each of them committed."""
+    """Makes batches small and commits each of them."""
     monkeypatch.setattr(documents, "BATCH_CHARACTERS", 2**14)
     monkeypatch.setattr(work, "COMMIT_SECONDS", 0)
 
 
-# The same in a process: see faults/hooks/sitecustomize.py.
+# The same in another process: see faults/hooks/sitecustomize.py.
 EAGER = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
 
 
@@ -714,7 +718,7 @@ def outputs(folder: Path, names: list[str] | None = None) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names or OUTPUTS}
 
 
-def test_c4_shards_are_read_in_their_order_with_what_is_wrong_in_them_counted(tmp_path: Path) -> None:
+def test_c4_shards_are_read_in_order_and_their_defects_are_counted(tmp_path: Path) -> None:
     lines = c4_lines(["one", "two", "three"])
     write_shard(tmp_path, 1, [lines[2], b'{"timestamp": "t", "url": "u"}', b'{"text": null, "url": "u"}'])
     write_shard(tmp_path, 0, [lines[0], lines[1].replace(b"two", b"tw\xff")])
@@ -724,7 +728,7 @@ def test_c4_shards_are_read_in_their_order_with_what_is_wrong_in_them_counted(tm
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_shard_cut_off_is_named_and_mended(shards: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named_and_can_be_replaced(shards: Path, tmp_path: Path) -> None:
     for number in range(3):
         write_shard(tmp_path, number, c4_lines(sentences(600, number)))
     cut = tmp_path / "en" / "c4-train.00001-of-01024.json.gz"
@@ -741,7 +745,7 @@ def test_a_shard_cut_off_is_named_and_mended(shards: Path, tmp_path: Path) -> No
 
 
 class Served:
-    """C4 on the hub: shards streamed by `datasets`, whose connection breaks before some records."""
+    """C4 on the hub: shards streamed by `datasets` over a connection that breaks before some records."""
 
     def __init__(self, folder: Path, breaks: dict[int, int]) -> None:
         from datasets.load import load_dataset
@@ -791,7 +795,7 @@ def test_a_stream_that_breaks_gives_the_tokens_of_the_shards(
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("kind", ["bpe", "gpt2"])
-def test_a_run_that_lost_the_hub_goes_on_where_it_was(
+def test_a_run_that_lost_the_hub_resumes_where_it_was(
     shards: Path, tmp_path: Path, hub: Callable[[Any], None], kind: str
 ) -> None:
     local = tokenize(shard_corpus(shards, kind), tmp_path / "local", 1)
@@ -806,7 +810,7 @@ def test_a_run_that_lost_the_hub_goes_on_where_it_was(
         else:
             assert tokenize(config, tmp_path / "streamed", 1)["splits"] == local["splits"]
         served.append(stream.served)
-    # At most a batch that was gathered, and those on their way through the encoder, come twice.
+    # At most the batch that was being gathered and those in the encoder are read twice.
     lost = sum(served) - 1800
     assert served[:3] == [500, 0, 900]
     assert 0 <= lost < 2 * 4 * 2**14 / 250
@@ -814,19 +818,19 @@ def test_a_run_that_lost_the_hub_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt2"])
-def test_killed_at_any_moment_it_continues_to_the_same_bytes(shards: Path, tmp_path: Path, kind: str) -> None:
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(shards: Path, tmp_path: Path, kind: str) -> None:
     config, out = shard_corpus(shards, kind), tmp_path / "out"
     assert run_command(config, tmp_path / "whole", 2).returncode == 0
     generator, inject = np.random.default_rng(0), injector(tmp_path)
     kills = continued = 0
     done = None
     while done is None or done.returncode != 0:
-        # What has no owner any more was done, and on its way out.
+        # Work without an owner was finished and was being removed.
         begun = committed(out) if (out / WORK / "owner.json").exists() else 0
-        # As Snakemake does before it runs a job again.
+        # As Snakemake does before it reruns a job.
         for name in OUTPUTS:
             (out / name).unlink(missing_ok=True)
-        # Before one of its operations on files, and never after so many kills.
+        # Kill before one of its operations on files, and no longer after several kills.
         number, at = int(generator.integers(1, 200)), "file" if kills < 6 else "never"
         fault = inject("SIGKILL", at=at, number=number, folder=str(out), set=EAGER)
         done = run_command(config, out, 2, **fault)
@@ -842,7 +846,7 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(shards: Path, tmp_p
     assert continued > 1
 
 
-def test_killed_while_its_work_is_removed_it_makes_the_same_bytes_again(
+def test_a_run_killed_while_its_work_is_removed_makes_the_same_bytes_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = shard_corpus(shards), tmp_path / "out"
@@ -857,7 +861,7 @@ def test_killed_while_its_work_is_removed_it_makes_the_same_bytes_again(
         with pytest.raises(pytest.fail.Exception, match="killed"):
             tokenize(config, out, 1)
     assert outputs(out) == outputs(tmp_path / "whole")
-    # As Snakemake does before it runs a job again.
+    # As Snakemake does before it reruns a job.
     for name in OUTPUTS:
         (out / name).unlink()
     tokenize(config, out, 1)
@@ -866,7 +870,7 @@ def test_killed_while_its_work_is_removed_it_makes_the_same_bytes_again(
 
 
 def committed(out: Path) -> int:
-    """Bytes of text in the committed work, over both stages."""
+    """Returns the bytes of text in the committed work of both stages."""
     total = 0
     for name in ("reading", "encoding"):
         with contextlib.suppress(FileNotFoundError):
@@ -876,14 +880,14 @@ def committed(out: Path) -> int:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, config: CorpusSettings, out: Path, name: str = "write_text") -> None:
-    """Tokenizes until the tokens are made, and stops where they are about to be published."""
+    """Tokenizes until the tokens are made, and stops when they are about to be published."""
     with monkeypatch.context() as patch:
         patch.setattr(f"mup_moe.data.tokenize.{name}", lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception, match="killed"):
             tokenize(config, out, 1)
 
 
-def test_what_is_finished_is_neither_read_nor_encoded_again(
+def test_finished_text_is_neither_read_nor_encoded_again(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = shard_corpus(shards)
@@ -897,7 +901,7 @@ def test_what_is_finished_is_neither_read_nor_encoded_again(
 
 
 @pytest.mark.parametrize("change", ["settings", "text", "damage", "record"])
-def test_work_of_something_else_or_damaged_is_not_continued(
+def test_foreign_or_damaged_work_is_not_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], change: str
 ) -> None:
     config, out = text_corpus(write_jsonl(tmp_path / "a.jsonl")), tmp_path / "out"
@@ -917,7 +921,7 @@ def test_work_of_something_else_or_damaged_is_not_continued(
     assert outputs(out) == outputs(tmp_path / "fresh")
 
 
-def test_a_run_waits_for_another_and_takes_what_that_has_made(
+def test_a_run_waits_for_another_and_takes_its_result(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = shard_corpus(shards), tmp_path / "out"

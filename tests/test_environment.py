@@ -1,4 +1,4 @@
-"""What a job finds around it: what its Snakemake has, whatever the machine, the user and the working folder hold."""
+"""A job has the environment of its Snakemake, whatever the machine, the user and the working folder hold."""
 
 import os
 import shutil
@@ -16,11 +16,11 @@ from conftest import ROOT, TARGET, make_project, smoke, snakemake
 
 pytestmark = pytest.mark.workflow
 
-# What a user's file may be called: a module of ours, of a package, of Python, or what Python runs by itself.
+# Names that a user's file may have: a module of ours, of a package, of Python, or one that Python runs by itself.
 MODULES = ["pydantic", "torch", "pandas", "numpy", "yaml", "tokenizers", "matplotlib", "seaborn", "tqdm"]
 MODULES += ["mup_moe", "snakemake", "json", "argparse", "importlib", "random", "sitecustomize", "usercustomize"]
 PACKAGES = sysconfig.get_path("purelib")
-# A number without a name, as in a container: what `getpwuid` says there.
+# A user id without a name, as in a container, and how `getpwuid` fails there.
 NAMELESS = """
 import pwd
 def getpwuid(number):
@@ -30,7 +30,7 @@ pwd.getpwuid = getpwuid
 
 
 def write_modules(folder: Path, without: Collection[str] = ()) -> Path:
-    """A working folder with files that are named after modules, and leave a mark when they are imported."""
+    """Writes files to a working folder that have names of modules and leave a mark when they are imported."""
     folder.mkdir(exist_ok=True)
     for name in set(MODULES) - set(without):
         (folder / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write({name!r})\n1 / 0\n")
@@ -38,7 +38,7 @@ def write_modules(folder: Path, without: Collection[str] = ()) -> Path:
 
 
 def write_bare_python(folder: Path) -> Path:
-    """An interpreter without any package, which is called python3 alone."""
+    """Makes an interpreter without any packages, which is only called python3."""
     venv.create(folder, symlinks=True)
     target = (folder / "bin/python3").resolve()
     for path in (folder / "bin").glob("python*"):
@@ -49,7 +49,7 @@ def write_bare_python(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished workflow on a machine of strangers."""
+    """A finished workflow on an unfamiliar machine."""
 
     checkout: Path
     folder: Path
@@ -72,7 +72,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     command += ["--directory", folder, "--configfile", checkout / "smoke.yaml", "--cores", "2", TARGET]
     environment = {
         "PATH": f"{world / 'bin'}:/usr/bin:/bin",
-        "HOME": "/dev/null",  # below which nothing can be made, whoever asks
+        "HOME": "/dev/null",  # below which nobody can create anything
         "PYTHONPATH": f":relative:{PACKAGES}:.",
     }
     done = subprocess.run(
@@ -92,15 +92,15 @@ def test_a_workflow_works_without_home_name_activation_or_python(run):
     assert (run.folder / TARGET).stat().st_size > 0
 
 
-def test_nothing_of_the_working_folder_or_the_checkout_is_imported(run):
+def test_nothing_from_the_working_folder_or_the_checkout_is_imported(run):
     assert not (run.folder / "imported").exists()
     assert not (run.checkout / "imported").exists()
 
 
 @pytest.mark.parametrize("path", ["{src}", "{src}:", ":{src}:.", "{src}:{folder}"])
 @pytest.mark.parametrize("command", ["status", "tokenize", "train", "figure", "plan"])
-def test_a_command_imports_nothing_of_the_folder_that_it_is_called_in(tmp_path, command, path):
-    # Python itself imports some before we run.
+def test_a_command_imports_nothing_from_the_folder_that_it_is_called_in(tmp_path, command, path):
+    # Python itself imports some before our code runs.
     write_modules(tmp_path, without=["importlib", "mup_moe", "sitecustomize", "usercustomize"])
     done = subprocess.run(
         [sys.executable, "-m", "mup_moe", command, "--help"],
@@ -114,9 +114,9 @@ def test_a_command_imports_nothing_of_the_folder_that_it_is_called_in(tmp_path, 
     assert not (tmp_path / "imported").exists()
 
 
-def test_a_job_imports_nothing_of_a_working_folder_that_is_in_pythonpath(tmp_path, monkeypatch):
+def test_a_job_imports_nothing_from_a_working_folder_that_is_in_pythonpath(tmp_path, monkeypatch):
     project = make_project(tmp_path / "project")
-    # The others Snakemake itself may import.
+    # Snakemake itself may import the others.
     write_modules(project, without=set(MODULES) - {"torch", "tokenizers"})
     monkeypatch.setenv("PYTHONPATH", str(project))
     done = smoke(project, "results/data/smoke/manifest.json")
@@ -124,7 +124,7 @@ def test_a_job_imports_nothing_of_a_working_folder_that_is_in_pythonpath(tmp_pat
     assert not (project / "imported").exists()
 
 
-def test_a_user_s_own_cache_of_compiled_code_is_kept(tmp_path, monkeypatch):
+def test_a_users_own_cache_of_compiled_code_is_kept(tmp_path, monkeypatch):
     project = make_project(tmp_path / "project")
     for given, used in [("/fast/cache", "/fast/cache"), ("", f"{project}/.snakemake/torch")]:
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", given)
@@ -153,7 +153,7 @@ def test_use_as_a_module_ends_in_one_sentence(tmp_path, usage):
     assert "Traceback" not in done.stdout
 
 
-def test_a_module_of_the_checkout_s_own_folder_ends_in_that_sentence(tmp_path):
+def test_a_module_in_the_folder_of_the_checkout_ends_in_that_sentence(tmp_path):
     project = make_project(tmp_path / "project")
     (project / "Mine.smk").write_text('module mup:\n    snakefile: "Snakefile"\nuse rule * from mup as mup_*\n')
     done = snakemake(project, "-n", "--snakefile", "Mine.smk")
@@ -183,7 +183,7 @@ def test_a_checkout_in_a_folder_that_cannot_be_used_is_refused(tmp_path, name, e
 
 
 CONDA = r"""#!/usr/bin/env {python}
-# Of conda what Snakemake asks for. An environment is made of the file that is handed over, and of nothing else.
+# The parts of conda that Snakemake uses. An environment is made from the given file and nothing else.
 import json, re, sys, venv
 from importlib import metadata
 from pathlib import Path
@@ -213,7 +213,7 @@ elif arguments[0] != "clean":
 
 @pytest.fixture
 def conda(tmp_path: Path) -> Path:
-    """A folder for PATH with a conda in miniature."""
+    """A folder for PATH with a minimal conda."""
     prefix = tmp_path / "conda"
     (prefix / "bin").mkdir(parents=True)
     text = CONDA.replace("{python}", f"-S {sys.executable}")
@@ -225,7 +225,7 @@ def conda(tmp_path: Path) -> Path:
     return prefix / "bin"
 
 
-def test_jobs_run_in_the_environment_that_conda_makes_of_the_file_alone(tmp_path, conda, monkeypatch):
+def test_jobs_run_in_the_environment_that_conda_makes_from_the_file_alone(tmp_path, conda, monkeypatch):
     project = make_project(tmp_path / "project")
     monkeypatch.setenv("PATH", f"{conda}:{os.environ['PATH']}")
     done = snakemake(project, "--sdm", "conda", "--configfile", "smoke.yaml", "--cores", "2", "results/figure1.pdf")

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md, run on the sweep in miniature as they are written there."""
+"""The recipes of docs/extending.md, run on the miniature sweep exactly as written."""
 
 import csv
 import re
@@ -17,7 +17,7 @@ CELLS = 2 * 2 * 3  # of figure1
 
 
 def recipe(title: str) -> list[str]:
-    """The blocks of code below a heading, in order."""
+    """Returns the blocks of code below a heading, in order."""
     section = (ROOT / "docs/extending.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
 
@@ -29,12 +29,12 @@ def insert(path: Path, before: str, text: str) -> None:
 
 
 def results(project: Path) -> dict[Path, int]:
-    """When each file of the cells was written."""
+    """Returns when each file of the cells was written."""
     return {path: path.stat().st_mtime_ns for path in project.glob("results/cells/*/*")}
 
 
 def make(project: Path, target: str, config: str = "{}") -> list[Path]:
-    """Makes a target with a config overlaid on the sweep; returns the folders of new cells. No other changes."""
+    """Makes a target with a config overlaid on the sweep's; returns the folders of new cells. Others stay untouched."""
     path = project / "smoke.yaml"
     path.write_text(yaml.safe_dump(overlay(yaml.safe_load(path.read_text()), yaml.safe_load(config))))
     before = results(project)
@@ -61,7 +61,7 @@ def test_another_parametrization_is_a_row_of_the_table(project):
 def test_rules_side_by_side_are_entries_of_a_comparison(project):
     (config,) = recipe("Rules side by side")
     new = make(project, "results/mine.pdf", config)
-    assert len(new) == 2 * 3 * 2  # granularities, learning rates, and of simpleP those that figure 1 lacks
+    assert len(new) == 2 * 3 * 2  # granularities, learning rates and rows
     rules = (project / "results/mine/comparison.md").read_text()
     assert "half of the multiplier" in rules
 
@@ -71,7 +71,7 @@ def test_modern_blocks_are_settings(project):
     assert len(make(project, "results/modern.pdf", config)) == CELLS
 
 
-def test_another_optimizer_is_a_class_and_a_line_of_the_registry(project):
+def test_another_optimizer_takes_a_class_and_a_line_of_the_registry(project):
     module, line, config = recipe("Another optimizer")
     (project / "src/mup_moe/training/lion.py").write_text(module)
     registry = project / "src/mup_moe/config/optimizers.py"
@@ -79,14 +79,14 @@ def test_another_optimizer_is_a_class_and_a_line_of_the_registry(project):
     assert len(make(project, "results/lion.pdf", config)) == CELLS
 
 
-def test_another_metric_is_a_function_and_a_line(project):
+def test_another_metric_takes_a_function_and_a_line(project):
     function, line = recipe("Another metric")
     metrics = project / "src/mup_moe/model/metrics.py"
     insert(metrics, "AUXILIARY_LOSSES: Mapping", f"{function}\n\n")
     observed = metrics.read_text().index("OBSERVED: Mapping")
     end = metrics.read_text().index("\n}\n", observed) + 1
     metrics.write_text(metrics.read_text()[:end] + line + metrics.read_text()[end:])
-    # The cells that are there stay as they are, and a new one has the column.
+    # Existing cells stay as they are, and a new one has the column.
     assert make(project, "results/figure1.pdf") == []
     cell = "small_moe_mup_w16_e4_g1_lr0.003_s5"
     (new,) = make(project, f"results/cells/{cell}/summary.json")
@@ -95,7 +95,7 @@ def test_another_metric_is_a_function_and_a_line(project):
     assert columns(new)[:-1] == columns(before)
 
 
-def test_a_new_kind_of_figure_is_a_module_and_a_line_of_the_registry(project):
+def test_a_new_kind_of_figure_takes_a_module_and_a_line_of_the_registry(project):
     module, line, config = recipe("A new kind of figure")
     (project / "src/mup_moe/figures/histories.py").write_text(module)
     registry = project / "src/mup_moe/config/kinds.py"
@@ -103,9 +103,9 @@ def test_a_new_kind_of_figure_is_a_module_and_a_line_of_the_registry(project):
     assert make(project, "results/histories.pdf", config) == []
     assert (project / "results/histories.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(project / "results/histories.png") as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(2**24)}
-    lines = {colour for colour in colours if max(colour) - min(colour) > 100}
-    assert len(lines) >= 10  # of a line per cell; axes and labels are grey
+        colors = {color for _, color in image.convert("RGB").getcolors(2**24)}
+    lines = {color for color in colors if max(color) - min(color) > 100}
+    assert len(lines) >= 10  # one line per cell; axes and labels are gray
 
 
 def test_another_architecture_is_an_entry_of_the_config(project):

@@ -46,45 +46,45 @@ def make_request(parametrizations=("sp", "mup"), widths=(32, 64, 128), seeds=1, 
 
 
 def leaving_out(request):
-    """The request of a sweep that may lack cells."""
+    """Returns the request of a sweep that may lack cells."""
     return request | {"analysis": ANALYSIS | {"foreign_cells": "leave_out"}}
 
 
 def over(axis, values, base, parametrizations=("simplep", "mup")):
-    """The request of a figure over another axis than width."""
+    """Returns the request of a figure over an axis other than width."""
     request = make_request(parametrizations, (64,))
     return request | {"curve": axis, "base": base, "axes": request["axes"] | {axis: list(values)}}
 
 
 def synthetic_loss(cell, noise):
-    """SP drifts down by 0.9 octaves a doubling, muP stays; both diverge above their optimum."""
+    """SP drifts down by 0.9 octaves per doubling and muP does not; both diverge far above their optimum."""
     doublings = math.log2(cell.width / 32)
     distance = math.log2(cell.learning_rate) + 7 + (0.9 * doublings if cell.parametrization == "sp" else 0)
     return math.nan if distance > 2.6 else 4.2 - 0.22 * doublings + 0.07 * distance**2 + noise
 
 
 def make_tables(results, request, loss=synthetic_loss, name="f"):
-    """Runs and optima of a figure; a cell whose loss is None is left out."""
+    """Writes runs and optima of a figure; a cell with a loss of None is left out."""
     folder = results / name
     folder.mkdir(exist_ok=True)
     cells = spec_of(request).figure.cells()
     noise = np.random.default_rng(0).normal(0, 0.01, len(cells))
     losses = [loss(cell, float(draw)) for cell, draw in zip(cells, noise, strict=True)]
-    told = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
-    runs = pd.DataFrame(told, columns=["cell", "train_loss", "valid_loss"])
+    rows = [(cell.id, loss, loss) for cell, loss in zip(cells, losses, strict=True) if loss is not None]
+    runs = pd.DataFrame(rows, columns=["cell", "train_loss", "valid_loss"])
     runs["status"] = np.where(runs["train_loss"].isna(), "diverged", "finished")
     runs.to_csv(folder / "runs.csv", index=False)
     write_optima(folder, name, request)
 
 
 def write_optima(folder, name, request):
-    """The optima of a figure's runs.csv."""
+    """Writes the optima of a figure's runs.csv."""
     found = optimum_rows(read_runs(folder / "runs.csv"), name, spec_of(request))
     write_csv(folder / "optima.csv", OptimumRow._fields, found)
 
 
 def config_of(requests, **sections):
-    """The config of figures with these requests, by name, and nothing else that is drawn."""
+    """Returns a config with the figures of these requests, by name, and nothing else to draw."""
     figures = {name: spec_of(request).figure for name, request in requests.items()}
     rules = [rule for figure in figures.values() for rule in figure.axes.parametrization]
     (analysis,) = {json.dumps(request["analysis"]): request["analysis"] for request in requests.values()}.values()
@@ -102,12 +102,12 @@ def call(command, name, results, config):
 
 
 def draw(folder, request):
-    """Draws the figure `f`, whose tables are in the folder of this name."""
+    """Draws the figure `f` from the tables in the folder of this name."""
     return call("figure", "f", folder, config_of({"f": request}))
 
 
 def pdf_text(data):
-    """The PDF with its streams decompressed."""
+    """Returns the PDF with its streams decompressed."""
     parts = [data]
     for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", data, re.DOTALL):
         try:
@@ -117,7 +117,7 @@ def pdf_text(data):
     return b"\n".join(parts)
 
 
-def test_a_figure_of_three_seeds_is_embedded_and_the_same_twice(tmp_path):
+def test_a_figure_of_three_seeds_embeds_its_fonts_and_is_reproducible(tmp_path):
     request = make_request(("sp", "simplep", "mup"), seeds=3)
     make_tables(tmp_path, request)
     assert draw(tmp_path, request) == 0
@@ -157,7 +157,7 @@ def test_odd_figures_still_draw(tmp_path, request_, loss):
     assert draw(tmp_path, request_) == 0
 
 
-def test_what_was_left_out_is_marked_otherwise_than_what_diverged(tmp_path):
+def test_missing_cells_are_marked_differently_from_diverged_cells(tmp_path):
     request = leaving_out(make_request(("mup",)))
     legends = {}
     for kind, loss in (("diverged", math.nan), ("missing", None)):
@@ -169,7 +169,7 @@ def test_what_was_left_out_is_marked_otherwise_than_what_diverged(tmp_path):
     assert "missing" in legends["missing"] - legends["diverged"]
 
 
-def test_a_panel_of_which_nothing_is_left_says_so(tmp_path):
+def test_a_panel_without_any_remaining_cell_says_so(tmp_path):
     request = leaving_out(make_request())
     make_tables(tmp_path, request, lambda cell, _: None if cell.width > 32 else math.nan)
     _, rows = parts(tmp_path, request)
@@ -189,7 +189,7 @@ def parts(folder, request):
 
 
 def drawn(folder, request, letter=""):
-    """The figure as matplotlib has it, laid out."""
+    """Returns the matplotlib figure, laid out."""
     content = read_content(config_of({"f": request}), "f", folder)
     with drawing_style():
         figure = new_figure(*content.size)
@@ -227,7 +227,7 @@ def test_a_figure_without_strays_has_no_strip(tmp_path):
     assert scale.upper == scale.top
 
 
-def test_the_summary_says_drift_and_regret(tmp_path):
+def test_the_summary_shows_drift_and_regret(tmp_path):
     request = make_request()
     make_tables(tmp_path, request)
     _, rows = parts(tmp_path, request)
@@ -246,7 +246,7 @@ def test_the_summary_says_drift_and_regret(tmp_path):
         ((0.1, 0.0, math.nan), "regret 0.100 nats at 2 experts"),
     ],
 )
-def test_with_the_base_in_the_middle_the_dearer_end_counts(tmp_path, regrets, line):
+def test_with_the_base_in_the_middle_the_more_costly_end_counts(tmp_path, regrets, line):
     request = over("experts", (2, 8, 32), 8)
     make_tables(tmp_path, request)
     _, rows = parts(tmp_path, request)
@@ -267,7 +267,7 @@ def test_panels_of_another_axis_name_their_parametrization(tmp_path):
 
 
 @pytest.mark.parametrize("parametrizations", [("sp", "simplep", "mup"), ("sp", "simplep", "mup", "experts-only")])
-def test_no_summary_runs_into_another(tmp_path, parametrizations):
+def test_summaries_do_not_overlap(tmp_path, parametrizations):
     request = over("granularity", (1, 2, 4, 8, 16), 1, parametrizations)
     make_tables(tmp_path, request)
     figure = drawn(tmp_path, request)
@@ -281,7 +281,7 @@ def test_no_summary_runs_into_another(tmp_path, parametrizations):
 
 
 def compose(folder, requests):
-    """A folder per figure, and the config of these and of the composition `both`."""
+    """Makes a folder per figure; returns the config of these figures and of the composition `both`."""
     for name, request in requests.items():
         make_tables(folder, request, name=name)
     return config_of(requests, compositions={"both": tuple(requests)})
@@ -304,7 +304,7 @@ def test_a_composition_draws_its_figures_below_each_other(tmp_path):
     assert tops[1] < bottoms[0]
 
 
-def test_a_composition_is_the_same_twice(tmp_path):
+def test_a_composition_is_reproducible(tmp_path):
     requests = {"a": over("experts", (2, 8), 8), "b": make_request(architecture="dense")}
     config = compose(tmp_path, requests)
     assert call("figure", "both", tmp_path, config) == 0
@@ -313,7 +313,7 @@ def test_a_composition_is_the_same_twice(tmp_path):
     assert {suffix: (tmp_path / f"both.{suffix}").read_bytes() for suffix in first} == first
 
 
-def test_a_table_of_runs_that_was_cut_names_the_cell_and_what_to_delete(tmp_path):
+def test_a_truncated_table_of_runs_names_the_missing_cell_and_what_to_delete(tmp_path):
     request = make_request()
     make_tables(tmp_path, request)
     parsed = spec_of(request)

@@ -1,4 +1,4 @@
-"""What is laid over config.yaml by --config and --configfile: the same values, and nothing dropped in silence."""
+"""What --config and --configfile overlay on config.yaml: the same values, and nothing is dropped silently."""
 
 import argparse
 import os
@@ -30,7 +30,7 @@ def in_one_line(value: Any) -> str:
 
 
 @given(st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES | st.lists(VALUES), min_size=1)))
-def test_an_entry_of_the_command_line_says_what_the_same_text_in_a_file_says(document):
+def test_an_entry_of_the_command_line_means_the_same_as_in_a_file(document):
     assert read_given([], [f"{key}={in_one_line(value)}" for key, value in document.items()]) == document
 
 
@@ -72,7 +72,7 @@ def test_a_number_with_an_exponent_is_a_number_in_every_notation(tmp_path_factor
     ],
 )
 @pytest.mark.parametrize("kind", ["yaml", "json", "entry"])
-def test_every_number_of_a_setting_takes_an_exponent(tmp_path, key, text, kind):
+def test_every_numeric_setting_accepts_an_exponent(tmp_path, key, text, kind):
     if kind == "entry":
         given = read_given([], [f"setups={{small: {{training: {{{key}: {text}}}}}}}"])
     elif kind == "yaml":
@@ -96,16 +96,16 @@ def test_an_entry_that_is_not_yaml_is_named():
         read_given([], ["execution={threads: 2"])
 
 
-def test_a_key_that_json_has_twice_is_refused(tmp_path):
+def test_a_duplicate_key_in_json_is_refused(tmp_path):
     (tmp_path / "mine.json").write_text('{"figures": {"figure1": {}, "figure1": {}}}')
     with pytest.raises(ConfigError, match="cannot be read as JSON: the key 'figure1' is there twice"):
         read_document(tmp_path / "mine.json")
 
 
 @pytest.mark.parametrize("text", ["010", "+0_7", "08", "1:30", "-1:30:00", "1:30.5", "!!int 010"])
-def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(tmp_path, text):
+def test_a_number_that_yaml_and_people_read_differently_is_refused(tmp_path, text):
     (tmp_path / "mine.yaml").write_text(f"seed: [{text}]\n")
-    if text == "08":  # text to YAML, and to us: no setting that is a number takes it
+    if text == "08":  # text to YAML and to us: no numeric setting accepts it
         assert read_value(text, "seed") == "08"
         return
     with pytest.raises(ConfigError, match=r"line 1, column .* is not a plain number: put it in quotes if it is text"):
@@ -114,8 +114,8 @@ def test_a_number_that_yaml_reads_otherwise_than_people_is_refused(tmp_path, tex
         read_value(text, "seed")
 
 
-def test_a_mapping_that_snakemake_has_turned_into_python_is_read():
-    # As it hands on `config: {setups: ...}` of a profile.
+def test_a_mapping_that_snakemake_turned_into_python_is_read():
+    # This is how it passes on `config: {setups: ...}` of a profile.
     document = {"small": {"model": {"heads": None, "head_size": 8, "final_norm": True, "activation": "none"}}}
     assert read_given([], [f"setups={document}"]) == {"setups": document}
 
@@ -134,7 +134,7 @@ def test_a_mapping_that_snakemake_has_turned_into_python_is_read():
         (["--until", "figure", "--unti", "claims"], "--until"),
     ],
 )
-def test_an_option_of_which_snakemake_takes_the_last_is_refused(arguments, option):
+def test_a_repeated_option_is_refused_if_snakemake_would_use_only_the_last(arguments, option):
     with pytest.raises(ConfigError, match=f"^`{option}` is given more than once.*give it once, with all of its values"):
         check_options(get_argument_parser(), arguments, {})
 
@@ -158,7 +158,7 @@ CONFIG, RESOURCES = {"config": ["preset=gpu"]}, {"default-resources": ["gpu=1", 
         (["--set-threads", "train=1"], [{"set-threads": ["probe=2"]}], "`--set-threads` .* drop probe=2"),
     ],
 )
-def test_an_option_of_which_snakemake_drops_a_profile_s_values_is_refused(arguments, profiles, sentence):
+def test_an_option_is_refused_if_snakemake_would_drop_the_values_of_a_profile(arguments, profiles, sentence):
     with pytest.raises(ConfigError, match=f"^{sentence}"):
         check_options(get_argument_parser(), arguments, {Path(str(i)): one for i, one in enumerate(profiles)})
 
@@ -174,7 +174,7 @@ def test_an_option_of_which_snakemake_drops_a_profile_s_values_is_refused(argume
         ([], [CONFIG, RESOURCES]),
     ],
 )
-def test_options_that_snakemake_takes_whole_are_not_refused(arguments, profiles):
+def test_options_that_snakemake_uses_completely_are_accepted(arguments, profiles):
     check_options(get_argument_parser(), arguments, {Path(str(i)): one for i, one in enumerate(profiles)})
 
 
@@ -192,7 +192,7 @@ def layers_of(*arguments: str) -> Layers:
     return read_layers(parser.parse_args(arguments))
 
 
-def test_a_command_takes_what_snakemake_was_given(tmp_path, monkeypatch):
+def test_a_command_takes_the_same_options_as_snakemake(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     mine = tmp_path / "a=b.yaml"
     mine.write_text("execution: {threads: 2, replicas: 1}\n")
@@ -235,7 +235,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("preset", ["default", "gpu", "gpu-visit", "authors", "paper"])
-def test_the_config_that_a_run_writes_is_a_whole_one_that_says_what_it_was_laid_together_from(tmp_path, preset):
+def test_the_config_that_a_run_writes_is_complete_and_names_its_layers(tmp_path, preset):
     path = tmp_path / "config.yaml"
     layers = Layers.lay(ROOT / "config.yaml", [], [f"preset={preset}", "execution={threads: 3}"])
     layers.show(path)
@@ -247,11 +247,11 @@ def test_the_config_that_a_run_writes_is_a_whole_one_that_says_what_it_was_laid_
     again = Layers.lay(path, [], ["execution={replicas: 1}"])
     assert str(again) == f"{layers}, --config execution={{replicas: 1}}"
     assert again.document == overlay(layers.document, {"execution": {"replicas": 1}})
-    # Over the one of the checkout it is the same, too.
+    # It is also the same when overlaid on the config of the checkout.
     assert Layers.lay(ROOT / "config.yaml", [path], []).document == layers.document
 
 
-def test_what_jobs_read_is_the_same_config_and_has_a_name_of_its_own(tmp_path):
+def test_jobs_read_the_same_config_from_a_file_with_a_unique_name(tmp_path):
     layers = Layers.lay(ROOT / "config.yaml", [], ["preset=gpu"])
     path = layers.keep(tmp_path, 1)
     read = Layers.lay(path, [], [])
@@ -263,7 +263,7 @@ TEXTS = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"], 
 
 
 @given(VALUES | TEXTS | st.lists(VALUES | TEXTS, max_size=3))
-def test_values_come_back_from_the_config_of_a_run(value):
+def test_the_config_of_a_run_returns_values_unchanged(value):
     path = Path(tempfile.gettempdir()) / f"{os.getpid()}-written.yaml"
     path.write_text(document_text({"a": value, "b": value}), encoding="utf-8")
     try:
@@ -284,7 +284,7 @@ def test_a_command_reads_the_config_of_its_run_else_of_the_last_one_else_the_one
     assert str(layers_of("--results", "elsewhere")) == "config.yaml, preset default"
     monkeypatch.setenv(CONFIG_VARIABLE, str(run.keep(tmp_path, 1)))
     assert str(layers_of()) == "config.yaml, preset authors"
-    # What is named by hand goes before, over config.yaml.
+    # Explicit options take precedence, and are overlaid on config.yaml.
     assert str(layers_of("--preset", "paper")) == "config.yaml, preset paper"
     assert str(layers_of("--config", "results/config.yaml")) == "config.yaml, preset gpu"
 
@@ -292,7 +292,7 @@ def test_a_command_reads_the_config_of_its_run_else_of_the_last_one_else_the_one
 # ---------------------------------------------------------------- through Snakemake
 
 
-def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_has(tmp_path):
+def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_uses(tmp_path):
     project = make_project(tmp_path / "project")
     given = ("--configfile", "smoke.yaml", "--config", "execution={threads: 2}", "--cores", "2")
     assert snakemake(project, *given, "results/table1.csv", "--dry-run").returncode == 0
@@ -304,7 +304,7 @@ def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_has(tmp_pat
     said = f"config.yaml, preset default, {project / 'smoke.yaml'}, --config execution={{threads: 2}}"
     assert first == f"# Laid together from {said}"
     assert (project / "results/logs/table1.log").read_text().splitlines()[0] == f"config: {said}"
-    # Given back to Snakemake, it is the same config.
+    # Passed back to Snakemake, it is the same config.
     again = snakemake(project, "--configfile", "results/config.yaml", "--cores", "2", "results/table1.csv", "--dry-run")
     assert "Nothing to be done" in again.stdout, again.stdout
 
@@ -348,7 +348,7 @@ def test_snakemake_drops_nothing_of_a_command_line(project, arguments, sentence)
 
 
 @pytest.mark.workflow
-def test_the_form_of_the_readme_works_and_the_plan_and_every_log_say_what_they_are_of(project):
+def test_the_command_of_the_readme_works_and_the_plan_and_every_log_name_their_config(project):
     layers = f"config.yaml, preset default, {project / 'smoke.yaml'}, --config execution={{threads: 2, lockstep: []}}"
     arguments = ["--configfile", "smoke.yaml", "--config", "preset=default", "execution={threads: 2, lockstep: []}"]
     output = run(project, "results/plan.csv", "results/table1.csv", *arguments)
@@ -356,7 +356,7 @@ def test_the_form_of_the_readme_works_and_the_plan_and_every_log_say_what_they_a
     assert layers in (project / "results/plan.md").read_text().replace("\\", "")
     for name in ("plan", "table1"):
         assert f"config: {layers}\n" in (project / f"results/logs/{name}.log").read_text()
-    # What the values are, by the plan of jobs: one a cell, with two threads.
+    # The planned jobs show the values: one job per cell, with two threads.
     assert "threads: 2" in run(project, "results/figure1.pdf", "-n", *arguments)
 
 

@@ -1,4 +1,4 @@
-"""Golden histories: numbers change with the version, and with nothing else."""
+"""Golden histories: numbers change only with the version."""
 
 import json
 import os
@@ -15,25 +15,25 @@ from mup_moe.training.request import TrainingRequest
 from mup_moe.training.version import VERSION
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
-AGAIN = "PYTHONPATH=src:tests python -m golden.histories"
+COMMAND = "PYTHONPATH=src:tests python -m golden.histories"
 
 
 def test_numbers_are_those_of_the_version():
-    assert GOLDEN["version"] == VERSION, f"VERSION is raised: make the golden histories again ({AGAIN})"
+    assert GOLDEN["version"] == VERSION, f"VERSION was raised: regenerate the golden histories ({COMMAND})"
     different = check()
     assert not different, (
         f"the numbers have changed ({len(different)} of them, such as {different[0]}), but VERSION has not:"
-        f" restore them, or raise VERSION in src/mup_moe/training/version.py and make them again ({AGAIN})"
+        f" restore them, or raise VERSION in src/mup_moe/training/version.py and regenerate the histories ({COMMAND})"
     )
 
 
-def test_requests_from_before_read_and_write_as_they_did():
+def test_recorded_requests_are_read_and_written_unchanged():
     for lines in GOLDEN["requests"].values():
         for line in lines:
             assert TrainingRequest.from_json(line).to_json() == line
 
 
-def test_a_diverging_cell_is_among_them():
+def test_the_histories_include_a_diverging_cell():
     statuses = [
         cell["status"] for name, run in GOLDEN["numbers"].items() if name == "diverging" for cell in run.values()
     ]
@@ -41,29 +41,29 @@ def test_a_diverging_cell_is_among_them():
 
 
 def run_check(source: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The check of the golden histories by the code in a folder."""
+    """Checks the golden histories with the code in a folder."""
     world = os.environ | environment | {"PYTHONPATH": f"{source}:{ROOT / 'tests'}"}
     command = [sys.executable, "-m", "golden.histories", "check"]
     return subprocess.run(command, env=world, check=False, capture_output=True, text=True)
 
 
-def test_they_hold_on_a_processor_without_avx512():
+def test_the_histories_hold_on_a_processor_without_avx512():
     done = run_check(ROOT / "src", **AVX2)
     assert done.returncode == 0, done.stderr
 
 
-# Changes of the numbers as they come about: a file of src/mup_moe, what it says, and what it says then.
+# Typical accidental changes of the numbers: a file of src/mup_moe, a text in it, and its replacement.
 MUTANTS = {
     "a projection's init is not scaled": ("model/scaling.py", "variance /= 2 * settings.blocks", "variance /= 1"),
     "the std is the variance": ("model/scaling.py", "init_std=math.sqrt(", "init_std=("),
     "another attention scale": ("model/scaling.py", "ratio / math.sqrt(base.head_size)", "ratio / base.head_size"),
     "another seed of a tensor": ("model/initialize.py", 'f"{seed}/{name}"', 'f"{name}/{seed}"'),
-    "gates sum to 1": ("model/router.py", "if renormalize:", "if not renormalize:"),
+    "other gates sum to 1": ("model/router.py", "if renormalize:", "if not renormalize:"),
     "fewer rows": ("model/dispatch.py", "- 1e-9", "- 1"),
     "balance without the number of experts": ("model/metrics.py", "return load_RE.shape[-1] * (load", "return (load"),
     "z-loss without the square": ("model/metrics.py", ".square().mean(-1)", ".mean(-1)"),
-    "a row less": ("model/moe.py", "assign_rows(choice, rows, ragged)", "assign_rows(choice, rows - 1, ragged)"),
-    "a gradient of other tokens": ("model/operators.py", "1 / losses_RN.shape[1]", "1 / (losses_RN.shape[1] + 1)"),
+    "one row fewer": ("model/moe.py", "assign_rows(choice, rows, ragged)", "assign_rows(choice, rows - 1, ragged)"),
+    "a gradient over one token more": ("model/operators.py", "1 / losses_RN.shape[1]", "1 / (losses_RN.shape[1] + 1)"),
     "another activation": ("model/layers.py", '"gelu": F.gelu', '"gelu": F.silu'),
     "no residual": (
         "model/transformer.py",
@@ -75,17 +75,17 @@ MUTANTS = {
     "no auxiliary losses": ("model/replicas.py", "sum(auxiliary, start=", "sum([], start="),
     "another cosine": ("training/optimizer.py", "math.pi * (step", "3 * (step"),
     "a warm-up from 0": ("training/optimizer.py", "(step + 1) / settings.warmup_steps", "step / settings.warmup_steps"),
-    "the betas exchanged": ("training/adamw.py", "beta1=settings.adam_betas[0]", "beta1=settings.adam_betas[1]"),
+    "swapped betas": ("training/adamw.py", "beta1=settings.adam_betas[0]", "beta1=settings.adam_betas[1]"),
     "no clipping": ("training/adamw.py", ".clamp(max=1.0)", ".clamp(min=1.0, max=1.0)"),
-    "decay for all the same": (
+    "twice the weight decay": (
         "training/optimizer.py",
         "settings.weight_decay * row",
         "2 * settings.weight_decay * row",
     ),
     "other windows": ("training/batches.py", "np.array([seed, step]", "np.array([step, seed]"),
-    "validation elsewhere": ("training/batches.py", "(self._starts - 1) //", "(self._starts - 2) //"),
-    "a loss of fewer steps": ("training/trainer.py", "[-self.settings.final_loss_steps :", "[-1 :"),
-    "another divergence": ("training/trainer.py", ">= self._divergence_steps", "> self._divergence_steps"),
+    "other validation windows": ("training/batches.py", "(self._starts - 1) //", "(self._starts - 2) //"),
+    "the loss of fewer steps": ("training/trainer.py", "[-self.settings.final_loss_steps :", "[-1 :"),
+    "divergence a step later": ("training/trainer.py", ">= self._divergence_steps", "> self._divergence_steps"),
     "another split": ("data/documents.py", "_unit(digest[:8])", "_unit(digest[8:16])"),
     "no end of text": ("data/tokenize.py", "[*encoding.ids, end_of_text]", "encoding.ids"),
     "a space before a document": ("data/tokenizer.py", "add_prefix_space=False", "add_prefix_space=True"),
@@ -101,7 +101,7 @@ def test_a_change_of_the_numbers_is_caught(name, tmp_path):
     text = (source / "mup_moe" / path).read_text()
     assert before in text
     (source / "mup_moe" / path).write_text(text.replace(before, after))
-    # By the tolerance, so that it is caught on any processor.
+    # With the tolerance, so that the change would be caught on any processor.
     done = run_check(source, **(AVX2 if made_on() == GOLDEN["made_on"] else {}))
     assert done.returncode == 1, "the numbers are within the tolerance"
     assert "Traceback" not in done.stderr, done.stderr

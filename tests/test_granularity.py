@@ -1,4 +1,4 @@
-"""Granularity: the rules for it, what an MoE layer adds, the experts' own learning rate, and rules side by side."""
+"""Granularity: its rules, what an MoE layer adds, the experts' own learning rate, and rules side by side."""
 
 import json
 import math
@@ -40,7 +40,7 @@ PRESET = validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT 
 
 
 def down(name, **changes):
-    """The factors of expert_down under a row."""
+    """Returns the factors of expert_down under a row."""
     request = make_request(parametrization=name, base_width=8, base_experts=8, top_k=2, **{"experts": 8, **changes})
     table = factors(request.parametrization, *shapes(request), request.model)
     return table["blocks.0.feed_forward.down"]
@@ -50,25 +50,25 @@ widths, granularities = st.sampled_from([8, 16, 64]), st.sampled_from([1, 2, 4, 
 
 
 @given(widths, granularities)
-def test_rows_that_are_called_one_rule_over_granularity_are_one(width, granularity):
+def test_rows_that_are_said_to_agree_over_granularity_agree(width, granularity):
     at = {"width": width, "granularity": granularity}
     for one, other in (("granular", "longcat"), ("granular", "complete-mue"), ("jiang", "mssp")):
         assert asdict(down(one, **at)) == pytest.approx(asdict(down(other, **at)))
-    # By the symmetry of multiplier, init and learning rate under Adam, all four are.
+    # The two groups are equal by the symmetry of multiplier, init and learning rate under Adam.
     one, other = down("granular", **at), down("jiang", **at)
     assert one.init_std * one.multiplier == pytest.approx(other.init_std * other.multiplier)
     assert one.lr * one.multiplier == pytest.approx(other.lr * other.multiplier)
 
 
 @given(widths, granularities)
-def test_the_row_of_the_authors_is_their_switch(width, granularity):
+def test_the_row_of_the_authors_equals_their_switch(width, granularity):
     at = {"width": width, "granularity": granularity}
     assert down("g-blind", **at) == down("simplep", expert_fan_in="width", **at)
 
 
 @given(st.sampled_from([8, 16, 32]), granularities)
-def test_rules_follow_what_the_sources_say(experts, granularity):
-    """Variance, multiplier and learning rate of expert_down over those at the base, width and k/E being fixed."""
+def test_rules_follow_their_sources(experts, granularity):
+    """Variance, multiplier and learning rate of expert_down relative to those at the base, at fixed width and k/E."""
     share = experts // 8
     at = {"experts": experts, "granularity": granularity, "fixed_sparsity": True}
     base = down("simplep").init_std
@@ -88,7 +88,7 @@ def test_rules_follow_what_the_sources_say(experts, granularity):
 
 
 def test_two_forms_of_a_rule_train_the_same(tokens):
-    # Clipping, weight decay and eps see the parameters themselves.
+    # Clipping, weight decay and eps depend on the parameters themselves.
     changes = {"granularity": 4, "clip_norm": None, "weight_decay": 0.0, "adam_eps": 1e-30, "expert_fan_in": "width"}
     column = METRICS.index("train_loss")
     rules = ("granular", "jiang", "g-blind")
@@ -105,7 +105,7 @@ def test_experts_can_start_alike():
     for weight in (moe.up, moe.down):
         assert torch.equal(weight.value[0], weight.value[0, :1].expand_as(weight.value[0]))
     assert len(set(moe.router.value[0, 0].tolist())) == moe.shape.total_experts
-    # Gates that sum to 1: no choice of the router matters.
+    # The gates sum to 1, so the choice of the router does not matter.
     x_RND = torch.randn(1, 20, 8)
     before, _ = moe(x_RND)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_square_roots_of_gates_need_gates_that_sum_to_1():
 # ---------------------------------------------------------------- what a layer adds
 
 
-def test_contributions_are_those_of_a_layer_whose_tensors_are_put_back(tokens):
+def test_contributions_equal_those_of_a_layer_with_restored_tensors(tokens):
     request = make_request(width=16, top_k=2, renormalize_gates=True, capacity_factor="dropless")
     trainer = Trainer([request], tokens, tokens, VOCABULARY, CPU)
     windows = trainer.training_batch(0)
@@ -175,13 +175,13 @@ def test_contributions_are_those_of_a_layer_whose_tensors_are_put_back(tokens):
         assert found["change", block] == pytest.approx(rms(output(after) - output(before)), rel=1e-4)
         assert found["output", block] == pytest.approx(rms(output(after)), rel=1e-4)
         output(after)
-    trainer.run(until=5)  # and training goes on with its own tensors
+    trainer.run(until=5)  # and training continues with its own tensors
 
 
 @pytest.mark.parametrize(
     ("name", "expected"), [("g-blind", -1.0), ("simplep", -0.5), ("granular", 0.0), ("jiang", 0.0)]
 )
-def test_the_output_at_initialisation_follows_granularity_as_the_argument_says(tokens, name, expected):
+def test_the_output_at_initialization_follows_granularity_as_predicted(tokens, name, expected):
     corpus = SimpleNamespace(train=tokens, valid=tokens[:2000], vocabulary=VOCABULARY)
     rows = []
     for granularity in (1, 2, 4, 8):
@@ -203,7 +203,7 @@ def test_the_output_at_initialisation_follows_granularity_as_the_argument_says(t
         assert (found["output", block].lowest, found["output", block].highest) == (1, 8)
 
 
-def test_a_probe_goes_over_granularity(tokens, tmp_path):
+def test_a_probe_can_measure_over_granularity(tokens, tmp_path):
     request = make_request(top_k=2, renormalize_gates=True)
     setup = replace(PRESET.setups["probe-mixtral"], model=request.model, training=request.training)
     probe = PRESET.probes["contributions"]
@@ -246,7 +246,7 @@ def test_lemma_b1_is_measured_over_width():
 
 
 def picture(figure, folder):
-    """Saves a figure, which has to show something."""
+    """Saves a figure and asserts that it shows something."""
     with drawing_style():
         save(figure, folder / "shown")
     assert len(Image.open(folder / "shown.png").convert("L").getcolors()) > 2
@@ -264,7 +264,7 @@ def write_runs(folder, config, name, loss):
 
 
 def loss_of_experts(cell):
-    """The experts' best factor is 2^-2 at granularity 1, and rises with it as `RISES` says, seeds apart."""
+    """The experts' best factor is 2^-2 at granularity 1 and rises with it as `RISES` says, shifted a little by seed."""
     factor = math.log2(GroupRate.parse(cell.learning_rate_of).factor) if cell.learning_rate_of else 0
     best = -2 + RISES[cell.parametrization] * math.log2(cell.granularity) + 0.01 * (cell.seed - 1)
     return 4 + 0.01 * cell.seed + 0.1 * (factor - best) ** 2
@@ -330,14 +330,14 @@ def plain(document):
 
 
 @pytest.mark.parametrize("test", [{"expect": "drifts"}, {"expect": "keeps", "drift": 1.0}])
-def test_a_drift_is_predicted_by_a_test_that_drifts_and_no_other(test):
+def test_only_a_test_that_drifts_predicts_a_drift(test):
     document = plain(asdict(PRESET))
     document["claims"]["table"]["G1"]["drifts"] = [{"figure": "expert_rate", "panel": "g-blind"} | test]
     with pytest.raises(ConfigError, match="`drift` is what a test that `drifts` expects"):
         validate(document)
 
 
-def test_a_preset_can_leave_claims_out():
+def test_a_preset_can_leave_out_claims():
     assert list(PRESET.claims.table) == ["G1", "G2", "G3"]
 
 
@@ -404,7 +404,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "nan" not in page
 
 
-def test_a_loss_beyond_what_converged_is_a_bound(tmp_path):
+def test_a_loss_beyond_the_converged_rates_is_a_bound(tmp_path):
     def loss(cell):
         diverged = cell.parametrization == "simplep" and cell.granularity == 16 and cell.learning_rate > 2**-6
         return math.nan if diverged else loss_of_rule(cell)
@@ -423,7 +423,7 @@ def test_a_loss_beyond_what_converged_is_a_bound(tmp_path):
     picture(figure, tmp_path)
 
 
-def test_a_rule_may_be_called_what_mathtext_cannot_read(tmp_path):
+def test_a_rule_may_have_a_name_that_mathtext_cannot_read(tmp_path):
     config, _ = compare(tmp_path)
     table = (tmp_path / "figure6/comparison.csv").read_text().replace("times G", "times $\\frac{G$")
     (tmp_path / "figure6/comparison.csv").write_text(table)

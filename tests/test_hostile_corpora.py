@@ -1,4 +1,4 @@
-"""Corpora that nobody means well: each ends in tokens or in one sentence, within bounded memory."""
+"""Hostile corpora: each ends in tokens or in one sentence, within bounded memory."""
 
 import codecs
 import gzip
@@ -44,7 +44,7 @@ def sentence(error: pytest.ExceptionInfo[UserError]) -> str:
     return text
 
 
-# ---------------------------------------------------------------- what is no file
+# ---------------------------------------------------------------- paths that are not files
 
 
 def make(kind: str, path: Path) -> Path:
@@ -52,7 +52,7 @@ def make(kind: str, path: Path) -> Path:
         case "fifo":
             os.mkfifo(path)
         case "socket":
-            # Its address is short, and it stays when the socket is closed.
+            # The address of a socket must be short; its file remains when the socket is closed.
             with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as opened:
                 opened.bind(f"{folder}/s")
                 Path(f"{folder}/s").rename(path)
@@ -75,7 +75,7 @@ KINDS += ["a link to a device"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_file_is_refused_by_name_and_skipped_by_a_glob(kind: str, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused_by_name_and_skipped_by_a_glob(kind: str, tmp_path: Path) -> None:
     path = make(kind, tmp_path / "odd.txt")
     with pytest.raises(UserError, match=r"`files` lists .*odd\.txt") as error:
         read(text_corpus(path))
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_refused_by_name_and_skipped_by_a_glob(kind: str, tmp
         tokenizer.gpt2((str(path), str(path)))
 
 
-def test_folders_that_hold_themselves_are_searched_once(tmp_path: Path) -> None:
+def test_folders_that_contain_themselves_are_searched_once(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("text")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
@@ -98,7 +98,7 @@ def test_folders_that_hold_themselves_are_searched_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "pattern", ["x" * 300, "x" * 300 + "*", "a\0b", "~nobody-of-this-name/x", "a/" * 3000 + "*", "**"]
 )
-def test_a_path_that_cannot_be_is_refused(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_path_is_refused(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="`files` lists") as error:
         read(text_corpus(pattern))
@@ -125,7 +125,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_files_name_is_nothing_but_a_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_file_is_never_interpreted(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).write_bytes(b"one\n" * 3000 + b"\n" + b"two\n" * 3000)
     assert read(text_corpus(name))[0] == read(text_corpus("*"))[0]
@@ -159,7 +159,7 @@ WHOLE = {
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file with a few bytes changed, taken out or put in, or something else altogether."""
+    """Draws a file with a few bytes changed, removed or inserted, or with its end cut off."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, len(data)))
@@ -185,7 +185,7 @@ def test_any_bytes_are_documents_or_refused(tmp_path: Path, file: tuple[str, byt
     assert said.isprintable()
 
 
-# A process of its own: Arrow is known to abort on damaged files.
+# In its own process, since Arrow is known to abort on damaged files.
 DAMAGED_PARQUET = """
 import random, sys
 from pathlib import Path
@@ -242,7 +242,7 @@ def test_a_column_of_any_kind_of_text_is_read(tmp_path: Path, values: pa.Array, 
     assert read(text_corpus(tmp_path / "a.parquet"))[0] == expected
 
 
-def test_bytes_that_are_no_text_after_much_text_end_in_tokens(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_after_much_text_end_in_tokens(tmp_path: Path) -> None:
     odd = b"\0" * 40_000 + b"\n\n" + bytes(range(256)) * 400 + b"\n\n" + b"\xff" * 30_000
     (tmp_path / "a.txt").write_bytes(b"word " * 20_000 + odd)
     (tmp_path / "b.txt").write_text("word " * 100_000, encoding="utf-16")
@@ -423,7 +423,7 @@ def test_a_git_lfs_pointer_is_refused_with_the_command_that_fetches_the_file(nam
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
-def test_a_git_lfs_pointer_is_no_tokenizer(name: str, tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_not_a_tokenizer(name: str, tmp_path: Path) -> None:
     tokenizer.train_bpe([ENGLISH], len(ENGLISH), 300).model.save(str(tmp_path))
     (tmp_path / name).write_bytes(POINTER)
     with pytest.raises(UserError, match=rf"{name} is a Git LFS pointer, not the file: run `git lfs pull`$"):
@@ -446,7 +446,7 @@ def test_utf16_appended_to_much_utf8_is_repaired_and_counted(tmp_path: Path) -> 
 
 # ---------------------------------------------------------------- bombs
 
-# VmHWM is of this process alone; what getrusage tells begins with its parent's.
+# VmHWM is that of this process alone; the peak of getrusage starts from that of its parent.
 READ = """
 import sys
 from mup_moe.data.documents import Place, open_source, read_batches
@@ -465,11 +465,11 @@ except UserError as error:
     said = str(error)
 print(peak() - before, size, said, sep="|")
 """
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 
 
 def read_apart(path: Path, max_bytes: int | None = None) -> tuple[int, int, str]:
-    """Reads a file in its own process: the memory that takes, the bytes of its documents, what it is refused with."""
+    """Reads a file in its own process; returns the memory it takes, the bytes of its documents, and its error."""
     settings = {"source": "text", "tokenizer": "bpe", "vocabulary": 300, "validation_fraction": 0.1}
     peak, size, said = run(READ, json.dumps(settings | {"files": [str(path)], "max_bytes": max_bytes})).split("|")
     return int(peak), int(size), said.strip()
@@ -477,7 +477,7 @@ def read_apart(path: Path, max_bytes: int | None = None) -> tuple[int, int, str]
 
 @pytest.fixture(scope="module")
 def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of a MB or less that unpack to a GiB and more."""
+    """Files of about a MB or less that unpack to between 60 MiB and 100 GB."""
     folder = tmp_path_factory.mktemp("bombs")
     same = gzip.compress(b"a" * (64 * MB)) * 16
     for name in ("a.txt.gz", "a.json.gz"):
@@ -506,7 +506,7 @@ def test_a_bomb_is_unpacked_no_further_than_max_bytes(bombs: Path, name: str) ->
 
 
 @needs_proc
-def test_a_line_without_end_is_refused_in_bounded_memory(bombs: Path) -> None:
+def test_an_endless_line_is_refused_in_bounded_memory(bombs: Path) -> None:
     for max_bytes in (None, 2 * MB):
         peak, size, said = read_apart(bombs / "a.json.gz", max_bytes)
         assert said.endswith(
@@ -516,7 +516,9 @@ def test_a_line_without_end_is_refused_in_bounded_memory(bombs: Path) -> None:
         assert peak < 320 * MB
 
 
-def test_a_record_without_end_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_is_too_long_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_files, "RECORD_CHARACTERS", 1000)
     pq.write_table(pa.table({"text": ["a" * 9000]}), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + json.dumps({"text": "a" * 990}))
@@ -531,7 +533,7 @@ def test_a_record_without_end_is_refused_before_it_is_unpacked(tmp_path: Path, m
 # ---------------------------------------------------------------- the hub
 
 
-def test_c4_is_asked_for_by_name_and_runs_no_code_of_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_c4_is_requested_by_name_and_runs_no_code_of_its_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked = []
@@ -546,7 +548,7 @@ def test_c4_is_asked_for_by_name_and_runs_no_code_of_its_repository(monkeypatch:
     assert "trust" not in Path(c4.__file__).read_text()
 
 
-def test_a_folder_with_c4s_name_is_not_taken_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_c4s_name_is_not_mistaken_for_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "allenai" / "c4").mkdir(parents=True)
     with pytest.raises(UserError, match=r"allenai/c4 has the name of the hub's C4 and hides it: rename it, or list"):

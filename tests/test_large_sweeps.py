@@ -1,4 +1,4 @@
-"""Sweeps of more cells, and configs of more text, than a command line or a process takes."""
+"""Sweeps with more cells, and configs with more text, than a command line or a process can take."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ from mup_moe.training.request import TrainingRequest
 
 pytestmark = pytest.mark.workflow
 
-# The kernel's limit of one argument, MAX_ARG_STRLEN.
+# The kernel's limit on one argument, MAX_ARG_STRLEN.
 LONGEST = 128 * 2**10
 RATES, SEEDS = ["2^-8", "2^-6", "2^-4"], 560
 
@@ -33,7 +33,7 @@ def config_of(project: Path) -> Config:
 
 
 def one_long_curve(project: Path) -> None:
-    """Gives figure1 one curve of many cells, and other figures none of them."""
+    """Gives figure1 one curve of many cells, and the other figures none of these cells."""
     for figure in yaml.safe_load((project / "config.yaml").read_text())["figures"]:
         edit(project, f"figures.{figure}.axes.seed", [0])
     axes = {"parametrization": ["mup"], "width": [8], "experts": [4], "learning_rate": RATES}
@@ -41,7 +41,7 @@ def one_long_curve(project: Path) -> None:
 
 
 def fabricate(project: Path) -> list[Cell]:
-    """Results of all cells of figure1, as those of seed 0 but for their losses."""
+    """Writes results for all cells of figure1, copied from seed 0 except for the losses."""
     config = config_of(project)
     setup, rules = config.setups["small"], parse_table(config.parametrizations)["mup"]
     folder = project / "results/cells"
@@ -57,7 +57,7 @@ def fabricate(project: Path) -> list[Cell]:
     return cells
 
 
-def test_a_figure_of_more_cells_than_a_command_line_holds_is_made(project):
+def test_a_figure_with_more_cells_than_a_command_line_holds_is_made(project):
     one_long_curve(project)
     cells = fabricate(project)
     assert sum(len(cell.id) for cell in cells) + 16 * len(cells) > LONGEST / 2
@@ -73,14 +73,14 @@ def test_a_figure_of_more_cells_than_a_command_line_holds_is_made(project):
 
 
 def commands_in(output: str) -> dict[str, str]:
-    """The shell commands that a dry run prints, by rule."""
+    """Returns the shell commands that a dry run prints, by rule."""
     found = re.findall(
         r"rule (\S+):\n(?:    .*\n)*?(?:Shell command|    shell): *(.*(?:\n.*)*?)(?=\n\[|\nJob stats|\n\n)", output
     )
     return dict(found)
 
 
-def test_what_can_be_long_is_an_argument_of_no_command(project):
+def test_no_command_takes_a_long_value_as_an_argument(project):
     one_long_curve(project)
     edit(project, "parametrizations", {f"mine-{n}": {"like": "mup"} for n in range(1500)})
     edit(project, "corpora.smoke.files", ["smoke.txt"] * 12_000)
@@ -99,11 +99,11 @@ def test_what_can_be_long_is_an_argument_of_no_command(project):
         passed = [
             word
             for before, word in zip(["", *words], words, strict=False)
-            # A shell passes these on by itself.
+            # The shell itself passes these on.
             if before != "<<<" and words[words.index(word) - 2 : words.index(word)] != ["printf", "%s"]
         ]
         lengths[rule] = (max(map(len, passed)), len(command))
     assert max(longest for longest, _ in lengths.values()) < LONGEST / 4, lengths
-    # A shell has a whole command as one argument.
+    # The shell gets a whole command as one argument.
     commands_of_names = {rule: length for rule, (_, length) in lengths.items() if rule not in ("figure", "composition")}
     assert max(commands_of_names.values()) < LONGEST, lengths

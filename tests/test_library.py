@@ -1,4 +1,4 @@
-"""The table on models of others: plans, groups, initialisation, and what is refused."""
+"""The library on other people's models: plans, groups, initialization, and what is refused."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ FAMILIES = {
 
 
 def make(family: str, width: int, seed: int = 0, **changes: object) -> nn.Module:
-    """A tiny model of transformers whose heads keep their size."""
+    """Makes a tiny model of transformers with heads of constant size."""
     fields = FAMILIES[family] | COMMON
     sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": width // 8, "head_dim": 8}
     sizes |= {"num_key_value_heads": width // 8}
@@ -67,7 +67,7 @@ def make(family: str, width: int, seed: int = 0, **changes: object) -> nn.Module
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> list[float]:
-    """A few steps on one batch: the losses."""
+    """Takes a few steps on one batch; returns the losses."""
     tokens = torch.arange(24).view(2, 12) % VOCABULARY
     losses = []
     for _ in range(steps):
@@ -94,7 +94,7 @@ def test_the_groups_of_a_family_add_up_to_the_model(family, rules):
     hidden = next(p for name, p in model.named_parameters() if name.endswith(("o_proj.weight", "attn.c_proj.weight")))
     assert rates[id(hidden)] == ((0.5, 0.1) if rules == "sp" else (0.25, 0.1))
     if router is not None:
-        # The multiplier of an output weight is within its learning rate, and its decay a step stays as it was.
+        # The learning rate of an output weight includes its multiplier, and its decay per step stays the same.
         assert rates[id(router)] == ((0.5, 0.1) if rules == "sp" else (0.25, 0.2))
 
 
@@ -112,7 +112,7 @@ def test_at_the_base_width_nothing_changes(family, base):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_own_init_of_a_model_is_rescaled_by_the_rules(family):
+def test_a_models_own_init_is_rescaled_by_the_rules(family):
     model, own = make(family, 64), make(family, 64).state_dict()
     mup_moe.parametrize(model, make(family, 16), "mup").rescale_()
     for name, parameter in model.named_parameters():
@@ -146,7 +146,7 @@ def test_a_compiled_model_has_the_same_plan_and_takes_a_step(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_run_continues_as_it_would_have(family, tmp_path):
+def test_a_saved_run_continues_as_if_uninterrupted(family, tmp_path):
     def begin(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = make(family, 32, seed)
         plan = mup_moe.parametrize(model, make(family, 16), "mup")
@@ -164,7 +164,7 @@ def test_a_saved_run_continues_as_it_would_have(family, tmp_path):
 
 
 def shard_and_step(rank: int, family: str, file: str, out: str) -> None:
-    """One of two processes: shards a model, initialises it and takes two steps."""
+    """Runs in each of two processes: shards a model, initializes it and takes two steps."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     model = make(family, 32)
     for layer in model.model.layers if hasattr(model, "model") else model.transformer.h:
@@ -180,7 +180,7 @@ def shard_and_step(rank: int, family: str, file: str, out: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_sharded_over_two_processes_starts_and_steps_as_one(family, tmp_path):
+def test_a_model_sharded_over_two_processes_starts_and_steps_like_a_whole_one(family, tmp_path):
     arguments = (family, str(tmp_path / "meet"), str(tmp_path / "out.pt"))
     torch.multiprocessing.spawn(shard_and_step, arguments, nprocs=2)
     model = make(family, 32)
@@ -254,7 +254,7 @@ DENSE = {
 
 
 @pytest.mark.parametrize("width", [16, 64, 256])
-def test_a_dense_model_is_initialised_and_trained_as_the_mup_package_has_it(width):
+def test_a_dense_model_is_initialized_and_trained_as_by_the_mup_package(width):
     tokens = torch.arange(VOCABULARY)[None]
     model, theirs = Dense(width), Dense(width, mup.MuReadout)
     plan = mup_moe.parametrize(model, Dense(16), "mup", DENSE, sizes={"head_size": 8}, base_sizes={"head_size": 8})
@@ -264,7 +264,7 @@ def test_a_dense_model_is_initialised_and_trained_as_the_mup_package_has_it(widt
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             entry, drawn = plan.entries[name], torch.randn(parameter.shape, generator=generator)
-            # The package multiplies the output by 1 / width_mult; the plan has that within the weight.
+            # The package multiplies the output by 1 / width_mult; the plan includes that in the weight.
             output = theirs.output.width_mult() if name == "output.weight" else 1.0
             parameter.copy_(drawn)
             if entry.spec.fill is None:
@@ -386,7 +386,7 @@ def without(pattern: str) -> dict[str, object]:
         (lambda: rules_of({"like": "mup", "rooter": [1, 1, 1, 1]}), "`parametrizations.yours.rooter` is not a role"),
     ],
 )
-def test_what_has_no_plan_is_refused_in_a_sentence(make_it, sentence):
+def test_inputs_without_a_plan_are_refused_in_a_sentence(make_it, sentence):
     with pytest.raises(mup_moe.UserError) as caught:
         make_it()
     assert sentence in str(caught.value)
@@ -415,7 +415,7 @@ def altered(plan: mup_moe.Plan, model: nn.Module) -> mup_moe.Plan:
         ),
     ],
 )
-def test_what_a_plan_cannot_do_is_refused_in_a_sentence(use, sentence):
+def test_wrong_uses_of_a_plan_are_refused_in_a_sentence(use, sentence):
     model = make("mixtral", 32)
     plan = mup_moe.parametrize(model, make("mixtral", 16), "mup")
     with pytest.raises(mup_moe.UserError) as caught:
@@ -423,7 +423,7 @@ def test_what_a_plan_cannot_do_is_refused_in_a_sentence(use, sentence):
     assert sentence in str(caught.value)
 
 
-def test_a_role_without_decay_is_that_role_alone():
+def test_only_the_undecayed_role_has_no_decay():
     plan = mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup")
     groups = plan.groups(lr=1.0, weight_decay=0.1, undecayed="unembedding")
     decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
@@ -437,7 +437,7 @@ def test_a_model_in_data_parallel_has_the_plan_of_the_model():
     assert str(plan) == str(mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup"))
 
 
-def test_a_parameter_that_is_a_number_has_a_role():
+def test_a_scalar_parameter_has_a_role():
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -448,7 +448,7 @@ def test_a_parameter_that_is_a_number_has_a_role():
     assert [group["lr"] for group in plan.groups(lr=0.5)] == [0.5]
 
 
-def test_logits_that_the_model_scales_itself_are_let_be():
+def test_logits_that_the_model_scales_itself_are_left_alone():
     made = make("mixtral", 32, head_dim=16), make("mixtral", 16)
     assert mup_moe.parametrize(*made, "mup", logits_scaled=True).entries
     assert mup_moe.parametrize(*made, "sp").entries
@@ -474,7 +474,7 @@ def test_any_role_table_ends_in_a_plan_or_a_sentence(tensors):
     assert len(plan.entries) == 4
 
 
-def test_the_library_needs_torch_and_yaml_alone():
+def test_the_library_needs_only_torch_and_yaml():
     program = """
 import json, sys
 class Refuse:
@@ -499,7 +499,7 @@ except mup_moe.UserError as error:
     assert refused.startswith("mup_moe.coordinate_check needs the package pandas: install the extra, pip install")
 
 
-# Names that the code of the trainers gives its parameters, at the commits that config.yaml names.
+# Names of parameters in the code of the trainers, at the commits that config.yaml names.
 EXPERTS = "layers.1.moe.routed_experts.inner_experts"
 NAMES = {
     "automodel": {
@@ -568,7 +568,7 @@ Factors = tuple[float, float, float]
 
 
 def taken_by(trainer: str, text: str, min_lr: float | None = 7.0) -> list[tuple[Callable[[str], object], Factors]]:
-    """What a trainer reads from the text: which names match, and what is multiplied by; the first match counts."""
+    """Returns what a trainer reads from the text: functions that match names, and factors; the first match counts."""
     if trainer == "automodel":
         overrides = yaml.safe_load(text)["optimizer"]["param_group_overrides"]
         return [(re.compile(of["pattern"]).search, (of["lr_mult"], of["wd_mult"], None)) for of in overrides]
@@ -596,7 +596,7 @@ def taken_by(trainer: str, text: str, min_lr: float | None = 7.0) -> list[tuple[
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt2"])
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("rules", ["sp", "simplep", "mup"])
-def test_a_trainer_multiplies_by_what_the_plan_says_of_a_role(family, trainer, rules):
+def test_a_trainer_multiplies_by_the_factors_of_the_plan_for_a_role(family, trainer, rules):
     plan = mup_moe.parametrize(make(family, 48), make(family, 16), rules)
     taken = taken_by(trainer, for_trainer(plan, trainer))
     for entry in plan.entries.values():
@@ -609,7 +609,7 @@ def test_a_trainer_multiplies_by_what_the_plan_says_of_a_role(family, trainer, r
             assert not found or found[0][2] in (None, pytest.approx(expected[2])), name
 
 
-def test_megatron_without_a_least_learning_rate_gets_none():
+def test_megatron_without_a_minimum_learning_rate_gets_none():
     plan = mup_moe.parametrize(make("mixtral", 32), make("mixtral", 16), "mup")
     assert len(taken_by("megatron", for_trainer(plan, "megatron"), min_lr=None)) == 2
 
@@ -631,7 +631,7 @@ HUB |= {
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_plan_of_a_config_of_the_hub_is_printed(form, tmp_path, capsys):
+def test_the_plan_of_a_hub_config_is_printed(form, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(HUB))
     assert main(["roles", str(tmp_path / "config.json"), "--base-width", "64", "--as", form]) == 0
     said = capsys.readouterr().out
@@ -644,7 +644,7 @@ def test_the_plan_of_a_config_of_the_hub_is_printed(form, tmp_path, capsys):
         assert "0.25" in said
 
 
-def test_a_field_by_its_other_name_follows_the_width_too(tmp_path, capsys):
+def test_a_field_under_its_other_name_also_follows_the_width(tmp_path, capsys):
     fields = {"model_type": "gpt2", "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 1}
     fields |= {"tie_word_embeddings": False, "attn_implementation": "nothing_that_is_here"}
     (tmp_path / "config").write_text(json.dumps(fields))
@@ -652,7 +652,7 @@ def test_a_field_by_its_other_name_follows_the_width_too(tmp_path, capsys):
     assert re.search(r"lm_head\.weight +unembedding +\S+ x 64 +16 -> 64 +0\.0625 +0\.25 ", capsys.readouterr().out)
 
 
-def test_a_role_table_of_ones_own_is_a_file(tmp_path, capsys):
+def test_a_role_table_can_be_read_from_a_file(tmp_path, capsys):
     fields = {"model_type": "qwen3_moe", "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4}
     fields |= {"num_hidden_layers": 1, "num_experts": 4, "attention_bias": True, "moe_intermediate_size": 32}
     (tmp_path / "config.json").write_text(json.dumps(fields))
@@ -666,7 +666,7 @@ def test_a_role_table_of_ones_own_is_a_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "nonsense: 1"])
-def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsys):
+def test_a_file_that_is_not_a_config_is_refused_in_a_sentence(text, tmp_path, capsys):
     (tmp_path / "config.json").write_text(text)
     assert main(["roles", str(tmp_path / "config.json"), "--base-width", "16"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -685,7 +685,7 @@ def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsy
         ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' of these fields"),
     ],
 )
-def test_a_config_of_the_hub_without_a_plan_is_refused_in_a_sentence(changes, width, sentence, tmp_path, capsys):
+def test_a_hub_config_without_a_plan_is_refused_in_a_sentence(changes, width, sentence, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(HUB | changes))
     assert main(["roles", str(tmp_path / "config.json"), "--base-width", str(width)]) == 1
     (line,) = capsys.readouterr().err.splitlines()

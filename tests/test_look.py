@@ -1,4 +1,4 @@
-"""The look at a GPU, on a CPU: lines as soon as they are known, whatever fails."""
+"""The look at a GPU, run on a CPU: results are written as soon as they are known, whatever fails."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import look
 from sweep import write_tokens
 
-# However slow the machine is.
+# Enough for a machine of any speed.
 SECONDS = 1e6
 
 
@@ -51,7 +51,7 @@ def parts(rows):
     return list(dict.fromkeys(row["part"] for row in rows))
 
 
-def test_every_part_tells_what_it_measured(options):
+def test_every_part_reports_what_it_measured(options):
     assert look.Look(options, torch.device("cpu")).run() == 0
     rows = lines(options)
     assert parts(rows) == ["facts", "smoke", "rates", "stack", "attention", "kernels"]
@@ -60,12 +60,12 @@ def test_every_part_tells_what_it_measured(options):
     assert np.isfinite(numbers).all()
     smoke = [row for row in rows if row["part"] == "smoke"]
     assert [(row["step"], row["precision"]) for row in smoke] == [("eager", "float32"), ("eager", "bfloat16")]
-    # The same device in float32 is its own measure.
+    # In float32, the device is compared with itself.
     assert smoke[0]["nats_to_cpu"] == 0 < smoke[1]["nats_to_cpu"]
     assert (options.out / "kernels-1x32.csv").read_text().startswith("kernel,launches,ms")
 
 
-def test_a_part_that_fails_costs_no_other(options, monkeypatch):
+def test_a_part_that_fails_does_not_affect_the_others(options, monkeypatch):
     def broken(*_args, **_options):
         raise ValueError("out of\norder")
 
@@ -113,8 +113,8 @@ def test_a_part_that_takes_too_long_is_ended_and_the_next_is_tried(options, monk
     assert [row for row in rows if row["part"] == "rates" and "copy_tb_s" in row]
 
 
-def test_a_part_within_a_part_leaves_the_outer_ones_clock_running():
-    # The test itself may lie within such a clock.
+def test_a_nested_part_leaves_the_outer_clock_running():
+    # The test itself may run under such a clock.
     before = signal.getitimer(signal.ITIMER_REAL)[0]
 
     def outer():
@@ -130,7 +130,7 @@ def test_a_part_within_a_part_leaves_the_outer_ones_clock_running():
     assert (after > 0) == (before > 0)
 
 
-def test_a_stack_is_of_the_lists_own_cells(options):
+def test_a_stack_has_the_cells_of_the_list(options):
     first = look.Look(options, torch.device("cpu"))
     job, requests = first._requests(2, 32)
     assert tuple(requests) == job.requests

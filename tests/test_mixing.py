@@ -1,4 +1,4 @@
-"""The real Snakemake on cells that were not all made alike."""
+"""The real Snakemake on cells that were not all made in the same way."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ LOG = "results/logs/aggregate/figure1.log"
 
 
 def rewrite(folder: Path, **changes: object) -> None:
-    """The result of a cell, as if it had been made otherwise."""
+    """Rewrites the result of a cell as if it had been made differently."""
     rows = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
     result = Result(folder)
     keep_all({result: (rows, read_result(folder) | changes)})
@@ -26,7 +26,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 
 
 def log_lines(project: Path) -> list[str]:
-    """The lines of the log below the one that says with which config it was made."""
+    """Returns the lines of the log after the one that names its config."""
     config, *lines = (project / LOG).read_text().splitlines()
     assert config.startswith("config: ")
     return lines
@@ -36,8 +36,8 @@ def cells_of(project: Path, pattern: str) -> list[Path]:
     return sorted((project / "results/cells").glob(pattern))
 
 
-def test_cells_of_another_config_are_named_or_left_out_of_everything_as_the_user_chose(project):
-    # Without Snakemake's records nothing else tells that the rule was another one.
+def test_cells_of_another_config_are_named_or_left_out_as_the_user_chose(project):
+    # Without Snakemake's records, nothing else shows that the rule was a different one.
     shutil.rmtree(project / ".snakemake")
     edit(project, "parametrizations.mup", {"like": "simplep", "router": [1, 1, "1/fan_in", 1]})
     foreign = {folder.name for folder in cells_of(project, "small_moe_mup_w*_e4_g1_*")}
@@ -61,7 +61,7 @@ def test_cells_of_another_config_are_named_or_left_out_of_everything_as_the_user
     assert (optima["diverged"] == 0).all()
 
 
-def test_a_damaged_result_is_mended_and_one_trained_otherwise_is_not_mixed_in(project):
+def test_a_damaged_result_is_restored_and_one_trained_differently_is_not_mixed_in(project):
     runs = project / TABLE
     before = runs.read_bytes()
     first, *_, last = cells_of(project, "small_moe_*_w*_e4_g1_*")
@@ -74,21 +74,21 @@ def test_a_damaged_result_is_mended_and_one_trained_otherwise_is_not_mixed_in(pr
     assert runs.read_bytes() == before
     assert "restored from its kept copy" in (project / LOG).read_text()
     assert read_json(first / "summary.json") == json.loads(summary)
-    # On other tokens than those that are there: one cell against all.
+    # A cell that was trained on other tokens than the existing ones is outnumbered by the rest.
     rewrite(last, tokens_digest="other")
     runs.unlink()
     stopped = smoke(project, TABLE, "--rerun-triggers", "mtime")
     assert stopped.returncode != 0
     assert f"1 trained on other tokens ({last.name})" in stopped.stdout
-    # What the sentence asks for, and all is as it was.
+    # Do what the sentence asks for: everything is as before.
     shutil.rmtree(last)
     done = smoke(project, TABLE)
     assert done.returncode == 0, done.stdout
-    anew, old = (pd.read_csv(path).drop(columns="wall_seconds") for path in (runs, project / "results/runs.csv"))
-    pd.testing.assert_frame_equal(anew, old, check_exact=True)
+    new, old = (pd.read_csv(path).drop(columns="wall_seconds") for path in (runs, project / "results/runs.csv"))
+    pd.testing.assert_frame_equal(new, old, check_exact=True)
 
 
-def test_cells_of_another_device_and_torch_are_taken_and_the_log_says_which(project):
+def test_cells_of_another_device_and_torch_are_accepted_and_named_in_the_log(project):
     runs = project / TABLE
     before = pd.read_csv(runs)
     first, *_ = cells_of(project, "small_moe_*_w*_e4_g1_*")

@@ -1,4 +1,4 @@
-"""The MoE layer against a per-token loop, transformers' losses, and its own invariants."""
+"""The MoE layer compared with a per-token loop and with transformers, and its own invariants."""
 
 import math
 from unittest.mock import patch
@@ -42,7 +42,7 @@ activation_of = {"relu": torch.relu, "gelu": torch.nn.functional.gelu, "silu": t
 
 
 def naive(layer: MoE, x_ND: torch.Tensor, replica: int) -> torch.Tensor:
-    """One token after the other, as the paper says it; [N, D] to [N, D]."""
+    """Computes the layer token by token, as the paper describes it; [N, D] to [N, D]."""
     router, up, down = (w.value[replica] for w in (layer.router, layer.up, layer.down))
     gate = None if layer.gate is None else layer.gate.value[replica]
     activation = activation_of[layer.settings.activation]
@@ -134,7 +134,7 @@ def test_rows_are_filled_in_order_and_never_twice(tokens, experts, top_k, factor
     routed = route(logits, top_k, rows, ragged)
     routing = routed.routing
     chosen = logits.softmax(-1).topk(top_k).indices
-    # Of each replica and expert in turn, the assignments that have a row.
+    # For each replica and expert in turn, the assignments that get a row.
     queues = [
         [r * top_k * tokens + k * tokens + n for k in range(top_k) for n in range(tokens) if chosen[r, n, k] == expert][
             :rows
@@ -169,9 +169,9 @@ def test_dispatch_then_combine_is_the_gated_identity(ragged):
 
 
 @pytest.mark.parametrize("width", [8, 24])
-def test_settings_make_the_moe_layer_of_mixtral(width):
+def test_the_layer_with_mixtrals_settings_equals_mixtrals(width):
     request = make_request(width=width, **MODERN | {"gates": "softmax", "capacity_factor": DROPLESS})
-    # In float64: in float32 the rounding of large sums can exceed any tolerance that means something.
+    # In float32, the rounding of large sums can exceed any meaningful tolerance.
     layer = MoE(ModelShape.of(request.cell, request.model, VOCABULARY), request.model, 1).double()
     mixtral = MixtralSparseMoeBlock(
         MixtralConfig(
@@ -206,10 +206,10 @@ def test_sigmoid_gates_are_balanced_by_their_shares():
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_losses_are_those_of_transformers(top_k):
+def test_losses_equal_those_of_transformers(top_k):
     logits_NE = torch.randn(50, 6) * 2
     routed = route(logits_NE[None], top_k, 50)
-    # Mixtral's balance loss sums over a token's experts, ours averages.
+    # Mixtral's balance loss sums over a token's experts; ours averages.
     theirs = load_balancing_loss_func((logits_NE,), num_experts=6, top_k=top_k) / top_k
     torch.testing.assert_close(balance(routed)[0], theirs)
     torch.testing.assert_close(router_z(routed)[0], router_z_loss_func(logits_NE[None]))
@@ -233,7 +233,7 @@ def test_capacity_is_the_expected_load_times_the_factor():
     assert capacity(10, shape, 100.0) == capacity(10, shape, DROPLESS) == 10
 
 
-def test_a_dropped_token_gets_nothing_and_gives_no_gradient():
+def test_a_dropped_token_gets_no_output_and_no_gradient():
     layer = make_layer(capacity_factor=0.25, experts=2)
     x = torch.randn(1, 16, 8, dtype=torch.float64, requires_grad=True)
     y, routed = layer(x)
@@ -254,7 +254,7 @@ def test_router_stays_in_float32_under_autocast():
 
 
 @pytest.mark.parametrize("granularity", [1, 2, 4, 8])
-def test_granularity_keeps_parameters_and_flops_up_to_the_router(granularity):
+def test_granularity_keeps_parameters_and_flops_except_those_of_the_router(granularity):
     def expert_entries(g):
         request = make_request(granularity=g)
         shape = ModelShape.of(request.cell, request.model, VOCABULARY)
@@ -267,7 +267,7 @@ def test_granularity_keeps_parameters_and_flops_up_to_the_router(granularity):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["padded", "ragged"])
 @pytest.mark.parametrize("broken", [0, 1])
-def test_replicas_do_not_see_each_other(dtype, broken):
+def test_replicas_do_not_affect_each_other(dtype, broken):
     layer = make_layer(2, dtype=dtype, capacity_factor=0.5)
     x = torch.randn(2, 24, 8, dtype=dtype)
 
@@ -296,7 +296,7 @@ def test_replicas_do_not_see_each_other(dtype, broken):
     renormalize=st.booleans(),
     gates=st.sampled_from(["softmax", "sigmoid"]),
 )
-def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tokens, slots, renormalize, gates):
+def test_routing_without_sorting_equals_routing_by_sorting(seed, experts, top_k, tokens, slots, renormalize, gates):
     top_k = min(top_k, experts)
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, tokens, experts, generator=generator)
@@ -314,7 +314,7 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
     torch.testing.assert_close(our_gradient, their_gradient)
     assert torch.equal(ours.kept_RKN, theirs.kept_RKN)
     assert torch.equal(ours.filled_M, theirs.filled_M)
-    # Where nothing is kept or filled, the index may be any.
+    # Where nothing is kept or filled, the index is arbitrary.
     assert torch.equal(ours.row_RKN[ours.kept_RKN], theirs.row_RKN[theirs.kept_RKN])
     assert torch.equal(ours.assignment_M[ours.filled_M], theirs.assignment_M[theirs.filled_M])
     torch.testing.assert_close(our_metrics, their_metrics)
@@ -322,7 +322,7 @@ def test_routing_without_sorting_is_routing_by_sorting(seed, experts, top_k, tok
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 @pytest.mark.parametrize("top_k", [1, 3])
-def test_routing_without_sorting_stays_within_its_bounds_whatever_the_logits(value, top_k):
+def test_routing_without_sorting_stays_in_bounds_for_any_logits(value, top_k):
     logits = torch.full((2, 7, 4), value)
     with patch.object(operators, "prefers_dense", lambda _device: True):
         routing = route(logits, top_k, 5).routing
@@ -333,7 +333,7 @@ def test_routing_without_sorting_stays_within_its_bounds_whatever_the_logits(val
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_one_hot_gradient_of_the_lookup_is_that_of_torchs(dtype):
+def test_the_one_hot_gradient_of_the_lookup_equals_torchs(dtype):
     generator = torch.Generator().manual_seed(0)
     table, index = torch.randn(2, 11, 3, generator=generator), torch.randint(0, 11, (2, 40), generator=generator)
     weights = torch.randn(2, 40, 3, generator=generator)

@@ -1,4 +1,4 @@
-"""A name comes back as it was from every table, also one that reads like nothing, a truth or a number."""
+"""Every table returns names unchanged, even those that read like a null, a boolean or a number."""
 
 import csv
 import gzip
@@ -170,7 +170,7 @@ def rows_of(path):
 
 
 @pytest.mark.workflow
-def test_the_whole_paper_is_made_with_names_that_read_like_something_else(tmp_path):
+def test_the_whole_paper_is_made_with_names_that_read_like_other_values(tmp_path):
     project = make_project(tmp_path / "project")
     document = yaml.safe_load((project / "config.yaml").read_text())
     document |= {"figures": {}, "compositions": {}, "trends": {}, "probes": {}}

@@ -1,4 +1,4 @@
-"""Cells run on a machine without Snakemake: export, train there, pack, bring home, and Snakemake agrees."""
+"""Cells trained on a machine without Snakemake: exported, trained, packed, imported, and accepted by Snakemake."""
 
 import argparse
 import contextlib
@@ -57,7 +57,7 @@ SNAKEMAKE = ("--cores", "1", "--configfile", "small.yaml")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A checkout with tokens, and no cell."""
+    """A checkout with tokens, but no cells."""
     folder = copy_project(tmp_path_factory.mktemp("home") / "project")
     (folder / "small.yaml").write_text(SMALL)
     done = snakemake(folder, "results/data/tiny/manifest.json", *SNAKEMAKE)
@@ -67,7 +67,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """The environment of a machine that has neither Snakemake nor what validates the config."""
+    """The environment of a machine that has neither Snakemake nor the package that validates the config."""
     folder = tmp_path_factory.mktemp("bare")
     (folder / "sitecustomize.py").write_text(
         "import sys\nfor name in ('snakemake', 'pydantic', 'datasets'):\n    sys.modules[name] = None\n"
@@ -88,7 +88,7 @@ def export(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.workflow
-def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, bare, tmp_path):
+def test_cells_trained_elsewhere_are_as_good_as_those_trained_here(home, bare, tmp_path):
     exported = export(home)
     assert exported.returncode == 0, exported.stderr
     assert "12 cells in 4 jobs" in exported.stdout
@@ -105,7 +105,7 @@ def test_cells_trained_elsewhere_are_as_good_as_trained_at_home(home, bare, tmp_
     assert "12 of 12 cells are done" in worked.stdout
     archives = sorted((away / "packed").glob("cells-*.tar.gz"))
     assert len(archives) == 12
-    # Run again, it trains nothing.
+    # A rerun trains nothing.
     before = {path: path.stat().st_mtime_ns for path in away.glob("results/cells/*/summary.json")}
     assert "12 of 12 cells are done" in command(away, *run, env=bare).stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -154,7 +154,7 @@ def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, s
     assert not (tmp_path / "evil").exists()
 
 
-def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(tmp_path, capsys):
+def test_a_byte_changed_in_transit_is_noticed_and_a_result_is_not_replaced(tmp_path, capsys):
 
     def files_of(fingerprint: str) -> dict[str, bytes]:
         folder = tmp_path / fingerprint / CELL
@@ -165,7 +165,7 @@ def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(
     whole = archive_of(tmp_path / "whole.tar.gz", files).read_bytes()
     asked = ["--results", str(tmp_path / "results")]
     path = tmp_path / "cells.tar.gz"
-    for place in range(40, len(whole), 7):  # behind the name that gzip notes
+    for place in range(40, len(whole), 7):  # after the name that gzip stores
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         assert main(["import-cells", str(path), *asked]) == 1
     assert not list(tmp_path.glob("results/cells/*/summary.json"))
@@ -178,7 +178,7 @@ def test_a_byte_that_changed_on_the_way_is_noticed_and_a_result_is_not_replaced(
     assert (tmp_path / "results/cells" / CELL / "summary.json").read_bytes() == kept
 
 
-def test_a_result_of_another_python_and_torch_is_this_cells_and_keeps_its_versions(tmp_path, capsys):
+def test_a_result_of_another_python_and_torch_is_accepted_and_keeps_its_versions(tmp_path, capsys):
     request = make_request()
     cell, results = request.cell, tmp_path / "results"
     fingerprint = request.fingerprint("tokens")
@@ -192,7 +192,7 @@ def test_a_result_of_another_python_and_torch_is_this_cells_and_keeps_its_versio
     home = results / "cells"
     assert Result(home / cell.id).is_of(fingerprint)
     assert read_result(home / cell.id)["versions"] == away["versions"]
-    # A job that Snakemake runs for the cell all the same has nothing to train.
+    # If Snakemake runs a job for the cell anyway, that has nothing to train.
     assert CellFiles(request, "tokens", home).publish()
     capsys.readouterr()
     (row,) = run_rows([(cell.id, request.digest)], home)
@@ -211,7 +211,7 @@ def test_a_damaged_archive_or_list_ends_in_one_sentence(tmp_path, capsys):
     assert all(line.startswith("mup-moe: ") for line in errors)
 
 
-def test_a_job_that_fails_is_told_and_the_others_go_on(home, tmp_path):
+def test_a_job_that_fails_is_reported_and_the_others_continue(home, tmp_path):
     shutil.rmtree(home / "results" / "cells", ignore_errors=True)
     export(home)
     run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu")
@@ -242,7 +242,7 @@ def make_cells(folder: Path, count: int, rows: int = 3) -> list[Path]:
     generator = np.random.default_rng(0)
     folders = [folder / f"small_moe_mup_w32_e8_g1_lr2^-6_s{seed}" for seed in range(count)]
     for seed, path in enumerate(folders):
-        # As numbers are in a history: nine digits, hardly two alike.
+        # Like the numbers of a history: nine digits, hardly any two of them equal.
         history = [[step, *(f"{value:.9g}" for value in generator.random(7))] for step in range(rows)]
         result = Result(path)
         keep_all(
@@ -253,12 +253,12 @@ def make_cells(folder: Path, count: int, rows: int = 3) -> list[Path]:
 
 @given(parts=st.lists(st.integers(0, 11), max_size=6), part_bytes=st.sampled_from([0, 900, 2000, 10**9]))
 @settings(max_examples=25)
-def test_every_cell_is_packed_once_whatever_comes_when(tmp_path_factory, parts, part_bytes):
+def test_every_cell_is_packed_once_in_any_order(tmp_path_factory, parts, part_bytes):
     folder = tmp_path_factory.mktemp("packed")
     cells = make_cells(folder / "cells", 12)
     expected: set[str] = set()
     for number in parts:
-        # Anew each time, as by a process that was killed in between.
+        # A new object each time, as after a kill in between.
         before = {path: path.read_bytes() for path in folder.glob("cells-*.tar.gz")}
         written = CellArchives(folder, part_bytes).add(cells[:number])
         expected |= {path.name for path in cells[:number]}
@@ -269,7 +269,7 @@ def test_every_cell_is_packed_once_whatever_comes_when(tmp_path_factory, parts, 
     assert len(names) == len(set(names))
 
 
-def test_a_kill_while_cells_are_packed_loses_none_that_was(tmp_path, monkeypatch):
+def test_a_kill_while_cells_are_packed_loses_no_packed_cell(tmp_path, monkeypatch):
     cells = make_cells(tmp_path / "cells", 6)
     archives = CellArchives(tmp_path, 10**9)
     archives.add(cells[:4])
@@ -287,8 +287,8 @@ def test_a_kill_while_cells_are_packed_loses_none_that_was(tmp_path, monkeypatch
     assert set(cells_in(tmp_path)) == {path.name for path in cells}
 
 
-def test_what_comes_back_from_a_visit_fits(tmp_path):
-    """Eight files of 16 MiB, as docs/offsite.md says: archives, logs, and what look writes."""
+def test_the_files_that_return_from_a_visit_fit(tmp_path):
+    """The limit of docs/offsite.md is eight files of 16 MiB: archives, logs, and what look writes."""
     config = validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT / "presets", "gpu")))
     first = {cell for figure in ("figure1", "attribution") for cell in config.figures[figure].cells()}
     rows = config.setups["gpu"].training.steps
@@ -304,11 +304,11 @@ def test_what_comes_back_from_a_visit_fits(tmp_path):
     assert len(first) / job * size / full <= 5
 
 
-def test_what_travels_to_a_visit_fits():
-    """64 MiB: the checkout, two lists, and tokens, of which a byte of text makes 0.8 bytes at most."""
+def test_the_files_that_travel_to_a_visit_fit():
+    """The limit is 64 MiB: the checkout, two lists, and tokens, at most 0.8 bytes for each byte of text."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip("this is not a clone: what belongs to the checkout is not known")
+        pytest.skip("this is not a clone, so the files of the checkout are not known")
     checkout = sum(
         path.lstat().st_size for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()
     )
@@ -317,7 +317,7 @@ def test_what_travels_to_a_visit_fits():
     assert checkout + 2_000_000 + 0.8 * text < 64 * 2**20
 
 
-# ---------------------------------------------------------------- which jobs are begun
+# ---------------------------------------------------------------- which jobs are started
 
 
 def job_of(*widths: int, steps: int = 100) -> ListedJob:
@@ -330,7 +330,7 @@ def test_a_jobs_time_is_known_once_one_is_measured():
     job, larger, longer = job_of(8), job_of(16), job_of(8, steps=300)
     assert times.estimate(job) is None
     times.learn(job, seconds=50.0, steps_per_second=4.0)
-    # 25 s of steps, and 25 s of start; estimates of steps are a margin too long rather than too short.
+    # 25 s of steps and 25 s of startup; estimates of steps have a margin, to be too long rather than too short.
     assert times.estimate(job) == pytest.approx(25 + 1.15 * 25)
     assert times.estimate(longer) == pytest.approx(25 + 1.15 * 75)
     assert times.estimate(larger) > times.estimate(job)
@@ -340,20 +340,20 @@ def test_a_jobs_time_is_known_once_one_is_measured():
     assert times.estimate(both) == pytest.approx(parts - 25)
 
 
-def test_what_look_measured_tells_before_any_job_has_run(tmp_path):
+def test_what_look_measured_gives_an_estimate_before_any_job_has_run(tmp_path):
     job = job_of(8)
     shape = ModelShape.of(job.requests[0].cell, job.requests[0].model, 97)
     row = {"part": "stack", "bytes": stack_bytes(shape, job.requests[0], 3), "step_ms": 200.0}
     path = tmp_path / "look.jsonl"
     path.write_text(json.dumps({"part": "facts"}) + "\n" + json.dumps(row) + "\n")
     assert JobTimes({"tiny": 97}, path).estimate(job) == pytest.approx(60 + 1.15 * 20)
-    # A line that a kill has cut short costs no other, nor does a file that is not there.
+    # A line that a kill cut short does not affect the others, and a missing file is no error.
     path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:-9])
     assert JobTimes({"tiny": 97}, path).estimate(job) == pytest.approx(60 + 1.15 * 20)
     assert JobTimes({"tiny": 97}, tmp_path / "nowhere").estimate(job) is None
 
 
-def test_a_job_that_cannot_end_in_time_is_not_begun_unless_it_keeps_checkpoints(home, tmp_path):
+def test_a_job_that_cannot_end_in_time_is_not_started_unless_it_keeps_checkpoints(home, tmp_path):
     shutil.rmtree(home / "results" / "cells", ignore_errors=True)
     export(home)
     (tmp_path / "results").mkdir()
@@ -389,7 +389,7 @@ CHECK = ROOT / "tests" / "gpu" / "check.sh"
 
 @pytest.fixture
 def visit(home, bare, tmp_path):
-    """The environment of a visit to a machine whose GPU is a CPU, with the small list, and nothing trained."""
+    """The environment of a visit with a CPU instead of a GPU, with the small list and nothing trained."""
     shutil.rmtree(home / "results" / "cells", ignore_errors=True)
     export(home)
     (tmp_path / "gpu").mkdir()
@@ -409,8 +409,8 @@ def test_the_two_commands_of_a_visit_fit_in_its_quarter_of_an_hour():
 
 
 @pytest.mark.workflow
-def test_a_visit_that_is_killed_twice_brings_home_whole_cells_and_ends(home, visit, tmp_path):
-    """The whole visit with the device set to CPU; the moments of the kills are random, and printed."""
+def test_a_visit_that_is_killed_twice_returns_whole_cells_and_finishes(home, visit, tmp_path):
+    """Makes the whole visit on a CPU; the moments of the kills are random and printed."""
     generator = random.Random()
     seen: set[str] = set()
     for attempt in range(3):
@@ -418,7 +418,7 @@ def test_a_visit_that_is_killed_twice_brings_home_whole_cells_and_ends(home, vis
             [CHECK], env=visit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         if attempt < 2:
-            # After so many of its lines and a moment: wherever that is, on a machine of any speed.
+            # A random number of its lines and a random moment later, which works on a machine of any speed.
             lines, moment = generator.randrange(28), generator.random()
             print(f"attempt {attempt}: killed {moment:.3f} s after line {lines}")
             for _ in range(lines):
@@ -427,7 +427,7 @@ def test_a_visit_that_is_killed_twice_brings_home_whole_cells_and_ends(home, vis
                 process.wait(moment)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # `timeout` puts its command into a group of its own.
+            # `timeout` puts its command into its own process group.
             for pid in pids_in(tmp_path):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(os.getpgid(int(pid)), signal.SIGKILL)
@@ -455,7 +455,7 @@ def test_a_visit_that_is_killed_twice_brings_home_whole_cells_and_ends(home, vis
 
 
 def pids_in(folder: Path) -> list[str]:
-    """The processes that name a folder in their command."""
+    """Returns the ids of the processes that name a folder in their command."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -464,7 +464,7 @@ def pids_in(folder: Path) -> list[str]:
     return found
 
 
-def test_a_part_of_a_visit_that_fails_is_in_its_status_and_the_rest_is_tried(visit, tmp_path):
+def test_a_failing_part_of_a_visit_sets_its_status_and_the_rest_is_tried(visit, tmp_path):
     done = subprocess.run(
         [CHECK, "look", "train"],
         env=visit | {"LOOK": "--stacks 99x32", "LOOK_SECONDS": "0", "FROM": str(tmp_path / "nowhere")},

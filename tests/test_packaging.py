@@ -1,4 +1,4 @@
-"""environment.yml, pyproject.toml and the locks say the same."""
+"""environment.yml, pyproject.toml and the locks agree, and pages show what was recorded."""
 
 import csv
 import re
@@ -27,18 +27,18 @@ RUN = locked("requirements.lock")
 DEV = locked("requirements-dev.lock")
 
 
-# What a run needs, and the library alone.
+# What a run needs: the dependencies of the library and those of the pipeline.
 NEEDED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["pipeline"]
 
 
 @pytest.mark.parametrize("text", NEEDED + PROJECT["optional-dependencies"]["dev"])
-def test_the_lock_holds_what_the_project_asks_for(text):
+def test_the_lock_holds_what_the_project_requires(text):
     requirement = Requirement(text)
     pins = RUN if text in NEEDED else RUN | DEV
     assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
-def test_what_is_needed_to_run_is_not_locked_twice():
+def test_requirements_of_a_run_are_not_locked_twice():
     assert not set(RUN) & set(DEV)
 
 
@@ -57,7 +57,7 @@ def test_conda_installs_the_same_lock():
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.partition("=")[2])
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
-    # Itself, as Snakemake's --sdm conda hands on no other file.
+    # The file lists them itself, since Snakemake's --sdm conda passes on no other file.
     assert pip == (ROOT / "requirements.lock").read_text().splitlines()
 
 

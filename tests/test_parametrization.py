@@ -1,4 +1,4 @@
-"""The table against the `mup` package, against itself, and against instantiated models."""
+"""The table of parametrizations compared with the `mup` package, with itself, and with instantiated models."""
 
 import subprocess
 import sys
@@ -75,7 +75,7 @@ def test_expert_fan_in_is_a_switch():
 
 
 class DenseReference(nn.Module):
-    """Our dense model from torch's and mup's own modules."""
+    """Our dense model made from torch's and mup's own modules."""
 
     def __init__(self, width, model, base_head_size):
         super().__init__()
@@ -123,7 +123,7 @@ class DenseReference(nn.Module):
         return self.unembedding(x)
 
     def named_counterparts(self):
-        """(our name, parameter, transposed) of every tensor."""
+        """Yields (our name, parameter, transposed) for every tensor."""
         yield "token", self.token.weight, False
         if self.position is not None:
             yield "position", self.position.weight, False
@@ -183,7 +183,7 @@ def test_dense_mup_agrees_with_the_mup_package(width, changes):
     torch.testing.assert_close(logits_RNV[0], reference(token_ids).flatten(0, 1), rtol=1e-4, atol=1e-5)
 
 
-def test_settings_make_a_mixtral():
+def test_the_model_with_mixtrals_settings_equals_mixtral():
     changes = {"gates": "softmax", "capacity_factor": "dropless", "width": 16, "base_width": 16}
     request = make_request(parametrization="sp", **MODERN | changes)
     ours, _ = build(request)
@@ -241,8 +241,8 @@ REWRITES = {
 
 
 @pytest.mark.parametrize("role", REWRITES)
-def test_abc_symmetry_two_ways_to_write_a_rule_train_the_same(tokens, role):
-    # Clipping and weight decay see the parameters themselves, which the symmetry rescales.
+def test_two_forms_of_a_rule_by_abc_symmetry_train_the_same(tokens, role):
+    # Clipping and weight decay depend on the parameters themselves, which the symmetry rescales.
     changes = {"width": 32, "clip_norm": None, "weight_decay": 0.0, "adam_eps": 1e-30, "steps": 12}
     one, other = (
         TABLE | {"mup": replace(TABLE["mup"], rules=dict(TABLE["mup"].rules) | {role: Rule.parse(factors)})}
@@ -257,14 +257,14 @@ def test_abc_symmetry_two_ways_to_write_a_rule_train_the_same(tokens, role):
 
 @pytest.mark.parametrize("width", [16, 64])
 @pytest.mark.parametrize("name", TABLE)
-def test_instantiated_models_hold_what_the_table_says(name, width):
+def test_instantiated_models_follow_the_table(name, width):
     request = make_request(parametrization=name, width=width, experts=4, init_scale=4.0)
     model, table = build(request)
     ratio = width / request.model.base_width
     by_role = defaultdict(list)
     for tensor, weight in weights_of(model).items():
         rule = request.parametrization.rules[weight.spec.role]
-        # What grows in proportion to the width here; the number of experts does not move.
+        # These sizes grow in proportion to the width here; the number of experts is fixed.
         expected = {
             factor: ratio
             ** sum(float(p) for v, p in getattr(rule, factor).exponents if v in ("fan_in", "width", "expert_size"))
@@ -367,7 +367,7 @@ def test_sizes_count_the_instantiated_tensors(changes):
     assert size.active_parameters == blocks * (per_block + 4 * d) + 2 * d * v + d * s
 
 
-def test_draws_depend_on_seed_and_tensor_alone():
+def test_draws_depend_only_on_seed_and_tensor():
     one, _ = build(make_request(parametrization="mup"))
     two, _ = build(make_request(parametrization="sp"), replicas=2)
     other, _ = build(make_request(seed=1))

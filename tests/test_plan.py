@@ -1,4 +1,4 @@
-"""The bill and Table 2: counted from models, before anything is trained."""
+"""The bill and Table 2, counted from models before anything is trained."""
 
 import csv
 import json
@@ -39,13 +39,13 @@ def with_figure(name: str, **axes) -> Config:
 
 def write_benchmark(path: Path, *rows: str) -> Path:
     lines = [f"moe,yes,{row}" for row in rows]
-    # What the pipeline does not train by default, or no MoE, is no measure of it.
+    # Rows that are not the pipeline's default, or not MoE, must not be used.
     others = ["moe,no,64,9000,A CPU,1,", "dense,yes,64,9000,A CPU,1,"]
     path.write_text("\n".join(["architecture,default,width,gflops,cpu,threads,gpu", *lines, *others, ""]))
     return path
 
 
-def test_a_config_comes_back_from_json():
+def test_a_config_survives_a_round_trip_through_json():
     config = with_figure("figure1", learning_rate=tuple(map(LearningRate, ("0.003", "2^-6.25", "2^-6", 0.1))))
     assert validate(json.loads(json.dumps(asdict(config)))) == config
 
@@ -64,7 +64,7 @@ def test_plan_needs_nothing_but_config_and_benchmark(tmp_path, monkeypatch, caps
     assert len({line.count(" | ") for line in lines if line.startswith("|")}) == 1
 
 
-def test_a_probe_pays_for_passing_over_its_parameters_on_a_cpu():
+def test_the_bill_of_a_probe_on_a_cpu_includes_its_parameter_updates():
     on_cpu, on_gpu = (
         {row.sweep: row for row in plan.plan(Sweep(CONFIG), m)} for m in (MACHINE, replace(MACHINE, gpu=True))
     )
@@ -78,7 +78,7 @@ def test_a_probe_pays_for_passing_over_its_parameters_on_a_cpu():
     assert more == pytest.approx(MACHINE.update_seconds(1, 1) * updates)
 
 
-def test_the_total_has_every_cell_once():
+def test_the_total_counts_every_cell_once():
     rows = bill()
     cells = {cell.id: cell for figure in CONFIG.figures.values() for cell in figure.cells()}
     probes = sum(len(probe.cells()) for probe in CONFIG.probes.values())
@@ -104,7 +104,7 @@ def test_figures_that_share_cells_pay_once():
     assert row.cells - row.new_cells >= len(shared)
 
 
-def test_the_saving_is_that_of_the_widths_whatever_the_grid():
+def test_the_saving_depends_on_the_widths_and_not_on_the_grid():
     figure = CONFIG.figures["figure1"]
     row = bill()["figure1"]
     setup = CONFIG.setups[figure.setup]
@@ -131,16 +131,16 @@ def test_hours_follow_the_measured_rate_at_a_cells_width(tmp_path):
     assert machine.seconds(flops, 4096, "moe") == machine.seconds(flops, 256, "moe")
 
 
-def test_a_model_of_transformers_is_planned_at_the_rate_that_transformers_has(tmp_path):
+def test_a_model_of_transformers_is_planned_at_the_measured_rate_of_transformers(tmp_path):
     rows = pd.read_csv(BENCHMARK)
-    # A bill is for all of the machine's instructions.
+    # A bill uses the rows for all of the machine's instructions.
     rows = rows[rows["instructions"] == rows["instructions"][0]]
     alike = (rows["precision"] == "float32") & (rows["step"] == "eager") & (rows["allocator"] == "kept")
     peer = rows[(rows["system"] == "transformers") & (rows["architecture"] == "moe") & alike]
     expected = 1e12 / (1e9 * peer[peer["width"] == 64]["gflops"].item())
     assert MACHINE.seconds(1e12, 64, "mixtral") == pytest.approx(expected)
     assert MACHINE.seconds(1e12, 64, "mixtral") > MACHINE.seconds(1e12, 64, "moe")
-    # Where it was not measured at each width, ours has to do.
+    # If transformers was not measured at every width, our own rate is used.
     rows.drop(peer.index[-1]).to_csv(tmp_path / "step.csv")
     without = plan.Machine.read(tmp_path / "step.csv")
     assert without.seconds(1e12, 64, "mixtral") == without.seconds(1e12, 64, "moe")
@@ -164,7 +164,7 @@ def test_ten_thousand_cells_are_planned():
     assert row.cells >= 10_000
 
 
-def test_a_corpus_takes_more_disk_the_more_it_may_read():
+def test_a_corpus_takes_more_disk_space_the_more_it_may_read():
     python = CONFIG.corpora["python"]
     small = replace(CONFIG, corpora={"python": replace(python, max_bytes=1_000_000)})
     assert bill(small)["python"].disk_bytes < bill()["python"].disk_bytes
@@ -182,7 +182,7 @@ def test_gpt2_has_the_vocabulary_that_its_own_config_says():
 NUMBERED = {token: i for i, token in enumerate([*sorted(BYTES), "ab"])}
 
 
-def test_a_tokenizers_own_files_say_its_vocabulary(tmp_path):
+def test_the_vocabulary_is_read_from_the_tokenizers_own_files(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(NUMBERED))
     assert vocabulary_of(corpus_of(tmp_path)) == 257
 
@@ -213,9 +213,7 @@ NOT_A_VOCABULARY = {
 
 
 @pytest.mark.parametrize("kind", NOT_A_VOCABULARY)
-def test_what_is_not_the_vocabulary_of_a_byte_level_tokenizer_is_refused_before_anything_runs_and_by_the_job(
-    tmp_path, kind
-):
+def test_a_file_that_is_not_a_byte_level_vocabulary_is_refused_before_the_run_and_by_the_job(tmp_path, kind):
     content = NOT_A_VOCABULARY[kind]
     if content is not None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -258,12 +256,12 @@ def test_granularity_changes_nothing_but_the_router():
     granularities = {model.shape.granularity for model in rows}
     assert len(granularities) > 2
 
-    def beside_the_router(model: table2.Model) -> tuple[int, int, int]:
+    def except_the_router(model: table2.Model) -> tuple[int, int, int]:
         router = model.setup.model.blocks * model.shape.width * model.shape.total_experts
         size = model.size
         return size.parameters - router, size.active_parameters - router, size.flops_per_token - 6 * router
 
-    assert len({beside_the_router(model) for model in rows}) == 1
+    assert len({except_the_router(model) for model in rows}) == 1
     assert len({model.row()["flops"] for model in rows}) == len(granularities)
 
 
@@ -306,7 +304,7 @@ def test_table2_reads_as_markdown_and_latex(tables):
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
 
 
-def test_table2_leaves_out_what_is_not_about_models_of_transformers():
+def test_table2_leaves_out_settings_that_do_not_apply_to_models_of_transformers():
     setup = CONFIG.setups["mixtral"]
     ours, theirs = (table2.hyperparameters_of(setup, {}, of_ours)["Model"] for of_ours in (True, False))
     assert theirs["top_k"] == ours["top_k"]

@@ -14,8 +14,8 @@ from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.files import write_csv
 from test_figure import compose, make_request, over
 
-# What changes a figure, or ends its drawing, if it is heeded.
-HEEDED = """
+# Settings that change a figure, or stop its drawing, if they take effect.
+DISTURBING = """
 backend: TkAgg
 text.usetex: True
 axes.formatter.use_locale: True
@@ -57,7 +57,7 @@ def inputs(tmp_path_factory):
 
 
 def drawn(inputs, folder, **environment):
-    """Every figure, drawn by a process that works in a folder: name -> bytes."""
+    """Draws every figure in a process with this working folder; returns name -> bytes."""
     out = folder / "out"
     shutil.copytree(inputs, out)
     shutil.copy(ROOT / "benchmarks" / "sweep.csv", out)
@@ -97,19 +97,19 @@ def plain(inputs, tmp_path_factory):
     ("backend", "named", "in_working_folder", "in_home"),
     [
         ("module://matplotlib_inline.backend_inline", "file", None, None),
-        ("nonsense", "folder", None, HEEDED.encode()),
-        ("TkAgg", "missing", HEEDED.encode(), None),
+        ("nonsense", "folder", None, DISTURBING.encode()),
+        ("TkAgg", "missing", DISTURBING.encode(), None),
         ("", None, NOT_UTF8, NOT_UTF8),
         ("svg", None, None, NOT_UTF8),
     ],
 )
-def test_figures_are_the_same_whatever_matplotlib_is_told(
+def test_figures_are_the_same_whatever_the_settings_of_matplotlib(
     inputs, plain, tmp_path, backend, named, in_working_folder, in_home
 ):
     work, home = tmp_path / "work", tmp_path / ".config" / "matplotlib"
     work.mkdir()
     (tmp_path / "given").mkdir()
-    (tmp_path / "given" / "matplotlibrc").write_text(HEEDED)
+    (tmp_path / "given" / "matplotlibrc").write_text(DISTURBING)
     paths = {"file": tmp_path / "given" / "matplotlibrc", "folder": tmp_path / "given", "missing": tmp_path / "absent"}
     if in_working_folder:
         (work / "matplotlibrc").write_bytes(in_working_folder)
@@ -121,6 +121,6 @@ def test_figures_are_the_same_whatever_matplotlib_is_told(
     assert drawn(inputs, work, HOME=str(tmp_path), **settings) == plain
 
 
-def test_figures_are_the_same_where_matplotlib_has_no_folder_to_write_to(inputs, plain, tmp_path):
+def test_figures_are_the_same_if_matplotlib_has_no_folder_to_write_to(inputs, plain, tmp_path):
     (tmp_path / "file").touch()
     assert drawn(inputs, tmp_path / "work", MPLCONFIGDIR=str(tmp_path / "file")) == plain

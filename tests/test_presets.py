@@ -1,4 +1,4 @@
-"""The presets: what they claim to be, and that they run, in miniature."""
+"""The presets have the settings that they claim, and run at a tiny size."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def preset(name: str) -> Config:
     return validate(overlay(read_document(ROOT / "config.yaml"), read_preset(ROOT / "presets", name)))
 
 
-def test_all_are_there():
+def test_all_presets_exist():
     assert set(NAMES) == {*LARGE, "architectures", "evening", "granularity", "power", "switch"}
 
 
@@ -37,7 +37,7 @@ def test_the_default_is_the_config_itself():
     assert preset("default") == CONFIG
 
 
-def test_another_name_is_refused_with_those_there_are():
+def test_an_unknown_name_is_refused_with_a_list_of_presets():
     known = "default, architectures, authors, evening, gpu, gpu-visit, granularity, paper, power, switch"
     with pytest.raises(ConfigError, match=f"`preset` is 'huge' but must be one of {known}"):
         read_preset(ROOT / "presets", "huge")
@@ -70,17 +70,17 @@ def test_a_preset_measures_the_controls_of_every_claim(name):
     tests = [drift for claim in config.claims.table.values() for drift in claim.drifts if drift.expect == "keeps"]
     assert tests
     for test in tests:
-        figure, beside = config.figures[test.figure], config.figures[test.controls.figure]
+        figure, other = config.figures[test.figure], config.figures[test.controls.figure]
         assert test.panel in figure.axes.values(figure.panel)
-        assert set(test.controls.panels) <= set(beside.axes.values(beside.panel))
-        # The excess is that at the far end, over seeds that both have.
-        assert max(getattr(figure.axes, figure.curve)) == max(getattr(beside.axes, figure.curve))
-        assert figure.axes.seed == beside.axes.seed
-        assert figure.axes.learning_rate == beside.axes.learning_rate
+        assert set(test.controls.panels) <= set(other.axes.values(other.panel))
+        # The excess is measured at the far end, over seeds that both have.
+        assert max(getattr(figure.axes, figure.curve)) == max(getattr(other.axes, figure.curve))
+        assert figure.axes.seed == other.axes.seed
+        assert figure.axes.learning_rate == other.axes.learning_rate
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_presets_cells_are_no_other_presets(name):
+def test_no_two_presets_give_different_settings_to_the_same_cells(name):
     config = preset(name)
     for other in [CONFIG, *(preset(other) for other in NAMES if other != name)]:
         for figure in config.figures.values():
@@ -89,13 +89,13 @@ def test_a_presets_cells_are_no_other_presets(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_text_lasts_for_an_epoch(name):
+def test_the_text_is_enough_for_one_epoch(name):
     config = preset(name)
     rows = {row.sweep: row for row in plan.plan(Sweep(config), plan.Machine.read(ROOT / "benchmarks" / "step.csv"))}
     for figure in config.figures.values():
         setup = config.setups[figure.setup]
         kept = 1 - config.corpora[setup.corpus].validation_fraction
-        # One is there to be seen more than once.
+        # One corpus is meant to be seen more than once.
         assert rows[setup.corpus].tokens * kept > setup.tokens_per_run or setup.corpus == "repeated"
 
 
@@ -135,7 +135,7 @@ def test_authors_has_the_settings_of_their_public_code():
         assert config.figures[name].reference is None
 
 
-def test_paper_reaches_as_far_as_the_paper():
+def test_paper_covers_the_range_of_the_paper():
     config = preset("paper")
     axes = {name: figure.axes for name, figure in config.figures.items()}
     assert max(axes["figure1"].width) == 2048
@@ -143,7 +143,7 @@ def test_paper_reaches_as_far_as_the_paper():
     assert axes["figure2b"].granularity == (1, 2, 4, 8, 16, 32)
     assert all(len(a.seed) > 1 for a in axes.values())
     assert config.execution.device == "cuda"
-    # Its settings are the authors' but where it says otherwise.
+    # Its settings are the authors', except where it says otherwise.
     ours, theirs = config.setups["paper"], preset("authors").setups["authors"]
     assert ours.model == theirs.model
     assert {key for key, value in vars(ours.training).items() if getattr(theirs.training, key) != value} == {
@@ -152,7 +152,7 @@ def test_paper_reaches_as_far_as_the_paper():
     assert config.corpora["c4"] == preset("authors").corpora["c4"]
 
 
-def test_gpu_is_what_one_device_does():
+def test_gpu_is_a_sweep_for_one_device():
     config = preset("gpu")
     figure = config.figures["figure1"]
     setup = config.setups[figure.setup]
@@ -163,7 +163,7 @@ def test_gpu_is_what_one_device_does():
 
 
 def make(project: Path, *arguments: str) -> str:
-    """What Snakemake says; it must succeed."""
+    """Runs Snakemake, which must succeed; returns its output."""
     done = snakemake(project, "--cores", "2", *arguments)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -190,7 +190,7 @@ def project(tmp_path_factory) -> Path:
 
 
 def write_override(project: Path, setup: str, figures: dict[str, dict[str, list]]) -> None:
-    """Cuts a preset to a few steps of tiny models on the project's own shards."""
+    """Reduces a preset to a few steps of tiny models on the project's own shards."""
     document = {
         "corpora": {
             "c4": {
@@ -255,7 +255,7 @@ def test_a_preset_runs_from_c4_to_figure(name, figure, axes, project):
     vocabulary = json.loads((project / "vocab.json").read_text())
     manifest = json.loads((project / "results/data/c4/manifest.json").read_text())
     assert manifest["vocabulary"] == len(vocabulary)
-    # What was planned is what was paid.
+    # The actual cost is the planned one.
     planned = pd.read_csv(project / "results/plan.csv").set_index("sweep").loc[figure]
     assert planned["cells"] == len(runs)
     assert planned["flops"] == runs["flops"].sum()

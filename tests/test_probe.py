@@ -60,7 +60,7 @@ def test_the_gradient_of_a_gate_is_the_inner_product_of_expert_and_gradient(toke
     assert {quantity for quantity, _ in values} == set(COVARIANCE)
 
 
-def test_the_gradient_of_router_logits_is_that_of_finite_differences(tokens):
+def test_the_gradient_of_router_logits_agrees_with_finite_differences(tokens):
     trainer = make_trainer(tokens, balance_loss=0.5, capacity_factor="dropless")
     batch = trainer.training_batch(0)
     seen = observe(trainer, batch)
@@ -79,7 +79,7 @@ def test_the_gradient_of_router_logits_is_that_of_finite_differences(tokens):
     assert (losses[1] - losses[0]) / 2e-2 == pytest.approx(float(gradient.view(-1)[flat]), rel=0.05)
 
 
-def test_activations_are_those_of_every_layer(tokens):
+def test_activations_are_measured_in_every_layer(tokens):
     trainer = make_trainer(tokens, width=64, base_width=64, experts=4, granularity=1, embedding_multiplier=3.0)
     seen = observe(trainer, trainer.training_batch(0))
     values = activations(seen)
@@ -94,7 +94,7 @@ def test_activations_are_those_of_every_layer(tokens):
 @pytest.mark.parametrize(
     ("parametrization", "expected"), [("mup", -0.5), ("simplep", 0.0), ("sp", 0.0), ("experts-only", 0.5)]
 )
-def test_router_logits_at_initialisation_follow_their_rule(tokens, parametrization, expected):
+def test_router_logits_at_initialization_follow_their_rule(tokens, parametrization, expected):
     rows = []
     corpus = SimpleNamespace(train=tokens, valid=tokens[:2000], vocabulary=VOCABULARY)
     for width in (8, 16, 32, 64, 128):
@@ -106,7 +106,7 @@ def test_router_logits_at_initialisation_follow_their_rule(tokens, parametrizati
     found = {(s.quantity, s.block): s for s in slopes(table, 0.95)}
     for block in "01":
         assert found["router logits", block].slope == pytest.approx(expected, abs=0.12)
-        # Expert and gradient are independent at initialisation.
+        # Expert and gradient are independent at initialization.
         assert found["cosine", block].slope == pytest.approx(-0.5, abs=0.15)
         assert math.isnan(found["router-logit change", block].slope)
         assert found["router-logit change", block].points == 0
@@ -114,7 +114,7 @@ def test_router_logits_at_initialisation_follow_their_rule(tokens, parametrizati
 
 @pytest.fixture
 def config():
-    """A config whose probe has two tiny models a width."""
+    """A config with a probe of two tiny models per width."""
     request = make_request()
     setup = replace(CONFIG.setups["probe"], model=request.model, training=request.training)
     axes = replace(CONFIG.probes["lemma_b1"].axes, parametrization=("mup",), width=(8, 16, 32), seed=(0, 1))
@@ -127,7 +127,7 @@ def config():
 
 @pytest.fixture
 def probe_command(config, tokens, tmp_path):
-    """Runs a step of the pipeline on the probe of `config`, beside its tokens."""
+    """Returns a function that runs a step of the pipeline on the probe of `config`, with its tokens."""
     folder = tmp_path / "data" / config.setups["probe"].corpus
     folder.mkdir(parents=True)
     write_tokens(folder, tokens)
@@ -135,7 +135,7 @@ def probe_command(config, tokens, tmp_path):
     return lambda step: run_step(step, "coordinate_check", *device.get(step, []), config=config, results=tmp_path)
 
 
-def test_the_command_measures_all_it_is_asked_for(config, probe_command, tmp_path):
+def test_the_command_measures_everything_that_was_requested(config, probe_command, tmp_path):
     assert probe_command("probe") == 0
     values = tmp_path / "coordinate_check"
     table = pd.read_csv(values / "values.csv", dtype={"block": str})
@@ -172,7 +172,7 @@ def test_a_killed_probe_measures_only_what_is_left(config, probe_command, tmp_pa
         file.write('damaged\n{"half a li')
     again = []
     monkeypatch.setattr(probe, "measure", lambda request, *rest: again.append(request.cell) or measure(request, *rest))
-    # Another version of the training measures otherwise.
+    # Another version of the training measures other values.
     monkeypatch.setattr(probe, "VERSION", version)
     assert probe_command("probe") == 0
     assert again == (models[4:] if version == VERSION else models)
@@ -189,7 +189,7 @@ def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, int
 
     generator = np.random.default_rng(noise_seed)
     noise = generator.normal(0, 0.3, (3, 5))
-    if shared:  # a departure from the line that all seeds have in common
+    if shared:  # a deviation from the line that all seeds have in common
         noise = 0.1 * noise + generator.normal(0, 1, 5)
     points = [(s, float(x), slope * x + intercepts[s] + noise[s, x]) for s in range(3) for x in range(5)]
     found, interval = regress(points, 0.9)
@@ -210,7 +210,7 @@ def test_a_slope_and_its_interval_are_those_of_ordinary_least_squares(slope, int
     )
 
 
-def test_more_seeds_do_not_shrink_what_they_share():
+def test_more_seeds_do_not_shrink_a_deviation_that_they_share():
     bent = [0.0, 0.3, 0.1, 0.9]
     few, many = ([(s, float(x), bent[x] + 0.001 * s * x) for s in range(n) for x in range(4)] for n in (2, 40))
     intervals = [regress(points, 0.95)[1] for points in (few, many)]
@@ -218,7 +218,7 @@ def test_more_seeds_do_not_shrink_what_they_share():
     assert widths[1] > 0.9 * widths[0]
 
 
-def test_what_is_not_finite_or_zero_is_left_out_and_counted():
+def test_values_that_are_zero_or_not_finite_are_left_out_and_counted():
     values = [1.0, 2.0, 4.0, 0.0, math.nan, math.inf]
     table = pd.DataFrame(
         {"parametrization": "mup", "width": [2, 4, 8, 16, 32, 64], "seed": 0, "step": 1}

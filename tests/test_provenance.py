@@ -1,16 +1,16 @@
-"""What made a result, as the result says it."""
+"""The provenance that a result records."""
 
 from mup_moe.provenance import SOURCES, code_digest, source_digest
 
 
-def test_files_are_known_by_name_and_order(tmp_path):
+def test_a_source_digest_depends_on_names_contents_and_order(tmp_path):
     a, b, c = (tmp_path / name for name in ("a.py", "b.py", "c.py"))
     for path, text in {a: "x = 1", b: "x = 2", c: "x = 1"}.items():
         path.write_text(text)
     assert len({source_digest(paths) for paths in ([a], [b], [c], [a, b], [b, a], [])}) == 6
 
 
-def test_the_sources_that_can_change_a_result_are_there_and_leave_out_the_rest():
+def test_the_sources_are_those_that_can_change_a_result():
     names = {path.name for path in SOURCES}
     assert {"moe.py", "transformer.py", "scaling.py", "trainer.py", "optimizer.py", "batches.py"} <= names
     assert not {"command.py", "figure.py", "load.py"} & names

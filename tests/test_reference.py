@@ -53,7 +53,7 @@ def make_request(reference=AUTHORS, widths=(64, 128, 256, 512), seeds=1, **axes)
 
 
 def make_tables(folder, request, loss):
-    """Runs and optima of the figure `f`."""
+    """Writes runs and optima of the figure `f`."""
     folder = folder / "f"
     folder.mkdir(exist_ok=True)
     cells = spec_of(request).figure.cells()
@@ -65,7 +65,7 @@ def make_tables(folder, request, loss):
 
 
 def published_at(cell):
-    """The authors' own loss there: what a perfect replication of SP would measure."""
+    """Returns the authors' own loss of a cell, which a perfect replication of SP would measure."""
     points = {point[1:3]: point.loss for point in read_published(AUTHORS, "train_loss")}
     return points[cell.width, float(cell.learning_rate)]
 
@@ -97,13 +97,13 @@ def test_the_authors_losses_have_the_optima_that_the_decisions_name():
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_csv_saved_by_a_spreadsheet_is_read_by_its_mark(tmp_path, encoding, end):
+def test_a_csv_saved_by_a_spreadsheet_is_read_by_its_byte_order_mark(tmp_path, encoding, end):
     (tmp_path / "saved.csv").write_bytes(AUTHORS.read_text().replace("\n", end).encode(encoding))
     assert read_published(tmp_path / "saved.csv", "train_loss") == read_published(AUTHORS, "train_loss")
 
 
 @pytest.mark.parametrize("separator", [";", "\t", ", ", " ; "])
-def test_a_csv_is_read_by_the_separator_of_its_first_line(tmp_path, separator):
+def test_the_first_line_of_a_csv_determines_its_separator(tmp_path, separator):
     (tmp_path / "saved.csv").write_text(AUTHORS.read_text().replace(",", separator).replace(" ;", ";"))
     assert read_published(tmp_path / "saved.csv", "train_loss") == read_published(AUTHORS, "train_loss")
 
@@ -151,7 +151,7 @@ def test_points_without_a_cell_of_ours_are_kept_and_empty(tmp_path):
 
 
 @pytest.mark.parametrize(("factor", "same"), [(1 + 1e-12, True), (1 + 1e-6, False)])
-def test_a_learning_rate_is_the_same_but_for_rounding(factor, same):
+def test_learning_rates_are_equal_up_to_rounding(factor, same):
     (_, *rest), *_ = read_published(AUTHORS, "train_loss")
     curve = Curve(np.log2([rest[1] * factor]), np.array([[6.0]]))
     found = [row[-2] for row in compare(read_published(AUTHORS, "train_loss"), {"sp": {rest[0]: curve}})]
@@ -181,7 +181,7 @@ HEADER = "parametrization,width,learning_rate,train_loss\n"
         (HEADER + "mup,64,1e-3,5\nsp,65,1e-3,5\n", "none of the figure's"),
     ],
 )
-def test_a_file_that_does_not_serve_is_named(tmp_path, capsys, text, sentence):
+def test_an_unusable_file_is_named(tmp_path, capsys, text, sentence):
     path = tmp_path / "theirs.csv"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -212,14 +212,14 @@ def test_a_width_is_an_integer_in_any_notation(tmp_path, width):
         {"panel": "granularity", "axes": {"parametrization": ["sp"]}},
     ],
 )
-def test_losses_over_width_are_laid_over_no_other_figure(changes):
+def test_losses_over_width_are_overlaid_on_no_other_figure(changes):
     request = make_request()
     request |= changes | {"axes": request["axes"] | changes["axes"]}
     with pytest.raises(UserError, match="curve per width"):
         check_reference(spec_of(request).figure, read_published(AUTHORS, "train_loss"), AUTHORS)
 
 
-def test_published_points_lie_over_their_own_panel_alone(tmp_path):
+def test_published_points_are_drawn_only_in_their_own_panel(tmp_path):
     request = make_request(widths=(64, 128))
     make_tables(tmp_path, request, lambda cell: published_at(cell) + 0.05)
     content = content_of(tmp_path, request)
@@ -235,7 +235,7 @@ def test_published_points_lie_over_their_own_panel_alone(tmp_path):
     assert "published" in [text.get_text().split(" (")[0] for text in figure.legends[1].get_texts()]
 
 
-def test_the_scale_holds_what_is_published_while_ours_stays_readable(tmp_path):
+def test_the_scale_includes_published_losses_as_long_as_ours_stay_readable(tmp_path):
     request = make_request()
     make_tables(tmp_path, request, lambda cell: published_at(cell) - 0.3)
     content = content_of(tmp_path, request)
@@ -252,7 +252,7 @@ def test_the_scale_holds_what_is_published_while_ours_stays_readable(tmp_path):
 
 
 def dry_run(folder, references):
-    """What Snakemake would do for Figure 1, from a folder outside of the repository."""
+    """Runs Snakemake dry for Figure 1, from a folder outside the repository."""
     figures = {"figure1": {"axes": {"width": [32, 64, 128]}}, "figure2a": {}, "figure3": {}, "figure4": {}}
     figures = {name: overlay | {"reference": references.get(name)} for name, overlay in figures.items()}
     (folder / "mine.yaml").write_text(yaml.safe_dump({"figures": figures}))
@@ -269,7 +269,7 @@ def test_a_reference_is_found_in_the_repository_and_its_differences_come_with_th
 
 
 @pytest.mark.workflow
-def test_a_file_beside_the_results_goes_before_the_repository_s(tmp_path):
+def test_a_file_next_to_the_results_takes_precedence_over_that_of_the_repository(tmp_path):
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference/authors_sp.csv").write_text(HEADER + "sp,64,1e-3,nan\n")
     done = dry_run(tmp_path, {"figure1": "reference/authors_sp.csv"})
@@ -295,7 +295,7 @@ def test_a_reference_is_found_in_the_home_folder(tmp_path, monkeypatch):
         ({"figure3": "reference/authors_sp.csv"}, "`figures.figure3.reference`"),
     ],
 )
-def test_a_reference_that_does_not_serve_is_told_before_anything_runs(tmp_path, references, sentence):
+def test_an_unusable_reference_is_reported_before_anything_runs(tmp_path, references, sentence):
     done = dry_run(tmp_path, references)
     assert done.returncode != 0
     assert sentence in done.stdout

@@ -1,4 +1,4 @@
-"""Snakemake's own report, from results that are stand-ins: what it holds, not what they say."""
+"""Snakemake's report, made from placeholder results: what it contains, not what the results say."""
 
 import base64
 import html
@@ -36,7 +36,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 
 class Resources(HTMLParser):
-    """What a browser would load to show a page; `data:` and inline scripts load nothing."""
+    """Collects what a browser would load to show a page; `data:` and inline scripts load nothing."""
 
     def __init__(self):
         super().__init__()
@@ -50,8 +50,8 @@ class Resources(HTMLParser):
             self.found.append(attributes.get("href"))
 
 
-def stand_ins(folder: Path) -> None:
-    """A file in place of every result that a report may hold."""
+def write_placeholders(folder: Path) -> None:
+    """Writes a placeholder for every result that a report may contain."""
     results = folder / "results"
     results.mkdir()
     names = [*DRAWN, *CONFIG.probes, "claims", "table1", "table2", "plan"]
@@ -68,16 +68,16 @@ def stand_ins(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    """The report of the whole paper, made outside of the repository."""
+    """The report of the whole paper, made outside the repository."""
     folder = tmp_path_factory.mktemp("report")
-    stand_ins(folder)
+    write_placeholders(folder)
     done = snakemake(folder, "-s", ROOT / "Snakefile", "--report", "results/report.html")
     assert done.returncode == 0, done.stdout
     return folder / "results/report.html"
 
 
 def held(report: Path, name: str):
-    """A variable of the report's page."""
+    """Returns a variable of the report's page."""
     found = re.search(
         rf'<script id="{name.replace("_", "-")}">\s*var {name} = (.*?);\n\s*</script>', report.read_text(), re.S
     )
@@ -95,7 +95,7 @@ def test_the_report_is_one_file_with_every_figure_in_it(report):
     assert all(entry["data_uri"].startswith("data:") for entry in results.values())
 
 
-def test_the_claims_come_first_and_figures_under_the_paper_s_headings(report):
+def test_the_claims_come_first_and_figures_under_the_papers_headings(report):
     categories = held(report, "categories")
     headings = sorted(categories)
     assert headings[: len(HEADINGS)] == list(HEADINGS)
@@ -112,12 +112,12 @@ def test_the_claims_come_first_and_figures_under_the_paper_s_headings(report):
     }
 
 
-def test_a_figure_is_shown_before_its_print_is_offered(report):
+def test_a_figure_is_shown_before_its_pdf_is_offered(report):
     results = held(report, "results")
     for name in DRAWN:
         labels = {suffix: results[f"results/{name}.{suffix}"]["labels"] for suffix in ("png", "pdf")}
         assert {label["result"] for label in labels.values()} == {name}
-        # The viewer makes a toggle of the formats and shows what sorts first.
+        # The viewer turns the formats into a toggle and shows the one that sorts first.
         assert labels["png"]["format"] < labels["pdf"]["format"]
 
 
@@ -140,7 +140,7 @@ def test_the_front_page_asks_the_question_and_shows_the_claims(report):
     assert "system-message" not in front
 
 
-def test_nothing_is_loaded_from_a_network(report):
+def test_nothing_is_loaded_from_the_network(report):
     parser = Resources()
     parser.feed(report.read_text())
     parser.feed(held(report, "workflow_desc"))
@@ -160,7 +160,7 @@ def test_a_browser_opens_the_report_from_the_file(report, tmp_path):
         try:
             status = browser.wait(timeout=1800)
         except subprocess.TimeoutExpired:
-            # Headless Chromium hangs now and then, whatever the page.
+            # Headless Chromium hangs occasionally, whatever the page.
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
             pytest.skip("chromium did not answer within half an hour")

@@ -1,4 +1,4 @@
-"""A cell's result vouches for itself; what is damaged or foreign never becomes another number."""
+"""A cell's result is checked by its digest: damaged or foreign results never change a number."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ROOT, config_of, read_tries, run_step, told_by, write_result
+from conftest import ROOT, config_of, lines_after_config, read_tries, run_step, write_result
 from mup_moe import sweep as sweeps
 from mup_moe.analysis.aggregate import foreign_cells, run_rows
 from mup_moe.analysis.collect import join_tables
@@ -43,7 +43,7 @@ SHOWN = config_of(CELLS)
 REQUESTS = {cell: sweeps.Sweep(SHOWN).request(cell).digest for cell in CELLS}
 
 
-def test_a_try_is_told_after_one_that_was_cut_short(tmp_path):
+def test_a_try_is_recorded_after_a_line_that_was_cut_short(tmp_path):
     note_try(tmp_path, "began", 0)
     path = tmp_path / "tries.jsonl"
     with path.open("a") as file:
@@ -69,7 +69,7 @@ def test_a_folder_without_locks_is_refused(tmp_path, monkeypatch):
 
 @pytest.fixture
 def few_files():
-    """A process that may open a few files more than it has."""
+    """Lets the process open only a few files more than it has open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/dev/fd").iterdir())) + 8, hard))
     yield
@@ -77,7 +77,7 @@ def few_files():
 
 
 @pytest.mark.usefixtures("few_files")
-def test_any_number_of_cells_is_written_in_one_go_with_few_files_open(tmp_path):
+def test_any_number_of_cells_is_written_together_with_few_files_open(tmp_path):
     folders = [tmp_path / str(number) for number in range(60)]
     keep_all({Result(folder): ([["step"], [0]], {"id": folder.name}) for folder in folders})
     checkpoint.save({folder: Checkpoint(1, 0.0, "owner", {"x": torch.ones(1)}) for folder in folders})
@@ -89,9 +89,9 @@ def test_any_number_of_cells_is_written_in_one_go_with_few_files_open(tmp_path):
 
 @contextlib.contextmanager
 def no_more_files() -> Iterator[None]:
-    """The process has as many files open as it may."""
+    """Opens as many files as the process may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # No number is free below the limit.
+    # Lower the limit to the next free descriptor.
     handle = os.open(os.devnull, os.O_RDONLY)
     resource.setrlimit(resource.RLIMIT_NOFILE, (handle, hard))
     os.close(handle)
@@ -113,13 +113,13 @@ READERS = {
     "a table to collect": lambda folder: join_tables([folder / "runs.csv"], folder / "out.csv"),
     "a result": lambda folder: read_result(folder / "cell" / ".kept"),
     "whether a cell is done": lambda folder: Result(folder / "cell").is_of("f"),
-    "whose work it is": lambda folder: work.begin(folder / "work", "mine"),
+    "the owner of work": lambda folder: work.begin(folder / "work", "mine"),
     "work": lambda folder: work.Stage(folder / "work", "s", ("a",)),
 }
 
 
 @pytest.mark.parametrize("kind", READERS)
-def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_nor_changed(tmp_path, kind):
+def test_files_that_cannot_be_opened_for_lack_of_descriptors_are_neither_called_damaged_nor_changed(tmp_path, kind):
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "runs.csv").write_text("cell\na\n")
     keep_all({Result(tmp_path / "cell"): ([["step"], [0]], {"id": "cell", "fingerprint": "f"})})
@@ -139,7 +139,7 @@ def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_no
 
 
 @pytest.mark.parametrize("read", [read_json, lambda path: read_table(path, {"cell": str})])
-def test_only_content_that_is_wrong_is_to_be_deleted(tmp_path, read):
+def test_only_a_file_with_wrong_content_is_to_be_deleted(tmp_path, read):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"folder cannot be read \(Is a directory\): make it a file that you can read"):
         read(tmp_path / "folder")
@@ -164,7 +164,7 @@ def test_too_many_open_files_end_in_a_sentence_that_names_the_limit(tmp_path):
         claim_many()
 
 
-def test_a_folder_that_somebody_only_looks_at_is_waited_for_however_long_that_takes(tmp_path, monkeypatch):
+def test_a_folder_under_a_shared_lock_is_waited_for_however_long_that_takes(tmp_path, monkeypatch):
     waits = []
     monkeypatch.setattr("mup_moe.files._HELD", [])
     with (tmp_path / ".lock").open("wb") as looked_at:
@@ -184,7 +184,7 @@ def test_a_folder_that_somebody_only_looks_at_is_waited_for_however_long_that_ta
     assert len(waits) == 1000
 
 
-def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere(tmp_path):
+def test_future_times_of_files_are_corrected_in_order_except_outside_the_folder(tmp_path):
     home, elsewhere = tmp_path / "home", tmp_path / "text"
     home.mkdir()
     paths = [home / "a", home / "b", home / "old", elsewhere]
@@ -199,7 +199,7 @@ def test_files_of_tomorrow_are_settled_in_their_order_but_for_those_of_elsewhere
 
 
 class Sweep:
-    """Three results and the table made of them."""
+    """Three results and the table made from them."""
 
     def __init__(self, folder: Path) -> None:
         self.results = folder / "cells"
@@ -208,19 +208,19 @@ class Sweep:
         self.victim = self.results / CELLS[1].id
         self.whole = {name: (self.victim / name).read_bytes() for name in FILES}
         self.table = folder / "figure1/runs.csv"
-        self.status, self.told = self.aggregate()
+        self.status, self.messages = self.aggregate()
         self.undisturbed = self.table.read_bytes()
 
     def aggregate(self) -> tuple[int, list[str]]:
-        """The command's exit status and what it says."""
+        """Runs the command; returns its exit status and messages."""
         self.table.unlink(missing_ok=True)
-        with contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stderr(io.StringIO()) as errors:
             status = run_step("aggregate", "figure1", config=SHOWN, results=self.results.parent)
-        return status, told_by(told.getvalue())
+        return status, lines_after_config(errors.getvalue())
 
     @contextlib.contextmanager
     def damaged(self, damage: dict[Path, bytes | None]) -> Iterator[None]:
-        """The victim with these files in place of its own; None: without that file."""
+        """Replaces files of the victim, or removes them (None), and restores them afterwards."""
         try:
             for name, content in damage.items():
                 (self.victim / name).unlink() if content is None else (self.victim / name).write_bytes(content)
@@ -233,12 +233,12 @@ class Sweep:
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     made = Sweep(tmp_path_factory.mktemp("sweep"))
-    assert (made.status, made.told) == (0, [])
+    assert (made.status, made.messages) == (0, [])
     return made
 
 
 def disturbed(content: bytes, place: float, bit: int | None) -> bytes:
-    """The content with a bit flipped at a relative place, or cut off there."""
+    """Returns the content with a bit flipped at a relative place, or cut off there."""
     at = int(place * len(content))
     return content[:at] if bit is None else content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1 :]
 
@@ -261,14 +261,14 @@ def test_a_flipped_bit_or_a_cut_gives_the_same_table_or_one_sentence(sweep, dama
             assert sentence.startswith("mup-moe: ")
             assert sweep.victim.name in sentence
             assert "delete their folders" in sentence
-        # What is mended stays so, and is said once.
+        # A restored file stays restored, and the message appears only once.
         if status == 0 and told:
             assert "restored from its kept copy" in told[0]
             assert sweep.aggregate() == (0, [])
 
 
 @pytest.mark.parametrize("name", FILES, ids=str)
-def test_a_digit_that_changed_is_noticed(sweep, name):
+def test_a_changed_digit_is_noticed(sweep, name):
     content = sweep.whole[name]
     digit = content.index(b"4.") if name.name == SUMMARY else content.rindex(b"4.5")
     other = content[:digit] + b"9" + content[digit + 1 :]
@@ -281,7 +281,7 @@ def test_a_digit_that_changed_is_noticed(sweep, name):
 
 
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"", b'{"cell": {}}', b"\xff", None])
-def test_what_no_copy_can_mend_is_named(sweep, damage):
+def test_a_result_that_no_copy_can_restore_is_named(sweep, damage):
     with sweep.damaged({FILES[0]: damage, FILES[2]: damage}):
         status, (told,) = sweep.aggregate()
     assert status == 1
@@ -300,7 +300,7 @@ def test_a_summary_of_an_earlier_version_is_not_trusted(sweep):
     assert "lacks its digest" in told
 
 
-def test_a_copy_that_another_config_made_mends_nothing(sweep, tmp_path):
+def test_a_copy_that_another_config_made_restores_nothing(sweep, tmp_path):
     write_result(tmp_path / sweep.victim.name, summary_of(CELLS[1], 9.0, request="another"))
     other = {name: (tmp_path / sweep.victim.name / name).read_bytes() for name in KEPT}
     with sweep.damaged({FILES[0]: b"{", **other}):
@@ -317,7 +317,7 @@ def test_another_cells_result_is_refused(sweep):
     assert f"it holds cell {CELLS[0].id}" in told
 
 
-def test_only_what_is_whole_is_brought_home(sweep, tmp_path):
+def test_only_whole_results_are_imported(sweep, tmp_path):
     folder = tmp_path / sweep.victim.name
     history, summary = sweep.whole[FILES[1]], sweep.whole[FILES[0]]
     for files in ((history + b"1,4.5\n", summary), (history, summary.replace(b"4.3", b"3.3"))):
@@ -338,7 +338,7 @@ def test_results_are_read_without_torch():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """The folder of today's tokens."""
+    """The folder of the current tokens."""
     folder = tmp_path_factory.mktemp("corpus")
     for split in SPLITS:
         (folder / f"{split}.bin").write_bytes(b"\0\0")
@@ -348,7 +348,7 @@ def corpus(tmp_path_factory):
     return folder
 
 
-def test_a_result_from_before_versions_is_of_the_version_whose_numbers_its_code_has(tmp_path):
+def test_a_result_from_before_versions_gets_the_version_with_the_same_numbers(tmp_path):
     (code,), folder = VERSION_OF_CODE, tmp_path / CELLS[0].id
     made_of = {"request": "r", "tokens_digest": "t", "fingerprint": "of the digest of the code"}
     old = {name: value for name, value in summary_of(CELLS[0], 3.5, **made_of).items() if name != "version"}
@@ -359,7 +359,7 @@ def test_a_result_from_before_versions_is_of_the_version_whose_numbers_its_code_
     (row,) = run_rows([(CELLS[0].id, "r")], tmp_path)
     assert row["fingerprint"] == fingerprint_of("r", "t", VERSION_OF_CODE[code])
     assert (folder / "summary.json").read_bytes() == kept
-    # Of any other code nobody knows.
+    # The version of any other code is unknown.
     write_result(folder, old | {"code": "another"})
     assert read_result(folder)["fingerprint"] == "of the digest of the code"
     assert foreign_cells({"a": "r", "b": "r"}, {"a": told_of(version=None), "b": told_of(version=VERSION)}, None) == {
@@ -368,7 +368,7 @@ def test_a_result_from_before_versions_is_of_the_version_whose_numbers_its_code_
 
 
 def told_of(tokens="t", version=0, precision="float32", request="r"):
-    """What decides whether a cell is foreign."""
+    """Returns the values that decide whether a cell is foreign."""
     made = {"request": request, "tokens_digest": tokens, "version": version, "precision": precision}
     return {"cell": {"setup": "small"}} | made
 
@@ -377,7 +377,7 @@ def foreign_of(told, corpus=None):
     return foreign_cells(dict.fromkeys(told, "r"), told, corpus)
 
 
-def test_the_group_at_home_is_of_todays_tokens_then_of_this_version_then_the_largest(corpus):
+def test_the_home_group_has_the_current_tokens_then_this_version_then_the_most_cells(corpus):
     told = {"a": told_of(), "b": told_of(precision="bfloat16"), "c": told_of(precision="bfloat16")}
     assert foreign_of(told, corpus) == {"a": "trained in another precision"}
     told["d"] = told_of(version=VERSION)
@@ -386,7 +386,7 @@ def test_the_group_at_home_is_of_todays_tokens_then_of_this_version_then_the_lar
     foreign = foreign_of(told, corpus)
     assert set(foreign) == {"a", "b", "c", "d"}
     assert foreign["b"] == "trained on other tokens and in another precision"
-    # Where there are no tokens, nothing is said of them.
+    # Without tokens, cells are not compared by them.
     assert set(foreign_of(told, corpus / "nowhere")) == {"a", "b", "c", "e"}
 
 
@@ -398,7 +398,7 @@ def test_set_ups_are_not_compared_with_each_other():
 @given(
     st.lists(st.tuples(st.sampled_from("rs"), st.booleans(), st.booleans()), max_size=9),
 )
-def test_what_is_alike_is_not_foreign_and_what_is_deleted_and_trained_anew_comes_home(corpus, ways):
+def test_equal_cells_are_not_foreign_and_retrained_cells_join_them(corpus, ways):
     today = {"tokens": Tokens.open(corpus).digest, "version": VERSION}
     told = {
         str(number): told_of(request=request, tokens=today["tokens"] if tokens else "t", version=VERSION if new else 0)
@@ -409,7 +409,7 @@ def test_what_is_alike_is_not_foreign_and_what_is_deleted_and_trained_anew_comes
     kept = [of_cell for name, of_cell in told.items() if name not in foreign]
     assert all(of_cell == kept[0] for of_cell in kept)
     assert bool(kept) == any(request == "r" for request, *_ in ways)
-    # By what it names, the command is satisfied in the end: no cell is named a second time.
+    # Retraining the named cells satisfies the command in the end: no cell is named twice.
     named = set()
     while foreign:
         assert named.isdisjoint(foreign)

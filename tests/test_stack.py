@@ -1,4 +1,4 @@
-"""The step of a stack: losses, attention, lockstep, and that nothing in it waits for the host."""
+"""The training step of a stack: losses, attention, lockstep, and no waiting for the host."""
 
 import contextlib
 import gc
@@ -56,7 +56,7 @@ def make_trainer(tokens, *requests, step_mode="eager"):
 
 @given(seed=st.integers(0, 2**32), scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]), rows=st.integers(1, 9))
 @pytest.mark.parametrize("dense", [False, True])
-def test_cross_entropy_and_its_gradient_are_torchs(dense, seed, scale, rows):
+def test_cross_entropy_and_its_gradient_equal_torchs(dense, seed, scale, rows):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, rows, 11, generator=generator) * scale
     targets = torch.randint(0, 11, (2, rows), generator=generator)
@@ -87,7 +87,7 @@ def test_cross_entropy_of_bfloat16_logits_is_float32_and_not_finite_where_they_a
     piece=st.sampled_from([1, 22, 50, 2**20]),
     by_numpy=st.booleans(),
 )
-def test_cross_entropy_in_pieces_is_that_of_whole_logits(seed, scale, tokens, piece, by_numpy):
+def test_cross_entropy_in_pieces_equals_that_of_whole_logits(seed, scale, tokens, piece, by_numpy):
     generator = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(3, tokens, 8, generator=generator), torch.randn(3, 8, 11, generator=generator) * scale
     targets = torch.randint(0, 11, (3, tokens), generator=generator)
@@ -132,13 +132,13 @@ def test_cross_entropy_in_pieces_multiplies_in_the_precision_of_autocast():
     inputs=st.sampled_from([1, 3, 8]),
     outputs=st.sampled_from([1, 4, 5]),
 )
-def test_products_by_numpy_are_torchs_with_their_gradients(seed, sizes, inputs, outputs):
+def test_products_by_numpy_equal_torchs_with_their_gradients(seed, sizes, inputs, outputs):
     generator = torch.Generator().manual_seed(seed)
     rows, weight = (
         torch.randn(sum(sizes), inputs, generator=generator),
         torch.randn(6, inputs, outputs, generator=generator),
     )
-    # As they come: a part of longer rows, and with the last axes swapped.
+    # Layouts that occur: a part of longer rows, and swapped last axes.
     part = torch.randn(6, 7, inputs + 2, generator=generator)[..., 1:-1]
     turned = torch.randn(6, inputs, 7, generator=generator).mT
     ends = torch.tensor(sizes).cumsum(0)
@@ -159,7 +159,7 @@ def test_products_by_numpy_are_torchs_with_their_gradients(seed, sizes, inputs, 
     torch.testing.assert_close(made, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_cross_entropy_refuses_to_be_walked_backward_twice():
+def test_cross_entropy_refuses_a_second_backward_pass():
     logits = torch.randn(1, 3, 5, requires_grad=True)
     loss = cross_entropy(logits, torch.zeros(1, 3, dtype=torch.long)).sum()
     loss.backward(retain_graph=True)
@@ -168,7 +168,7 @@ def test_cross_entropy_refuses_to_be_walked_backward_twice():
 
 
 @pytest.mark.parametrize("positions", [1, 7, 64])
-def test_attention_of_narrow_heads_is_torchs(positions):
+def test_attention_of_narrow_heads_equals_torchs(positions):
     generator = torch.Generator().manual_seed(positions)
     ours, theirs = (
         [torch.randn(3, 2, positions, 8, generator=generator.manual_seed(n)).requires_grad_() for n in range(3)]
@@ -184,7 +184,7 @@ def test_attention_of_narrow_heads_is_torchs(positions):
 
 
 @pytest.mark.parametrize("positions", [1, 7, 64])
-def test_attention_in_bfloat16_is_torchs_in_float32_and_sees_nothing_later(positions):
+def test_attention_in_bfloat16_follows_torchs_in_float32_and_is_causal(positions):
     generator = torch.Generator().manual_seed(positions)
     q, k, v = (torch.randn(3, 2, positions, 8, generator=generator).div(2).bfloat16() for _ in range(3))
     for tensor in (q, k, v):
@@ -223,20 +223,20 @@ def test_a_replica_in_lockstep_equals_its_solo_run(tokens, changes):
         alone.run()
         (expected,) = alone.outcomes()
         assert expected.status == outcome.status
-        # What diverges amplifies rounding: its first steps must agree.
+        # A diverging cell amplifies rounding: only its first steps must agree.
         rows = slice(None) if expected.status == "finished" else slice(0, 2)
         np.testing.assert_allclose(outcome.history_TM[rows], expected.history_TM[rows], rtol=1e-3, atol=1e-4)
         if expected.status == "finished":
             assert outcome.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
             assert outcome.valid_loss == pytest.approx(expected.valid_loss, rel=1e-5)
-    # The one that diverged takes no part any more.
+    # The diverged replica no longer takes part.
     assert together.model.replicas == 3
     assert set(together.ended) == {1}
     assert set(together.states()) == {0, 2, 3}
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 0), (0, 1, 1), (1, 0, 2)])
-def test_who_stays_keeps_its_own_batches_whoever_leaves(tokens, seeds):
+def test_remaining_replicas_keep_their_batches_when_another_leaves(tokens, seeds):
     rates = [LearningRate(1e6), LearningRate("2^-6"), LearningRate("2^-7")]
     requests = [
         make_request(steps=60, divergence_span=5 / 60, learning_rate=rate, seed=seed)
@@ -251,7 +251,7 @@ def test_who_stays_keeps_its_own_batches_whoever_leaves(tokens, seeds):
         np.testing.assert_allclose(outcome.history_TM, alone.outcomes()[0].history_TM, rtol=1e-3, atol=1e-4)
 
 
-def test_when_all_have_diverged_training_ends(tokens):
+def test_training_ends_when_all_replicas_have_diverged(tokens):
     rates = [LearningRate(1e6), LearningRate(1e7)]
     requests = [make_request(steps=200, divergence_span=5 / 200, learning_rate=rate) for rate in rates]
     trainer = make_trainer(tokens, *requests)
@@ -282,7 +282,7 @@ def test_cells_of_different_shapes_are_not_trained_in_lockstep(tokens):
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_losses_compile_as_one_graph_with_the_same_gradients(tokens, changes, precision):
-    # All cases compile one function, and torch gives up on it after a few.
+    # All cases compile the same function, and torch stops recompiling it after a few.
     torch._dynamo.reset()
     requests = [make_request(**changes, precision=precision, seed=seed) for seed in (0, 1)]
     trainer = make_trainer(tokens, *requests)
@@ -308,7 +308,7 @@ def test_a_compiled_run_equals_the_eager_one(tokens):
 
 
 class Operators(TorchDispatchMode):
-    """Notes the name of every operator that runs, and the devices of the tensors that it makes."""
+    """Records the name of every operator that runs and the devices of the tensors that it makes."""
 
     def __init__(self):
         super().__init__()
@@ -322,8 +322,8 @@ class Operators(TorchDispatchMode):
 
 
 def step_on(device, monkeypatch, **changes):
-    """What a step of two seeds runs on a device; meta tensors take the same path as those of a GPU."""
-    # autocast knows no meta tensors.
+    """Runs a step of two seeds on a device; returns its operators. Meta tensors take the same path as GPU tensors."""
+    # autocast does not support meta tensors.
     monkeypatch.setattr(torch, "autocast", lambda *_args, **_options: contextlib.nullcontext())
     requests = [make_request(**changes, seed=seed) for seed in (0, 1, 1)]
     shape = ModelShape.of(requests[0].cell, requests[0].model, VOCABULARY)
@@ -345,12 +345,12 @@ def step_on(device, monkeypatch, **changes):
 
 
 @pytest.mark.parametrize("changes", SHAPES, ids=str)
-def test_a_step_stays_on_its_device_and_reads_no_number(changes, monkeypatch):
-    # Meta tensors have no numbers to read and do not mix with others: what runs on them can be captured.
+def test_a_step_stays_on_its_device_and_reads_no_value(changes, monkeypatch):
+    # Meta tensors have no values to read and do not mix with others: a step that runs on them can be captured.
     assert step_on("meta", monkeypatch, **changes).devices == {"meta"}
 
 
-# What a GPU does in several launches, or in no fixed order.
+# Operators that a GPU runs in several launches or in no fixed order.
 SLOW_ON_A_GPU = re.compile(
     r"\bsort|topk|scatter|index_put|index_add|index_copy|embedding_dense_backward|nonzero|unique"
 )
@@ -363,11 +363,11 @@ def test_a_step_on_a_gpu_neither_sorts_nor_scatters(changes, monkeypatch):
         for device in ("meta", "cpu")
     }
     assert slow["meta"] == []
-    assert slow["cpu"], "the search finds none where there are some"
+    assert slow["cpu"], "the pattern must find the slow operators of the CPU's path"
 
 
 @pytest.mark.parametrize("changes", [*SHAPES, {"clip_norm": None, "weight_decay": 0.3}], ids=str)
-def test_the_path_of_a_gpu_gives_the_numbers_of_a_cpus(tokens, changes, monkeypatch):
+def test_the_gpu_path_gives_the_numbers_of_the_cpu_path(tokens, changes, monkeypatch):
     requests = [
         make_request(**{"width": 16} | changes, seed=seed, learning_rate=LearningRate(rate), parametrization=rules)
         for seed, rate, rules in ((0, "2^-6", "mup"), (1, "2^-7", "sp"), (0, "2^-5", "simplep"))
@@ -383,7 +383,7 @@ def test_the_path_of_a_gpu_gives_the_numbers_of_a_cpus(tokens, changes, monkeypa
         assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-5)
 
 
-def test_a_run_goes_on_to_the_bit_on_the_path_of_a_gpu(tokens, monkeypatch):
+def test_a_run_resumes_to_the_bit_on_the_gpu_path(tokens, monkeypatch):
     monkeypatch.setattr(operators, "prefers_dense", lambda _device: True)
     requests = [make_request(seed=seed) for seed in (0, 1)]
     whole, part, rest = (make_trainer(tokens, *requests) for _ in range(3))
@@ -402,7 +402,7 @@ def test_a_run_goes_on_to_the_bit_on_the_path_of_a_gpu(tokens, monkeypatch):
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.95)]),
 )
 @settings(max_examples=30)
-def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, betas):
+def test_the_stacked_update_equals_torchs_adamw_for_each_replica(seed, steps, clip, betas):
     generator = torch.Generator().manual_seed(seed)
     rates, decays = torch.rand(2, 2, 3, generator=generator)
     start = [torch.randn(3, 5, generator=generator), torch.randn(3, 2, 4, generator=generator)]
@@ -431,11 +431,11 @@ def test_the_stacked_update_is_torchs_adamw_of_each_replica(seed, steps, clip, b
 
 
 class Lion(StackedOptimizer):
-    """Lion (Chen et al., 2023, algorithm 2), as one adds an optimizer."""
+    """Lion (Chen et al., 2023, algorithm 2), as an example of an added optimizer."""
 
     @staticmethod
     def update(tensor, gradient, state, rate, decay, taken, settings):  # noqa: ARG004
-        """As of `StackedOptimizer`."""
+        """See `StackedOptimizer`."""
         beta1, beta2 = settings.adam_betas
         step = torch.lerp(gradient, state["momentum"], beta1).sign()
         tensor.mul_(1 - rate * decay).sub_(rate * step)
@@ -448,7 +448,7 @@ def lion(monkeypatch):
 
 
 @pytest.mark.usefixtures("lion")
-def test_another_optimizer_is_a_class_and_a_line_of_the_registry(tokens):
+def test_another_optimizer_takes_a_class_and_a_line_of_the_registry(tokens):
     changes = {"optimizer": "lion", "steps": BLOCK_STEPS + 7, "width": 16}
     requests = [
         make_request(learning_rate=LearningRate(rate), parametrization=rules, **changes)
@@ -464,7 +464,7 @@ def test_another_optimizer_is_a_class_and_a_line_of_the_registry(tokens):
         assert ours.history_TM[-1, 0] < ours.history_TM[0, 0]
     names = {name.partition("/")[0] for name in whole.states()[0]}
     assert names == {"parameter", "momentum", "history"}
-    # Every entry takes steps of the tensor's own rate.
+    # Every entry moves by the tensor's own learning rate.
     alone = make_trainer(tokens, *requests)
     before = [weight.value.detach().clone() for weight in weights_of(alone.model).values()]
     alone.run(until=1)
@@ -480,19 +480,19 @@ def test_another_optimizer_is_a_class_and_a_line_of_the_registry(tokens):
 
 
 @pytest.mark.usefixtures("lion")
-def test_memory_and_the_bill_follow_what_an_optimizer_keeps():
+def test_the_memory_estimate_follows_the_state_of_the_optimizer():
     large = {"width": 512, "experts": 32}
     adamw, lion = make_request(**large), make_request(optimizer="lion", **large)
     parameters = size_of(lion.cell, lion.model, VOCABULARY).parameters
     for device, copies in {"cpu": 4, "cuda": 3}.items():
         mb = [memory_mb([request], VOCABULARY, device, "1") for request in (adamw, lion)]
-        # 4 bytes for a parameter, a quarter more for what was not thought of.
+        # 4 bytes per parameter, and a quarter more as a margin.
         assert mb[0] - mb[1] == pytest.approx(1.25 * copies * 4 * parameters / 1e6, abs=1)
     with pytest.raises(ValueError, match="`optimizer` is 'muon' but must be one of adamw, lion"):
         make_request(optimizer="muon")
 
 
-def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
+def test_the_initial_weights_of_a_seed_are_drawn_once(monkeypatch):
     drawn = []
     monkeypatch.setattr(torch, "randn", lambda *args, randn=torch.randn, **how: drawn.append(1) or randn(*args, **how))
     requests = [
@@ -507,11 +507,11 @@ def test_the_numbers_of_a_seed_are_drawn_once(monkeypatch):
         assert not torch.equal(weight.value[0], weight.value[2])
 
 
-# ---------------------------------------------------------------- where a step cannot be taken as asked
+# ---------------------------------------------------------------- when a step mode is not available
 
 
 class BrokenError(RuntimeError):
-    """What a compiler without its tools raises."""
+    """Raised by a compiler without its tools."""
 
 
 @pytest.fixture
@@ -523,7 +523,7 @@ def broken_compiler(monkeypatch):
 
 
 @pytest.mark.usefixtures("broken_compiler")
-def test_without_a_compiler_a_step_is_eager_and_says_so(tokens, capsys):
+def test_without_a_compiler_a_step_falls_back_to_eager_and_says_so(tokens, capsys):
     requests = [make_request(seed=seed) for seed in (0, 1)]
     fallen = Trainer(requests, tokens, tokens[:2000], VOCABULARY, CPU, "compiled", may_fall_back=True)
     eager = make_trainer(tokens, *requests)
@@ -538,7 +538,7 @@ def test_without_a_compiler_a_step_is_eager_and_says_so(tokens, capsys):
 
 
 @pytest.mark.usefixtures("broken_compiler")
-def test_a_compiled_step_that_was_asked_for_ends_in_one_sentence_without_a_compiler(tokens):
+def test_a_requested_compiled_step_fails_in_one_sentence_without_a_compiler(tokens):
     with pytest.raises(UserError, match=r"cannot be compiled here .*install a C\+\+ compiler") as caught:
         make_trainer(tokens, make_request(), step_mode="compiled").run()
     assert "\n" not in str(caught.value)
@@ -552,7 +552,7 @@ def test_a_compiled_step_that_was_asked_for_ends_in_one_sentence_without_a_compi
         (RuntimeError("CUDA error: lost"), RuntimeError),
     ],
 )
-def test_neither_memory_nor_a_lost_gpu_is_taken_for_a_broken_compiler(tokens, error, kind, monkeypatch):
+def test_neither_memory_nor_a_lost_gpu_is_mistaken_for_a_broken_compiler(tokens, error, kind, monkeypatch):
     def fail(*_args):
         raise ValueError("in the compiler") from error
 
@@ -566,7 +566,7 @@ def test_neither_memory_nor_a_lost_gpu_is_taken_for_a_broken_compiler(tokens, er
 
 
 class NoGraph(contextlib.nullcontext):
-    """A capture that fails; like torch's it runs nothing."""
+    """A capture that fails and, like torch's, runs nothing."""
 
     def __init__(self, *_args, **_options):
         super().__init__()
@@ -577,7 +577,7 @@ class NoGraph(contextlib.nullcontext):
 
 @pytest.mark.parametrize("auto", [True, False])
 def test_a_step_that_cannot_be_captured_is_compiled(tokens, auto, monkeypatch, capsys):
-    # As on a GPU, as far as a CPU goes: streams that do nothing, a compiler that changes nothing.
+    # Imitate a GPU on a CPU: streams that do nothing, a compiler that changes nothing.
     stream = SimpleNamespace(wait_stream=lambda _other: None)
     monkeypatch.setattr(torch, "compile", lambda function, **_options: function)
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_args: stream)
@@ -596,12 +596,12 @@ def test_a_step_that_cannot_be_captured_is_compiled(tokens, auto, monkeypatch, c
             trainer.run()
         return
     trainer.run()
-    assert left == [True, (0, (0, 1))], "stream and memory are those from before the capture"
+    assert left == [True, (0, (0, 1))], "stream and memory must be those from before the capture"
     assert trainer.step_mode == "compiled"
     assert "it is compiled instead" in capsys.readouterr().err
 
 
-def test_an_operator_without_a_deterministic_kernel_is_used_all_the_same(tokens, monkeypatch, capsys):
+def test_an_operator_without_a_deterministic_kernel_is_used_anyway(tokens, monkeypatch, capsys):
     losses, tried = Stack.losses, []
 
     def refuse(self, *args):
@@ -647,7 +647,7 @@ def test_validation_that_does_not_fit_is_done_in_parts(tokens, monkeypatch):
         trainers[1].outcomes()
 
 
-def test_a_captured_graph_is_given_back_before_validation(tokens, monkeypatch):
+def test_a_captured_graph_is_released_before_validation(tokens, monkeypatch):
     trainer = make_trainer(tokens, make_request())
     trainer.run()
     trainer._stack._graph = object()
@@ -657,7 +657,7 @@ def test_a_captured_graph_is_given_back_before_validation(tokens, monkeypatch):
     assert set(held) == {None}
 
 
-def test_a_stack_that_nobody_uses_gives_its_memory_back_at_once():
+def test_an_unused_stack_releases_its_memory_at_once():
     request = make_request()
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
     gc.disable()
@@ -670,17 +670,17 @@ def test_a_stack_that_nobody_uses_gives_its_memory_back_at_once():
         gc.enable()
 
 
-def test_a_gpu_without_a_number_is_the_current_one(monkeypatch):
+def test_a_gpu_without_an_index_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     assert indexed(torch.device("cuda")) == torch.device("cuda", 3)
     assert indexed(torch.device("cuda", 1)) == torch.device("cuda", 1)
     assert indexed(CPU) == CPU
-    # A stack puts its tensors there, whichever way its device is named.
+    # A stack puts its tensors on that GPU, whichever way its device is named.
     default = []
     monkeypatch.setattr(stack_module, "build", lambda *_args: default.append(torch.get_default_device()))
     request = make_request()
     shape = ModelShape.of(request.cell, request.model, VOCABULARY)
-    with pytest.raises(AttributeError):  # the model that is not there
+    with pytest.raises(AttributeError):  # the model is None
         Stack(
             [request],
             shape,
@@ -708,7 +708,7 @@ shared = st.sets(st.sampled_from(["learning_rate", "seed", "parametrization"]))
 @given(figures=figures, lockstep=shared)
 def test_every_cell_is_in_one_job_with_cells_of_its_shape_and_its_figures(figures, lockstep):
     found = jobs(figures, lockstep)
-    # Names mean the same whichever file lists which figure first, and who is listed first comes first.
+    # The jobs and their names do not depend on the order of the figures; only the order of the jobs follows it.
     assert jobs(dict(reversed(figures.items())), lockstep) == found
     first = [next(name for name in figures if set(cells) & set(figures[name])) for cells in found.values()]
     assert first == sorted(first, key=list(figures).index)
@@ -721,13 +721,13 @@ def test_every_cell_is_in_one_job_with_cells_of_its_shape_and_its_figures(figure
             assert [name for name in figures if cell in figures[name]] == [
                 name for name in figures if cells[0] in figures[name]
             ]
-    # As few jobs as that allows.
+    # There are as few jobs as that allows.
     keys = {(cell.name(without=lockstep), tuple(name for name in figures if cell in figures[name])) for cell in placed}
     assert len(found) == len(keys)
 
 
 @given(figures=figures, lockstep=shared.filter(bool), least=st.integers(1, 20))
-def test_jobs_put_together_have_enough_cells_and_one_row_and_figures(figures, lockstep, least):
+def test_jobs_put_together_have_enough_cells_of_one_row_and_the_same_figures(figures, lockstep, least):
     curves, found = jobs(figures, lockstep), jobs(figures, lockstep, least)
     assert sorted(cell for cells in found.values() for cell in cells) == sorted(
         cell for cells in curves.values() for cell in cells
@@ -739,18 +739,18 @@ def test_jobs_put_together_have_enough_cells_and_one_row_and_figures(figures, lo
 
     for cells in found.values():
         assert len(alike(cells)) == 1
-    # Whoever has too few has nobody left to join.
+    # A job with too few cells has no other job left to join.
     for cells in found.values():
         others = [other for other in found.values() if other is not cells and alike(other) == alike(cells)]
         assert len(cells) >= least or not others
-    # A curve is never parted.
+    # A curve is never split.
     for curve in curves.values():
         assert sum(set(curve) <= set(cells) for cells in found.values()) == 1
 
 
 @given(figures=figures, lockstep=shared, least=st.integers(1, 6), most=st.integers(6, 8))
 def test_no_job_has_more_cells_than_a_process_takes(figures, lockstep, least, most):
-    # Cells without an axis in common are never more than a few: a small limit cuts them.
+    # The curves drawn here are short, so use a small limit that splits them.
     with patch("mup_moe.config.jobs.MOST_CELLS_PER_JOB", most):
         found = jobs(figures, lockstep, least)
         assert jobs(dict(reversed(figures.items())), lockstep, least) == found
@@ -762,7 +762,7 @@ def test_no_job_has_more_cells_than_a_process_takes(figures, lockstep, least, mo
         assert found == whole
 
 
-def test_a_long_curve_is_cut_evenly_and_another_seed_changes_the_last_part():
+def test_a_long_curve_is_split_evenly_and_an_added_seed_joins_the_last_part():
     figure = CONFIG.figures["figure1"]
     axes = replace(figure.axes, parametrization=("mup",), width=(32,))
 
@@ -780,7 +780,7 @@ def test_a_long_curve_is_cut_evenly_and_another_seed_changes_the_last_part():
     assert new == [f"{name}~3"]
 
 
-def test_jobs_are_named_by_what_their_cells_share():
+def test_jobs_are_named_after_what_their_cells_share():
     cells = cells_over(parametrization=["mup"], width=[32, 64])
     found = jobs({"a": cells, "b": cells[:2]}, ["learning_rate", "seed"])
     assert list(found) == ["mixtral_moe_mup_w32_e8_g1", "mixtral_moe_mup_w32_e8_g1~2", "mixtral_moe_mup_w64_e8_g1"]
@@ -790,7 +790,7 @@ def test_jobs_are_named_by_what_their_cells_share():
     assert math.prod(len(cells) for cells in jobs({"a": cells}, AXES[:1] + AXES[2:]).values()) > 1
 
 
-def test_metrics_are_finite_and_of_every_step(tokens):
+def test_metrics_are_finite_at_every_step(tokens):
     trainer = make_trainer(tokens, make_request(steps=47), make_request(steps=47, seed=3))
     trainer.run(33)
     trainer.run()

@@ -1,4 +1,4 @@
-"""How a sweep stands: every state a cell can be in, the time left, and whatever may be found in the folders."""
+"""The state of a sweep: every state a cell can be in, the time left, and any files that may be in the folders."""
 
 import hashlib
 import json
@@ -37,13 +37,13 @@ from mup_moe.training.request import TrainingRequest
 
 VOCABULARY, STEPS, TOKENS_OF_STEP = 300, 400, 4 * 16
 ELSEWHERE = "node7"
-# By the command's clock, which does not move: a sign of life is as old as a test says.
+# The command's clock does not move, so that a heartbeat is as old as a test says.
 NOW = time.time()
 RATES = ("2^-7", "2^-6")
 
 
 def small_config(**axes: list[Any]) -> dict[str, Any]:
-    """config.yaml with a small set-up and two figures, `both` and `narrow`, which share the cells of width 32."""
+    """Returns config.yaml with a small set-up and two figures, `both` and `narrow`, that share cells of width 32."""
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
     model = {"sequence": 16}
     training = {"steps": STEPS, "batch_size": 4, "final_loss_steps": 2, "validation_batches": 1}
@@ -98,7 +98,7 @@ class Sweep:
         write_result(self.folder(cell), summary | {"flops": 10**9, "wall_seconds": 1.0} | changes)
 
     def beat(self, cell: Cell, age: float = 5.0, **changes: Any) -> None:
-        """Gives the cell a heartbeat of a process on another host, 7 seconds ago by default."""
+        """Gives the cell a heartbeat of a process on another host, 5 seconds old by default."""
         beat = Heartbeat(100, STEPS, 1, 10.0, NOW - age, ELSEWHERE, 4711, None)
         replace(beat, **changes).write(self.folder(cell))
 
@@ -113,7 +113,7 @@ class Sweep:
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Tokenized, and nothing trained."""
+    """A sweep that is tokenized, with nothing trained."""
     sweep = Sweep(tmp_path, small_config())
     sweep.tokenize()
     return sweep
@@ -138,12 +138,12 @@ def ask(capsys, monkeypatch):
 
 @pytest.fixture
 def told(ask):
-    """Calls the command; returns what it says as JSON."""
+    """Calls the command; returns its JSON output."""
     return lambda sweep, *options: json.loads(ask(sweep, "--json", *options))
 
 
 def as_row(text: str, name: str) -> dict[str, int]:
-    """A row of the table."""
+    """Returns the numbers in a row of the table."""
     header = next(line for line in text.splitlines() if line.split()[:1] == ["cells"]).split()
     line = next(line for line in text.splitlines() if line.split()[:1] == [name])
     return {column: 0 if value == "-" else int(value) for column, value in zip(header, line.split()[1:], strict=True)}
@@ -165,7 +165,7 @@ def test_before_the_corpus_is_tokenized_everything_waits_and_no_file_is_made(tmp
     assert not files_in(sweep.results)
 
 
-def test_a_results_folder_that_is_not_there_is_refused_unless_it_is_the_default(tmp_path, monkeypatch, capsys):
+def test_a_missing_results_folder_is_refused_unless_it_is_the_default(tmp_path, monkeypatch, capsys):
     sweep = Sweep(tmp_path, small_config())
     monkeypatch.chdir(tmp_path)
     command = ["status", "--config", str(sweep.path)]
@@ -197,12 +197,12 @@ def interrupt_while_the_last_checkpoint_was_written(sweep, cell):
     (sweep.folder(cell) / "checkpoint.safetensors").write_bytes(b"torn")
 
 
-def lose_the_last_of_the_checkpoints_result(sweep, cell):
+def damage_the_kept_result(sweep, cell):
     sweep.finish(cell)
     Result(sweep.folder(cell)).kept_files[0].write_text("step\n")
 
 
-def finish_between_two_signs_of_life(sweep, cell):
+def finish_between_two_heartbeats(sweep, cell):
     sweep.beat(cell)
     sweep.finish(cell)
 
@@ -229,8 +229,8 @@ def retrain_an_outdated_cell(sweep, cell):
         (lambda sweep, cell: sweep.finish(cell), "done", STEPS),
         (lambda sweep, cell: sweep.finish(cell, status="diverged"), "diverged", STEPS),
         (lambda sweep, cell: sweep.finish(cell, fingerprint="another"), "outdated", 0),
-        (lose_the_last_of_the_checkpoints_result, "outdated", 0),
-        (finish_between_two_signs_of_life, "done", STEPS),
+        (damage_the_kept_result, "outdated", 0),
+        (finish_between_two_heartbeats, "done", STEPS),
         (retrain_an_outdated_cell, "interrupted", 50),
         (lambda sweep, cell: sweep.beat(cell), "running", 100),
         (run_a_retry, "running", 100),
@@ -241,7 +241,7 @@ def retrain_an_outdated_cell(sweep, cell):
         (fail_after_a_checkpoint, "failed", 50),
     ],
 )
-def test_the_files_of_a_cell_tell_its_state_and_how_far_it_is(sweep, told, make, state, step):
+def test_the_files_of_a_cell_show_its_state_and_progress(sweep, told, make, state, step):
     cell = sweep.cells[1]
     make(sweep, cell)
     before = files_in(sweep.results)
@@ -260,15 +260,15 @@ def test_the_files_of_a_cell_tell_its_state_and_how_far_it_is(sweep, told, make,
         (320, 0.02, "silent"),
         (300, None, "running"),  # it may compile
         (700, None, "silent"),
-        (-3600, 100.0, "running"),  # another host's clock, or one that was set back
+        (-3600, 100.0, "running"),  # a different clock on another host, or a clock that was set back
     ],
 )
-def test_how_old_a_sign_of_life_may_be_depends_on_how_long_steps_take(sweep, told, age, rate, state):
+def test_how_old_a_heartbeat_may_be_depends_on_how_long_steps_take(sweep, told, age, rate, state):
     sweep.beat(sweep.cells[0], age=age, steps_per_second=rate)
     assert told(sweep)["cells"][sweep.cells[0].id]["state"] == state
 
 
-def test_a_process_of_this_host_that_is_gone_is_silent_at_once(sweep, told):
+def test_a_dead_process_of_this_host_is_silent_at_once(sweep, told):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     here = socket.gethostname()
@@ -277,10 +277,10 @@ def test_a_process_of_this_host_that_is_gone_is_silent_at_once(sweep, told):
     sweep.beat(sweep.cells[2], age=0, host=here, pid=os.getpid())
     states = [told(sweep)["cells"][cell.id] for cell in sweep.cells[:3]]
     assert [cell["state"] for cell in states] == ["silent", "silent", "running"]
-    assert states[1]["age"] == 0  # never less
+    assert states[1]["age"] == 0  # never negative
 
 
-def test_results_of_another_corpus_are_outdated_and_without_a_corpus_are_taken_for_its_own(sweep, told):
+def test_results_of_another_corpus_are_outdated_and_without_a_corpus_all_count_as_done(sweep, told):
     for cell in sweep.cells:
         sweep.finish(cell)
     assert told(sweep)["total"]["done"] == 4
@@ -290,7 +290,7 @@ def test_results_of_another_corpus_are_outdated_and_without_a_corpus_are_taken_f
     assert told(sweep)["total"]["outdated"] == 4
 
 
-def test_another_config_finds_other_cells_and_outdated_ones(sweep, told, tmp_path):
+def test_another_config_shows_other_cells_and_outdated_ones(sweep, told, tmp_path):
     for cell in sweep.cells:
         sweep.finish(cell)
     document = small_config(width=[32, 128])
@@ -302,7 +302,7 @@ def test_another_config_finds_other_cells_and_outdated_ones(sweep, told, tmp_pat
 # ---------------------------------------------------------------- what people read
 
 
-def test_a_running_job_is_told_with_its_step_rate_host_and_cluster_job(sweep, ask):
+def test_a_running_job_is_shown_with_its_step_rate_host_and_cluster_job(sweep, ask):
     wide = [cell for cell in sweep.cells if cell.width == 64]
     for cell in wide:
         sweep.beat(cell, step=120, together=2, steps_per_second=3.456, job="815")
@@ -310,7 +310,7 @@ def test_a_running_job_is_told_with_its_step_rate_host_and_cluster_job(sweep, as
     assert line == "  small_moe_mup_w64_e8_g1: 2 cells at step 120 of 400, 3.46 steps/s, on node7, SLURM job 815"
 
 
-def test_a_silent_job_is_told_with_since_when_and_the_step_it_goes_on_from(sweep, ask):
+def test_a_silent_job_is_shown_with_its_silence_and_the_step_it_resumes_from(sweep, ask):
     wide = [cell for cell in sweep.cells if cell.width == 64]
     for cell, step in zip(wide, (50, 70), strict=True):
         sweep.save(cell, step)
@@ -321,7 +321,7 @@ def test_a_silent_job_is_told_with_since_when_and_the_step_it_goes_on_from(sweep
     )
 
 
-def test_failures_of_one_reason_are_told_together_with_the_paths_of_their_logs(sweep, ask, told):
+def test_failures_with_one_reason_are_shown_together_with_the_paths_of_their_logs(sweep, ask, told):
     for cell in sweep.cells:
         reason = "the GPU's memory\nis too small" if cell.learning_rate == sweep.cells[0].learning_rate else "no disk"
         Failure(reason, time.time()).write(sweep.folder(cell))
@@ -337,11 +337,11 @@ def test_failures_of_one_reason_are_told_together_with_the_paths_of_their_logs(s
     assert {cell["reason"] for cell in found} == {"the GPU's memory is too small", "no disk"}
 
 
-def test_a_log_is_named_by_the_job_of_the_whole_workflow_whichever_figures_are_asked_for(sweep, told):
+def test_a_log_is_named_after_the_job_of_the_whole_workflow_whichever_figures_are_chosen(sweep, told):
     document = small_config()
     document["figures"]["narrow"]["axes"]["learning_rate"] = [RATES[0]]
     other = Sweep(sweep.results.parent, document)
-    # The cell that both figures show has a job of its own, the other one of its curve another.
+    # The cell that both figures show has its own job; the other cell of its curve has another one.
     jobs = {cell["job"] for cell in told(other, "--figures", "narrow")["cells"].values()}
     assert jobs < {cell["job"] for cell in told(other)["cells"].values()}
     assert len(jobs) == 1
@@ -362,7 +362,7 @@ def test_figures_and_compositions_can_be_chosen_and_an_unknown_one_is_refused(sw
     assert all(line.startswith("mup-moe: ") for line in errors)
 
 
-def test_a_config_that_cannot_be_found_or_is_no_whole_one_is_told_how_to_name_it(sweep, tmp_path, monkeypatch, capsys):
+def test_the_error_for_a_missing_or_partial_config_says_how_to_name_one(sweep, tmp_path, monkeypatch, capsys):
     mine = tmp_path / "mine.yaml"
     mine.write_text("preset: default\nexecution: {device: cpu}")
     assert main(["status", "--config", str(mine)]) == 1
@@ -384,7 +384,7 @@ def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(
         assert {cell["steps"] for cell in told(sweep, *options)["cells"].values()} == {steps}
 
 
-def test_who_works_in_the_folder_is_told_and_not_disturbed(sweep, ask):
+def test_a_snakemake_that_works_in_the_folder_is_reported_and_not_disturbed(sweep, ask):
     assert "no Snakemake is working" in ask(sweep)
     holder = [sys.executable, "-c"]
     holder += [
@@ -401,7 +401,7 @@ def test_who_works_in_the_folder_is_told_and_not_disturbed(sweep, ask):
         assert not waited  # free for the next one
 
 
-def test_a_corpus_is_told_whether_it_is_being_tokenized(sweep, told):
+def test_the_state_of_a_corpus_is_reported(sweep, told):
     folder = sweep.results / "data" / "tiny"
     assert told(sweep)["corpora"] == {"tiny": "tokenized"}
     (folder / ".work").mkdir()
@@ -414,7 +414,7 @@ def test_a_corpus_is_told_whether_it_is_being_tokenized(sweep, told):
 
 
 @pytest.mark.parametrize("state", ["not tokenized yet", "half tokenized, by nobody now"])
-def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(tmp_path, told, state):
+def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_it(tmp_path, told, state):
     sweep = Sweep(tmp_path, small_config())
     folder, log = sweep.results / "data" / "tiny", sweep.results / "logs" / "tokenize" / "tiny.log"
     folder.mkdir(parents=True)
@@ -422,7 +422,7 @@ def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(
         (folder / ".work").mkdir()
     log.parent.mkdir(parents=True)
     log.write_text("reading: 0B\rreading: 9B\n")
-    assert told(sweep)["corpora"] == {"tiny": state}  # killed, it says nothing
+    assert told(sweep)["corpora"] == {"tiny": state}  # a killed process gives no reason
     log.write_text("reading: 0B\rreading: 9B\nmup-moe: the disk is full: free space\n")
     assert told(sweep)["corpora"] == {
         "tiny": f"{state}; its last try failed: the disk is full: free space ({log})",
@@ -433,7 +433,7 @@ def test_why_a_corpus_could_not_be_tokenized_is_told_until_somebody_works_on_it(
     assert "failed" not in told(sweep)["corpora"]["tiny"]
 
 
-def test_probes_are_listed_where_no_figure_is_chosen(tmp_path, ask):
+def test_probes_are_listed_if_no_figure_is_chosen(tmp_path, ask):
     document = small_config()
     probe = yaml.safe_load((ROOT / "config.yaml").read_text())["probes"]["coordinate_check"]
     document["probes"] = {"check": probe | {"setup": "small"}}
@@ -465,14 +465,14 @@ def test_a_thousand_cells_fit_on_a_screen(tmp_path, ask, told):
     assert len(told(sweep)["cells"]) == 1000
 
 
-# ---------------------------------------------------------------- whatever may be found there
+# ---------------------------------------------------------------- any files that may be in the folders
 
 GARBAGE = [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b'{"step": 1}', b'"text"']
 FILES = ["heartbeat.json", "failure.json", ".kept/summary.json", ".kept/history.csv", "checkpoint.safetensors"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_costs_no_more_than_what_it_told(sweep, told, ask, name):
+def test_a_damaged_file_loses_only_its_own_information(sweep, told, ask, name):
     cell, *others = sweep.cells
     for other in others:
         sweep.finish(other)
@@ -490,7 +490,7 @@ def test_a_damaged_file_costs_no_more_than_what_it_told(sweep, told, ask, name):
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_a_damaged_manifest_is_told(sweep, told, garbage):
+def test_a_damaged_manifest_is_reported(sweep, told, garbage):
     (sweep.results / "data" / "tiny" / "manifest.json").write_bytes(garbage)
     found = told(sweep)
     assert found["corpora"] == {"tiny": "damaged"}
@@ -515,7 +515,7 @@ likely = st.fixed_dictionaries(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sign=signs | likely, reason=json_values)
-def test_no_sign_of_life_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, sign, reason):
+def test_no_heartbeat_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, sign, reason):
     for cell in sweep.cells[:2]:
         sweep.folder(cell).mkdir(parents=True, exist_ok=True)
     (sweep.folder(sweep.cells[0]) / "heartbeat.json").write_text(json.dumps(sign))
@@ -529,7 +529,7 @@ def test_no_sign_of_life_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, s
 # ---------------------------------------------------------------- the time left
 
 
-def test_the_time_left_is_by_the_rate_of_the_nearest_width_and_of_the_processes_that_run(sweep, told, ask):
+def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_processes(sweep, told, ask):
     narrow, other, wide, widest = sweep.cells
     assert [cell.width for cell in sweep.cells] == [32, 32, 64, 64]
     # 2e9 FLOPs/s at width 32.
@@ -542,7 +542,7 @@ def test_the_time_left_is_by_the_rate_of_the_nearest_width_and_of_the_processes_
     assert left["device_seconds"] == pytest.approx(rest / 2e9)
     assert (left["processes"], left["seconds"]) == (0, None)
     assert "nothing is running: start the same snakemake command again" in ask(sweep)
-    # 1e9 at width 64, where two processes now run; one of them alone would take 300 s more.
+    # 1e9 at width 64. Two processes run now; one of them alone would take 300 s more.
     sweep.finish(widest, flops=4 * 10**9, wall_seconds=4.0, status="diverged")
     sweep.beat(other, step=200, steps_per_second=1000.0, pid=1)
     sweep.beat(wide, step=100, steps_per_second=1000.0, pid=2)
@@ -563,7 +563,7 @@ def test_one_process_that_trains_several_cells_counts_once_and_a_silent_one_not_
     assert told(sweep)["time_left"]["processes"] == 1
 
 
-def test_only_results_of_the_device_that_was_used_last_are_measures(sweep, told):
+def test_only_results_of_the_device_that_was_used_last_give_rates(sweep, told):
     measured = (("cuda", 5.0, 3), ("cpu", 90.0, 1), ("cpu", 100.0, 2))
     for cell, (device, seconds, made) in zip(sweep.cells, measured, strict=False):
         sweep.finish(cell, device=device, flops=10**9, wall_seconds=seconds)
@@ -572,7 +572,7 @@ def test_only_results_of_the_device_that_was_used_last_are_measures(sweep, told)
     assert told(sweep)["time_left"]["device_seconds"] == pytest.approx(seconds)
 
 
-def test_where_no_cell_of_a_width_is_done_those_that_run_tell_the_rate(sweep, told):
+def test_if_no_cell_of_a_width_is_done_the_running_ones_give_the_rate(sweep, told):
     narrow, other, wide, widest = sweep.cells
     for cell in (narrow, other):
         sweep.finish(cell, flops=10**9, wall_seconds=1.0)
@@ -582,7 +582,7 @@ def test_where_no_cell_of_a_width_is_done_those_that_run_tell_the_rate(sweep, to
     assert told(sweep)["time_left"]["device_seconds"] == pytest.approx(100.0)
 
 
-def test_before_anything_is_measured_the_benchmark_of_the_plan_tells_or_nobody(sweep, told, ask):
+def test_before_anything_is_measured_the_benchmark_of_the_plan_gives_the_rate_if_there_is_one(sweep, told, ask):
     left = told(sweep)["time_left"]
     assert (left["device_seconds"], left["seconds"]) == (None, None)
     assert "time left: unknown: no cell of this sweep has been timed yet" in ask(sweep)

@@ -1,4 +1,4 @@
-"""The science imports nothing of what draws it or keeps it alive."""
+"""The science imports nothing of the code that draws its results or operates its runs."""
 
 import ast
 import re
@@ -10,15 +10,15 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "src" / "mup_moe"
-# The one door to the rest: results are read where they are kept.
-DOORS = {
+# The only exceptions: results are read where they are kept.
+EXCEPTIONS = {
     ("analysis/aggregate.py", "ops.cell_folder"),
     ("analysis/record.py", "ops.cell_folder"),
 }
 
 
 def imports_of(path: Path) -> Iterator[str]:
-    """The modules of this package that a module imports, at its top or within a function, such as "ops.device"."""
+    """Yields the modules of this package that a module imports anywhere, such as "ops.device"."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Import(names=names):
@@ -37,49 +37,49 @@ def modules(folder: str) -> list[str]:
 
 
 def parts_imported_by(module: str) -> set[str]:
-    """The parts of the package (model, ops, files, ...) that a module imports other than by a door."""
-    return {name.partition(".")[0] for name in imports_of(PACKAGE / module) if (module, name) not in DOORS}
+    """Returns the parts of the package (model, ops, files, ...) that a module imports, without the exceptions."""
+    return {name.partition(".")[0] for name in imports_of(PACKAGE / module) if (module, name) not in EXCEPTIONS}
 
 
 @pytest.mark.parametrize("module", modules("model"))
-def test_the_model_knows_settings_and_the_parametrization_only(module):
+def test_the_model_imports_only_settings_and_the_parametrization(module):
     # `provenance` names the processor.
     assert parts_imported_by(module) <= {"config", "parametrization", "files", "model", "provenance"}
 
 
 @pytest.mark.parametrize("module", modules("training"))
-def test_training_needs_nothing_that_draws_it_or_keeps_it_alive(module):
+def test_training_imports_nothing_that_draws_or_operates_it(module):
     assert not parts_imported_by(module) & {"ops", "sweep", "options", "analysis", "figures", "tables"}
 
 
 @pytest.mark.parametrize("module", modules("analysis"))
-def test_the_analysis_needs_nothing_that_draws_it_or_keeps_it_alive(module):
+def test_the_analysis_imports_nothing_that_draws_or_operates_it(module):
     assert not parts_imported_by(module) & {"ops", "figures", "tables"}
 
 
 @pytest.mark.parametrize("module", modules("library"))
-def test_the_library_needs_nothing_of_the_pipeline(module):
-    # The check fits and draws as the pipeline does.
+def test_the_library_imports_nothing_of_the_pipeline(module):
+    # The coordinate check fits and draws as the pipeline does.
     more = {"analysis", "figures"} if module == "library/check.py" else set()
     assert parts_imported_by(module) <= {"config", "parametrization", "files", "model", "library"} | more
 
 
 @pytest.mark.parametrize("module", modules("config"))
-def test_the_config_knows_the_parametrization_and_files_only(module):
+def test_the_config_imports_only_the_parametrization_and_files(module):
     assert parts_imported_by(module) <= {"config", "parametrization", "files", "encoding"}
 
 
 @pytest.mark.parametrize("module", modules("data"))
-def test_the_data_needs_settings_and_files_only(module):
+def test_the_data_imports_only_settings_and_files(module):
     assert parts_imported_by(module) <= {"data", "config", "files", "encoding", "provenance"}
 
 
-def test_a_sweep_needs_nothing_that_runs_it():
+def test_a_sweep_imports_nothing_that_runs_it():
     assert not parts_imported_by("sweep.py") & {"ops", "options", "analysis", "figures", "tables"}
 
 
-def test_every_door_is_used():
-    assert {(module, name) for module, name in DOORS if name in set(imports_of(PACKAGE / module))} == DOORS
+def test_every_exception_is_used():
+    assert {(module, name) for module, name in EXCEPTIONS if name in set(imports_of(PACKAGE / module))} == EXCEPTIONS
 
 
 def test_the_names_of_the_tour_exist():

@@ -1,4 +1,4 @@
-"""What a config says of cells, jobs and files, without Snakemake."""
+"""The cells, jobs and files of a config, without Snakemake."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def with_execution(**changes) -> Sweep:
     return Sweep(replace(CONFIG, execution=replace(CONFIG.execution, **changes)))
 
 
-def test_it_needs_no_torch_pandas_or_numpy():
+def test_a_sweep_needs_no_torch_pandas_or_numpy():
     heavy = ["torch", "pandas", "numpy", "scipy", "matplotlib", "snakemake"]
     code = f"import sys, mup_moe.sweep; print([name for name in {heavy} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -35,7 +35,7 @@ def test_it_needs_no_torch_pandas_or_numpy():
     assert done.stdout == "[]\n"
 
 
-def test_figures_and_compositions_are_chosen_by_name_in_the_order_asked_for():
+def test_figures_and_compositions_are_chosen_by_name_in_the_given_order():
     assert list(SWEEP.chosen(None)) == list(CONFIG.figures)
     assert SWEEP.chosen(["figure3", "figure2"]) == {
         name: CONFIG.figures[name].cells() for name in ("figure3", "figure2a", "figure2b", "figure2b-authors")
@@ -44,7 +44,7 @@ def test_figures_and_compositions_are_chosen_by_name_in_the_order_asked_for():
         SWEEP.chosen(["figure22"])
 
 
-def test_the_paper_draws_a_figure_of_a_composition_there():
+def test_the_paper_draws_the_figures_of_a_composition_only_there():
     assert drawn_in_paper(CONFIG) == [
         *("figure1", "figure3", "figure4", "attribution", "attribution4", "sensitivity", "figure2"),
         *CONFIG.probes,
@@ -62,7 +62,7 @@ def test_every_cell_of_a_figure_has_one_job(axes):
         assert all(job == cell.id for cell, job in sweep.job_of.items())
 
 
-def test_a_request_is_the_same_by_name_and_by_cell_in_a_figure_or_not():
+def test_a_request_is_the_same_by_name_and_by_cell_whether_in_a_figure_or_not():
     request = SWEEP.request(CELL)
     assert request == SWEEP.request(Cell.parse(CELL))
     assert (request.model, request.training) == (CONFIG.setups["small"].model, CONFIG.setups["small"].training)
@@ -84,7 +84,7 @@ def test_a_cell_that_cannot_be_built_is_refused(cell, sentence):
         SWEEP.request(cell)
 
 
-def test_the_digest_of_settings_follows_all_but_the_cells_names():
+def test_the_digest_of_settings_ignores_names_of_cells_and_execution():
     other = CELL.replace("w64", "w32")
     assert (
         SWEEP.settings_digest([CELL])
@@ -133,14 +133,14 @@ def test_the_benchmark_is_that_of_a_gpu_where_one_was_measured_and_will_train(tm
     assert with_execution(device="cpu").benchmark(tmp_path) == tmp_path / "step.csv"
 
 
-def test_text_that_is_not_there_is_told_with_its_corpus():
+def test_missing_text_is_reported_with_its_corpus():
     settings = {"source": "text", "files": ("nothing-*.txt",), "tokenizer": "bpe", "vocabulary": 300}
     corpora = {"python": CorpusSettings(**settings, validation_fraction=0.1)}
     with pytest.raises(UserError, match=r"`corpora.python`: .*nothing-\*.txt"):
         Sweep(replace(CONFIG, corpora=corpora)).text("python")
 
 
-def test_paths_lie_in_the_folder_of_results():
+def test_paths_are_in_the_folder_of_results():
     sweep = Sweep(CONFIG, Path("elsewhere"))
     paths = [
         sweep.cells,

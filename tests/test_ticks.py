@@ -1,4 +1,4 @@
-"""Every axis is labelled, whatever the grid and the values: truly, within its limits, no label over another."""
+"""For any grid and values, every axis has labels that are true, within its limits, and do not overlap."""
 
 import itertools
 import math
@@ -23,31 +23,31 @@ from test_names import names
 few = settings(
     deadline=None,
     max_examples=20,
-    phases=[Phase.explicit, Phase.generate],  # shrinking draws for minutes
+    phases=[Phase.explicit, Phase.generate],  # shrinking would draw figures for minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
 def plain(text):
-    """The number that a label shows."""
+    """Returns the number that a label shows."""
     return float(text.replace("\N{MINUS SIGN}", "-"))
 
 
 def log2(text):
-    """Where an axis in log2 has the number that a label shows."""
+    """Returns the position on a log2 axis of the number that a label shows."""
     power = re.fullmatch(r"\$2\^\{(-?\d+)\}\$", text)
     return int(power[1]) if power else math.log2(plain(text))
 
 
 def check_names(figure):
-    """Checks titles and legends: on the page, apart from each other, and no legend over a panel."""
+    """Checks that titles and legends are on the page, do not overlap, and cover no panel."""
     legends = [legend for part in (figure, *figure.subfigs) for legend in part.legends]
     legends += [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     titles = [axes.yaxis.label for axes in figure.axes if axes.get_ylabel()]
     for axes in figure.axes:
         said = {axes.get_title(), axes.get_title(loc="left")} - {""}
         titles += [text for text in axes.get_children() if isinstance(text, Text) and text.get_text() in said]
-    # But for half a pixel, by which a title's descenders reach into the line below.
+    # Except for half a pixel, by which a title's descenders reach into the line below.
     boxes = [part.get_window_extent().padded(-0.5) for part in [*legends, *titles]]
     assert all((figure.bbox.min <= box.min).all() and (box.max <= figure.bbox.max).all() for box in boxes)
     for a, b in itertools.combinations(boxes, 2):
@@ -60,7 +60,7 @@ def check_names(figure):
 def check(figure, expected):
     """Checks all labels, titles and legends of a figure.
 
-    expected: axes -> for x and for y the least number of labels, and what tells a label's place by its text.
+    expected: axes -> for x and for y, the least number of labels and a function from a label's text to its place.
     """
     figure.draw_without_rendering()
     check_names(figure)
@@ -70,7 +70,7 @@ def check(figure, expected):
             (axes.xaxis, axes.yaxis), ("labelbottom", "labelleft"), expected(axes), strict=True
         ):
             if not axis.get_tick_params().get(side, True):
-                continue  # shared with the panel below, or on the left
+                continue  # shared with the panel below or to the left
             low, high = axis.get_view_interval()
             ticks = [(tick.get_loc(), tick.label1) for tick in axis.get_major_ticks() if tick.label1.get_text()]
             ticks = [(place, label) for place, label in ticks if low <= place <= high]
@@ -87,7 +87,7 @@ def check(figure, expected):
 
 @st.composite
 def grids(draw):
-    """Learning rates as a config spells them: near each other or far apart, on powers of 2 or not."""
+    """Draws learning rates as a config spells them: close together or far apart, powers of 2 or not."""
     span = draw(st.sampled_from([1e-5, 1e-3, 0.05, 0.5, 0.9, 1.1, 1.9, 3.3, 8.0, 60.0]))
     start = draw(st.floats(-90, 30))
     parts = draw(st.lists(st.floats(0, 1), max_size=6))
@@ -124,7 +124,7 @@ def test_a_figure_has_labels_whatever_the_learning_rates_and_losses(tmp_path, ra
 
 
 def probe_values(widths, steps, quantities, power, rules=("sp", "mup")):
-    """Two seeds; a quantity is a power of the width."""
+    """Makes values of two seeds, where each quantity is a power of the width."""
     rows = [
         (rule, width, seed, step, quantity, "", width**power * (1 + seed / 1e3))
         for rule, width, seed, step, quantity in itertools.product(rules, widths, (0, 1), steps, quantities)
@@ -150,7 +150,7 @@ STEPS = st.lists(st.integers(0, 10**6), min_size=1, max_size=30, unique=True).ma
 @example([1048000, 1048576], [1000000, 2000000], 20, False, False)
 def test_a_probe_has_labels_whatever_the_widths_steps_and_values(widths, steps, power, activations, lost):
     values = probe_values(widths, steps, QUANTITIES, power)
-    if lost:  # of a quantity nothing is positive, of another the least width
+    if lost:  # one quantity has no positive value, another one none at the smallest width
         values.loc[values["quantity"] == "cosine", "value"] = np.nan
         values.loc[(values["quantity"] == "norm") & (values["width"] == min(widths)), "value"] = 0
     found = list(slopes(values, 0.95))
@@ -165,7 +165,7 @@ def test_a_probe_has_labels_whatever_the_widths_steps_and_values(widths, steps, 
 @given(st.lists(names, min_size=1, max_size=6, unique=True))
 @example(["mup-router-lr-sqrt-fan-in", "mup-router-init-one", "mup-router-as-hidden"])
 @example(["mup", "simplep", "experts-only", "sp", "router-half", "router-lr-sqrt"])
-def test_names_of_rules_lie_apart_in_probes_and_figures(tmp_path, rules):
+def test_names_of_rules_do_not_overlap_in_probes_and_figures(tmp_path, rules):
     values = probe_values((64, 128), (0, 1), QUANTITIES, -0.5, rules)
     found = list(slopes(values, 0.95))
     request = make_request(rules, (32, 64))
@@ -178,7 +178,7 @@ def test_names_of_rules_lie_apart_in_probes_and_figures(tmp_path, rules):
 
 @pytest.mark.parametrize(("panel", "values"), [("experts", (8, 16, 32)), ("granularity", (1, 2, 4))])
 @pytest.mark.parametrize("rule", ["experts-only", "mup", "a-rule-that-changes-the-router-s-learning-rate"])
-def test_titles_of_panels_over_another_axis_lie_apart(tmp_path, panel, values, rule):
+def test_titles_of_panels_over_another_axis_do_not_overlap(tmp_path, panel, values, rule):
     request = make_request((rule,), (32, 64)) | {"panel": panel}
     request["axes"][panel] = list(values)
     make_tables(tmp_path, request)
@@ -208,7 +208,7 @@ def test_the_legend_of_all_marks_is_on_the_page(tmp_path, rules, seeds):
     assert len(figure.legends[-1].get_texts()) >= 5
 
 
-def test_titles_and_legends_of_a_composition_lie_apart(tmp_path):
+def test_titles_and_legends_of_a_composition_do_not_overlap(tmp_path):
     requests = [over("experts", [2**power for power in range(14)], 8), make_request(("mup",)) | {"panel": "experts"}]
     requests[1]["axes"] |= {"experts": [8, 16, 32], "parametrization": ["experts-only"]}
     with drawing_style():

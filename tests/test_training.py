@@ -101,7 +101,7 @@ def test_schedule_warms_up_linearly_then_follows_the_cosine():
         cosine.step()
 
 
-def test_a_step_is_torch_adamw_with_clipping_on_the_whole_gradient(tokens):
+def test_a_step_equals_torchs_adamw_with_clipping_of_the_whole_gradient(tokens):
     request = make_request(parametrization="sp", weight_decay=0.1, clip_norm=0.3)
     ours, theirs = make_trainer(tokens, request), make_trainer(tokens, request)
     parameters = list(theirs.model.parameters())
@@ -176,7 +176,7 @@ def test_divergence_ends_a_cell_early_and_is_a_result(tokens):
     not_finite=st.none() | st.integers(0, 11),
     patience=st.integers(1, 6),
 )
-def test_divergence_is_that_many_bad_steps_on_end_or_one_that_is_not_finite(above, not_finite, patience):
+def test_divergence_is_that_many_bad_steps_in_a_row_or_one_that_is_not_finite(above, not_finite, patience):
     tokens = np.zeros(100, np.uint16)
     trainer = make_trainer(tokens, make_request(divergence_span=patience / 12))
     trainer.step = len(above)
@@ -185,10 +185,10 @@ def test_divergence_is_that_many_bad_steps_on_end_or_one_that_is_not_finite(abov
     if not_finite is not None and not_finite < len(above):
         trainer._history_TRM[not_finite, 0, LOSS] = float("nan")
     expected = None
-    on_end = 0
+    in_a_row = 0
     for step, bad in enumerate(above):
-        on_end = on_end + 1 if bad and step != not_finite else 0
-        if on_end == patience or step == not_finite:
+        in_a_row = in_a_row + 1 if bad and step != not_finite else 0
+        if in_a_row == patience or step == not_finite:
             expected = step
             break
     assert trainer._diverged_steps() == [expected]
@@ -230,13 +230,13 @@ def test_resuming_anywhere_gives_the_same_bits(tokens, tmp_path_factory, stops, 
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_run_goes_on_from_a_checkpoint_that_is_older_than_a_metric(tokens, tmp_path, monkeypatch, named):
+def test_a_run_resumes_from_a_checkpoint_that_is_older_than_a_metric(tokens, tmp_path, monkeypatch, named):
     request = make_request()
     whole, first = make_trainer(tokens, request), make_trainer(tokens, request)
     whole.run()
     first.run(until=5)
     state = first.states()[0]
-    if not named:  # as checkpoints were at first
+    if not named:  # the format of the first checkpoints
         columns = [state.pop(f"history/{name}") for name in METRICS]
         state["history"] = torch.stack(columns, dim=1)
     checkpoint.save({tmp_path: Checkpoint(5, 0.0, "test", state)})
@@ -258,7 +258,7 @@ def test_a_run_goes_on_from_a_checkpoint_that_is_older_than_a_metric(tokens, tmp
 
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
 @settings(max_examples=60)
-def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut):
+def test_a_damaged_checkpoint_is_recognized(tmp_path_factory, position, bit, cut):
     path = tmp_path_factory.mktemp("damage") / "checkpoint.safetensors"
     tensors = {"a": torch.arange(50.0), "b": torch.ones(2, 3)}
     checkpoint.save({path.parent: Checkpoint(3, 1.5, "owner", tensors)})
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut
         loaded = checkpoint.load(path)
     except DamagedCheckpointError:
         return
-    # A bit that means nothing (white space of the header) may flip; nothing else may.
+    # Only a bit that means nothing (white space of the header) may flip unnoticed.
     assert (loaded.step, loaded.elapsed, loaded.fingerprint) == (3, 1.5, "owner")
     assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in tensors.items())
 
@@ -281,21 +281,21 @@ def test_a_damaged_checkpoint_is_recognised(tmp_path_factory, position, bit, cut
 @pytest.mark.parametrize(
     ("available", "steps"),
     [
-        # Written in one go: all at the latest.
+        # Written together: all resume from the latest.
         ([[20, 10], [20, 10]], [20, 20]),
-        # A kill between the renames: whoever is ahead steps back.
+        # Killed between the renames: those ahead step back.
         ([[30, 20], [20, 10], [30, 20]], [20, 20, 20]),
-        # Interrupted apart: each from its own.
+        # Interrupted separately: each resumes from its own.
         ([[30, 20], [12, 11]], [30, 12]),
         ([[30, 20], []], [30, 0]),
         ([[], []], [0, 0]),
     ],
 )
-def test_who_was_trained_together_goes_on_together(available, steps):
+def test_cells_trained_together_resume_together(available, steps):
     assert common_steps(available) == steps
 
 
-def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
+def test_the_previous_checkpoint_is_kept_as_a_fallback(tmp_path, capsys):
     def save(step):
         checkpoint.save({tmp_path: Checkpoint(step, 0.0, "mine", {"a": torch.full((3,), float(step))})})
 
@@ -304,7 +304,7 @@ def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
     kept = Checkpoints(tmp_path, "mine")
     assert kept.steps == [30, 20]
     kept.go_on_from(20)
-    # The one stepped back from must not be taken for newer than what is saved next.
+    # The abandoned checkpoint must not be taken for a newer one than what is saved next.
     assert Checkpoints(tmp_path, "mine").steps == [20]
     save(25)
     assert Checkpoints(tmp_path, "mine").steps == [25, 20]
@@ -320,7 +320,7 @@ def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
     assert Checkpoints(tmp_path, "another").steps == []
 
 
-def test_checkpoints_of_another_run_are_left_aside_and_why_is_told(tmp_path, capsys):
+def test_checkpoints_of_another_run_are_ignored_and_the_reason_is_given(tmp_path, capsys):
     written = []
     folders = [tmp_path / "one", tmp_path / "two"]
     saved = Checkpoint(10, 0.0, "mine/cpu/bfloat16", {"a": torch.ones(1)})
@@ -338,13 +338,13 @@ def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkey
     monkeypatch.setattr("mup_moe.ops.heartbeat.SECONDS", 0.0)
     trainer = SimpleNamespace(step=0, settings=SimpleNamespace(steps=9))
     signs = SignsOfLife([tmp_path], [tmp_path])
-    told = []
+    beats = []
     for step in (0, 5, 5, 6):
         trainer.step = step
         signs.show(trainer)
-        told.append(Heartbeat.read(tmp_path))
-    assert [sign.step for sign in told] == [0, 5, 5, 6]
-    first, rate, paused, later = (sign.steps_per_second for sign in told)
+        beats.append(Heartbeat.read(tmp_path))
+    assert [beat.step for beat in beats] == [0, 5, 5, 6]
+    first, rate, paused, later = (beat.steps_per_second for beat in beats)
     assert first is None
     assert rate == paused > 0
     assert later not in (rate, 0)
@@ -361,13 +361,13 @@ with Pulse(0.1, Path(sys.argv[1]).write_text).watched():
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2> >(exit)", "2> /dev/full"])
-def test_a_process_that_hangs_is_ended_and_leaves_the_reason_where_nobody_reads_its_stderr(tmp_path, stderr):
+def test_a_hung_process_exits_and_leaves_its_reason_even_if_nobody_reads_its_stderr(tmp_path, stderr):
     command = ["bash", "-c", f'exec "$@" {stderr}', "-", sys.executable, "-c", HANGS, str(tmp_path / "reason")]
     assert subprocess.run(command).returncode == 1
     assert "the job hangs and is ended" in (tmp_path / "reason").read_text()
 
 
-def test_a_pickle_is_no_checkpoint(tmp_path):
+def test_a_pickle_is_not_a_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(DamagedCheckpointError):
@@ -429,7 +429,7 @@ def test_a_job_without_checkpoints_writes_none_even_when_it_is_stopped(corpus, t
     assert not list(tmp_path.rglob("*checkpoint*"))
 
 
-def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
+def test_compile_only_fills_the_cache_and_trains_nothing(corpus, tmp_path):
     cache = tmp_path / "cache"
     request = make_request(blocks=1)
     command = train_command([request], corpus, tmp_path / "out", "--compile-only", "--step")
@@ -441,7 +441,7 @@ def test_compiling_alone_fills_the_cache_and_trains_nothing(corpus, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-# What stands in for a C++ compiler: the body of a script, or None for nothing at all.
+# Replacements of the C++ compiler: the body of a script, or None for no compiler.
 COMPILERS = {
     "none": None,
     "fails": "exit 1",
@@ -453,9 +453,7 @@ COMPILERS = {
 
 @pytest.mark.parametrize("named_by", ["CXX", "PATH"])
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sentence(
-    corpus, tmp_path, compiler, named_by
-):
+def test_without_a_compiler_a_requested_compiled_step_ends_in_one_sentence(corpus, tmp_path, compiler, named_by):
     path, script = tmp_path / "bin" / ("clang++" if sys.platform == "darwin" else "g++"), COMPILERS[compiler]
     path.parent.mkdir()
     if script is not None:
@@ -485,7 +483,7 @@ def test_a_compiler_that_cannot_write_its_cache_ends_in_one_sentence(corpus, tmp
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_auto_is_eager_where_the_compiler_cannot_write_its_cache(tmp_path, monkeypatch, capsys):
+def test_auto_is_eager_if_the_compiler_cannot_write_its_cache(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert step_on(torch.device("cuda"), "auto") == "eager"
@@ -515,7 +513,7 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
             k: v for k, v in theirs.items() if k not in varying
         }
     assert [read_json(path)["status"] for path in summaries].count("diverged") == 1
-    # Finished, they are not trained again, even where Snakemake has deleted the outputs.
+    # Finished cells are not trained again, even if Snakemake has deleted the outputs.
     kept = [path.read_bytes() for path in summaries]
     for path in [*summaries, *tmp_path.glob("*/history.csv")]:
         path.unlink()
@@ -525,7 +523,7 @@ def test_a_killed_process_resumes_all_its_cells_to_the_same_bytes(
     assert names == {"history.csv", "summary.json", "tries.jsonl"}
 
 
-def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_same_bytes(corpus, tmp_path):
+def test_more_cells_than_open_files_are_trained_in_parts_to_the_same_bytes(corpus, tmp_path):
     requests = [
         make_request(steps=4, warmup_steps=1, width=width, seed=seed) for width in (8, 16) for seed in range(12)
     ]
@@ -537,7 +535,7 @@ def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_s
         done = subprocess.run(shell, check=True, capture_output=True, text=True)
         return results_in(out), done.stderr
 
-    whole, said = results("-Sn 40")  # which may be raised
+    whole, said = results("-Sn 40")  # a soft limit, which may be raised
     assert "at a time" not in said
     assert len(whole) == len(requests)
     parted, said = results("-n 40")
@@ -546,7 +544,7 @@ def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_s
 
 
 @given(count=st.integers(0, 40), most=st.integers(1, 12))
-def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
+def test_cells_are_divided_evenly_into_as_few_stacks_as_possible(count, most):
     parts = even_parts(range(count), most)
     assert [item for part in parts for item in part] == list(range(count))
     assert len(parts) == -(-count // most)
@@ -554,7 +552,7 @@ def test_cells_are_shared_out_evenly_in_as_few_stacks_as_possible(count, most):
     assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 1 and min(sizes) > 0)
 
 
-def test_memory_grows_with_the_stack_and_is_of_the_largest_model():
+def test_memory_grows_with_the_stack_and_follows_the_largest_model():
     small, large = make_request(width=64), make_request(width=512)
 
     def mb(*requests, device="cpu", replicas="auto"):
@@ -562,9 +560,9 @@ def test_memory_grows_with_the_stack_and_is_of_the_largest_model():
 
     assert mb(small) < mb(small, small, replicas="2") < mb(*[small] * 6, replicas="6")
     assert mb(small, large) == mb(large)
-    # On a GPU the models are not in main memory, however many; a checkpoint is.
+    # On a GPU, models need no main memory, however many there are; a checkpoint does.
     assert mb(large, device="cuda") == mb(large, large, device="cuda") > mb(small, device="cuda")
-    # Whichever device is found is to have enough.
+    # The memory must be enough for whichever device is found.
     for cells in ([small], [large] * 20):
         both = [mb(*cells, device=device, replicas="20") for device in ("cpu", "cuda")]
         assert mb(*cells, device="auto", replicas="20") == max(both)
@@ -577,7 +575,7 @@ def test_a_stack_on_a_cpu_is_as_large_as_its_models_allow():
 
 
 @pytest.mark.parametrize(("asked", "sizes"), [("auto", [3, 2, 1]), ("3", None)])
-def test_a_stack_that_does_not_fit_is_halved_unless_its_size_was_asked_for(
+def test_a_stack_that_does_not_fit_is_halved_unless_its_size_was_requested(
     corpus, curve, tmp_path, monkeypatch, capsys, asked, sizes
 ):
     tried = []
@@ -590,7 +588,7 @@ def test_a_stack_that_does_not_fit_is_halved_unless_its_size_was_asked_for(
         run(trainer, *arguments, **options)
 
     monkeypatch.setattr(Trainer, "run", run_if_small)
-    # The command as a process would have it, but for the signals, which are pytest's.
+    # The command runs as in a process, except for the signals, which are pytest's.
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     arguments = train_command(curve, corpus, tmp_path, "--replicas", asked)[3:]
     status = main(arguments)
@@ -603,7 +601,7 @@ def test_a_stack_that_does_not_fit_is_halved_unless_its_size_was_asked_for(
     assert set(results_in(tmp_path)) == {request.cell.id for request in curve}
 
 
-def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_path):
+def test_only_an_added_rate_is_trained(corpus, curve, tmp_path):
     subprocess.run(train_command(curve[:1], corpus, tmp_path), check=True, capture_output=True)
     before = read_json(tmp_path / curve[0].cell.id / "summary.json")
     done = subprocess.run(train_command(curve[:2], corpus, tmp_path), check=True, capture_output=True, text=True)
@@ -612,7 +610,7 @@ def test_a_rate_that_is_added_is_the_only_one_to_be_trained(corpus, curve, tmp_p
     assert curve[0].cell.id not in done.stderr
 
 
-def test_cells_that_were_interrupted_apart_go_on_in_stacks_of_their_own(corpus, curve, undisturbed, tmp_path):
+def test_cells_interrupted_separately_resume_in_stacks_of_their_own(corpus, curve, undisturbed, tmp_path):
     pair = curve[:2]
     inject = injector(tmp_path)
     for request, step in zip(pair, (10, 50), strict=True):
@@ -632,7 +630,7 @@ def test_cells_that_were_interrupted_apart_go_on_in_stacks_of_their_own(corpus, 
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, curve, tmp_path):
+def test_a_checkpoint_that_is_damaged_or_of_another_config_is_ignored(corpus, curve, tmp_path):
     request = curve[0]
     for content, message in ((b"damaged", "is damaged"), (None, "of another config")):
         out = tmp_path / message.replace(" ", "-")
@@ -647,7 +645,7 @@ def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, c
         assert read_json(out / request.cell.id / "summary.json")["status"] == "finished"
 
 
-def test_summary_tells_what_made_it(undisturbed, curve, replicas):
+def test_the_summary_records_what_made_it(undisturbed, curve, replicas):
     request = curve[0]
     folder = undisturbed / request.cell.id
     summary = read_json(folder / "summary.json")
@@ -672,7 +670,7 @@ def test_cells_are_trained_in_the_precision_that_suits_the_processor(corpus, tmp
     assert read_json(tmp_path / request.cell.id / "summary.json")["precision"] == auto_precision
 
 
-def test_processors_that_differ_may_share_a_folder_of_compiled_code(corpus, tmp_path):
+def test_different_processors_may_share_a_folder_of_compiled_code(corpus, tmp_path):
     request = make_request(steps=4)
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
     histories = []
@@ -714,7 +712,7 @@ def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capa
         ),
     ],
 )
-def test_what_users_can_cause_ends_in_one_sentence(corpus, curve, tmp_path, option, value, sentence):
+def test_mistakes_of_users_end_in_one_sentence(corpus, curve, tmp_path, option, value, sentence):
     if option == "--requests":
         (tmp_path / "list.jsonl").write_text(value)
         value = str(tmp_path / "list.jsonl")

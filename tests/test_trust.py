@@ -1,4 +1,4 @@
-"""What names and texts of a config and of corpora can do to a machine: nothing."""
+"""The names and texts of a config and of corpora can do nothing to a machine."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ from mup_moe.config.like import overlay
 pytestmark = pytest.mark.workflow
 
 HOSTILE = "$(touch pwned) `touch pwned` '; touch pwned; ' \" & | > pwned"
-# As HOSTILE in pieces, and what Snakemake, printf, argparse and globs make something of.
+# Pieces of HOSTILE, and names with a meaning to Snakemake, printf, argparse and globs.
 NAMES = ["$(touch pwned).txt", "; touch pwned;.txt", "`touch pwned`.txt", 'it\'s "quoted".txt', "-rf.txt", "--out.txt"]
 NAMES += ["&|<>!#%s\\.txt", "a\nb.txt", " x .txt", "[a].txt", "{}.txt", "é🏳️‍🌈.txt"]
 REFERENCE = "$(touch pwned) '; touch pwned; ' \"r\".csv"
@@ -25,7 +25,7 @@ FOLDERS = ["HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME
 
 
 def hostile_config(project: Path) -> dict[str, Any]:
-    """The sweep of smoke.yaml, one small figure of it, with hostile text wherever text is free."""
+    """Returns the config of smoke.yaml with one small figure and hostile text wherever any text is allowed."""
     document = overlay(read_document(project / "config.yaml"), read_document(project / "smoke.yaml"))
     document["corpora"]["smoke"]["files"] = ["corpus/*.txt", f"corpus/{NAMES[0]}"]
     unused = {"source": "text", "tokenizer": "bpe", "vocabulary": 300, "validation_fraction": 0.1}
@@ -42,18 +42,18 @@ def hostile_config(project: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished workflow in a world of its own."""
+    """A finished workflow in its own world of folders."""
 
     world: Path
     project: Path
     done: subprocess.CompletedProcess[str]
-    new: list[str]  # files, from the world on
+    new: list[str]  # files, relative to the world
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     world = tmp_path_factory.mktemp("world")
-    # The folder's own name comes to a shell, too.
+    # The folder's own name also reaches a shell.
     project = make_project(world / "a $(touch pwned) 'project'")
     text = (project / "smoke.txt").read_bytes()
     (project / "corpus").mkdir()
@@ -87,10 +87,10 @@ def test_nothing_in_a_name_or_a_text_is_executed(run):
     assert not [path for path in run.new if Path(path).name.startswith("pwned")]
 
 
-def test_nothing_is_written_but_results_and_caches_that_the_readme_names(run):
+def test_nothing_is_written_except_results_and_caches_that_the_readme_names(run):
     own = tuple(f"{run.project.name}/{folder}/" for folder in ("results", ".snakemake"))
     elsewhere = [path for path in run.new if not path.startswith(own)]
-    # Python's own, beside the source.
+    # Python's own caches, next to the source.
     assert all(path.startswith(f"{run.project.name}/src/") and path.endswith(".pyc") for path in elsewhere)
     assert [path for folder in FOLDERS for path in (run.world / folder).iterdir()] == []
 
@@ -109,7 +109,7 @@ def project(fresh: Path, tmp_path: Path) -> Path:
 
 
 def refused(project: Path, *arguments: str) -> str:
-    """What a dry run, which has to be refused without executing anything, says."""
+    """Runs a dry run, which must be refused without executing anything; returns its output."""
     before = set(project.rglob("*"))
     done = snakemake(project, "results/figure1.pdf", "--cores", "1", "--dry-run", *arguments)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""The real Snakemake on a sweep in miniature."""
+"""The real Snakemake on a miniature sweep."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CURVES = 2 * 2  # each a job
 
 
 def start(project: Path, fault: dict[str, str], output: Any = subprocess.DEVNULL) -> subprocess.Popen[str]:
-    """Snakemake as a process group of its own, to be killed; one of its jobs has the fault."""
+    """Starts Snakemake in its own process group, so that it can be killed; one of its jobs gets the fault."""
     command, world = [sys.executable, "-m", "snakemake", *SMOKE, TARGET], os.environ | fault
     return subprocess.Popen(
         command, cwd=project, env=world, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -32,14 +32,14 @@ def start(project: Path, fault: dict[str, str], output: Any = subprocess.DEVNULL
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
-    """The jobs of a dry run, by kind."""
+    """Returns the number of jobs of a dry run, by kind."""
     done = smoke(project, *(targets or (TARGET,)), "--dry-run")
     output = done.stdout
     assert done.returncode == 0, output
     stats = re.search(r"Job stats:\njob +count\n[- ]+\n(.*?)\ntotal", output, re.S)
     counts: dict[str, int] = {}
     for name, count in map(str.split, stats[1].splitlines()) if stats else ():
-        kind = name.partition("_")[0]  # a job of cells is called after them
+        kind = name.partition("_")[0]  # a training job is named after its cells
         counts[kind] = counts.get(kind, 0) + int(count)
     return counts
 
@@ -80,7 +80,7 @@ def test_a_second_run_has_nothing_to_do(project):
     assert planned(project) == {}
 
 
-def test_a_new_learning_rate_trains_that_learning_rate_alone(project):
+def test_a_new_learning_rate_trains_only_that_learning_rate(project):
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
     before = {path: path.read_bytes() for path in project.glob("results/cells/*/.kept/summary.json")}
     assert planned(project) == {"train": CURVES, "aggregate": 1, "optima": 1, "figure": 1}
@@ -101,12 +101,12 @@ def test_other_steps_retrain_every_cell(project):
     assert planned(project)["train"] == CURVES
 
 
-def test_another_rule_for_mup_retrains_mup_alone(project):
+def test_another_rule_for_mup_retrains_only_mup(project):
     edit(project, "parametrizations.mup", {"like": "simplep", "router": [1, 1, "1/fan_in", 1]})
     assert planned(project) == {"train": CURVES // 2, "table1": 1, "aggregate": 1, "optima": 1, "figure": 1}
 
 
-def test_a_row_of_the_users_own_trains_that_row_alone(project):
+def test_a_users_own_row_trains_only_that_row(project):
     edit(project, "parametrizations.mine", {"like": "mup", "router": ["1/fan_in", "1/sqrt(fan_in)", "1", "1"]})
     edit(project, "figures.figure1.axes.parametrization", ["sp", "mup", "mine"])
     assert planned(project)["train"] == CURVES // 2
@@ -126,11 +126,11 @@ def test_execution_settings_retrain_nothing(project):
 
 
 @pytest.mark.parametrize("axes", [[], ["seed"], ["learning_rate", "parametrization"]])
-def test_which_cells_share_a_job_makes_no_difference_to_what_is_done(project, axes):
+def test_finished_cells_can_be_regrouped_into_other_jobs(project, axes):
     edit(project, "execution.lockstep", axes)
     retrained = planned(project).get("train", 0)
-    # Where parametrizations share a job, it answers for the rows of all of them; at width 16 other figures
-    # have cells of one of them, which keeps them apart.
+    # A job that parametrizations share depends on the rows of all of them. At width 16, other figures have cells
+    # of only one of them, so they do not share a job there.
     assert retrained == (1 if "parametrization" in axes else 0)
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6"])
     (project / "results/figure1/runs.csv").unlink()
@@ -138,7 +138,7 @@ def test_which_cells_share_a_job_makes_no_difference_to_what_is_done(project, ax
     assert done.returncode == 0, done.stdout
 
 
-def test_a_cell_for_itself_gives_the_same_results(tmp_path):
+def test_jobs_of_single_cells_give_the_same_results(tmp_path):
     project = make_project(tmp_path / "project")
     edit(project, "execution.lockstep", [])
     edit(project, "setups.small.training.precision", "float32")
@@ -155,7 +155,7 @@ def test_a_cell_for_itself_gives_the_same_results(tmp_path):
     pd.testing.assert_frame_equal(*optima, rtol=1e-2, atol=1e-3)
 
 
-def test_an_edit_of_the_text_tokenizes_and_retrains(project):
+def test_editing_the_text_tokenizes_it_again_and_retrains(project):
     with (project / "smoke.txt").open("a") as file:
         file.write("\n\nomega " * 50)
     assert planned(project)["tokenize"] == 1
@@ -178,21 +178,21 @@ def test_a_raised_version_retrains_and_no_other_edit_of_the_code_does(project):
     assert planned(project)["train"] == CURVES
 
 
-def test_cells_brought_home_without_records_are_kept(project):
+def test_imported_cells_without_snakemakes_records_are_kept(project):
     shutil.rmtree(project / ".snakemake")
     for path in (project / "src").rglob("*.py"):
         os.utime(path)
     assert "train" not in planned(project)
 
 
-def test_any_cell_is_a_target_in_a_figure_or_not(project):
+def test_any_cell_is_a_target_whether_in_a_figure_or_not(project):
     cell = "small_moe_experts-only_w24_e4_g2_lr0.003_s5"
     done = smoke(project, f"results/cells/{cell}/summary.json")
     assert done.returncode == 0, done.stdout
     assert (project / f"results/cells/{cell}/history.csv").exists()
 
 
-def test_a_cell_whose_folder_is_deleted_is_trained_again_as_a_target_and_its_figure_follows(project):
+def test_a_deleted_cell_is_trained_again_as_a_target_and_its_figure_follows(project):
     cell = next((project / "results/cells").iterdir())
     shutil.rmtree(cell)
     summary = f"results/cells/{cell.name}/summary.json"
@@ -229,7 +229,7 @@ def test_a_bad_config_is_refused_in_one_sentence_before_anything_runs(project):
     assert planned(project) == {}
 
 
-def test_text_that_is_not_there_is_named(project):
+def test_missing_text_is_named(project):
     edit(project, "corpora.smoke.files", ["nothing-*.txt"])
     done = smoke(project, TARGET)
     assert done.returncode != 0
@@ -237,7 +237,7 @@ def test_text_that_is_not_there_is_named(project):
     assert "Traceback" not in done.stdout
 
 
-def test_what_was_skipped_of_a_corpus_is_said_at_the_console_in_the_log_and_by_status(tmp_path):
+def test_skipped_records_of_a_corpus_are_reported_on_the_console_in_the_log_and_by_status(tmp_path):
     project = make_project(tmp_path / "project")
     lines = [json.dumps({"text" if i % 4 else "content": f"record {i}"}) for i in range(400)]
     (project / "smoke.jsonl").write_text("\n".join(lines))
@@ -245,7 +245,7 @@ def test_what_was_skipped_of_a_corpus_is_said_at_the_console_in_the_log_and_by_s
     said = "100 of 400 records had no `text` and were skipped"
     done = smoke(project, "results/data/smoke/manifest.json")
     assert done.returncode == 0, done.stdout
-    # By the job; on a cluster, whose jobs have other consoles, Snakemake says it at the end.
+    # The job reports it; on a cluster, where jobs have other consoles, Snakemake reports it at the end.
     assert [line for line in done.stdout.splitlines() if said in line] == [f"corpus smoke: {said}"]
     assert f"corpus smoke: {said}" in (project / "results/logs/tokenize/smoke.log").read_text().splitlines()
     asked = subprocess.run(
@@ -260,7 +260,7 @@ def test_what_was_skipped_of_a_corpus_is_said_at_the_console_in_the_log_and_by_s
     assert said not in smoke(project, "results/data/smoke/manifest.json").stdout
 
 
-def test_a_failed_job_says_why_and_the_same_command_goes_on(project):
+def test_a_failed_job_says_why_and_the_same_command_resumes(project):
     edit(project, "setups.small.training.steps", 21)
     tokens = project / "results/data/smoke/train.bin"
     whole = tokens.read_bytes()
@@ -272,7 +272,7 @@ def test_a_failed_job_says_why_and_the_same_command_goes_on(project):
     assert smoke(project, TARGET).returncode == 0
 
 
-def test_tokens_made_anew_to_the_same_bytes_retrain_nothing(project):
+def test_regenerated_tokens_with_the_same_bytes_retrain_nothing(project):
     runs = (project / "results/runs.csv").read_bytes()
     os.utime(project / "smoke.txt")
     done = smoke(project, TARGET, "--forcerun", "tokenize")
@@ -280,7 +280,7 @@ def test_tokens_made_anew_to_the_same_bytes_retrain_nothing(project):
     assert (project / "results/runs.csv").read_bytes() == runs
 
 
-def test_cells_of_another_config_are_refused_where_snakemake_has_no_records(project):
+def test_cells_of_another_config_are_refused_without_snakemakes_records(project):
     shutil.rmtree(project / ".snakemake")
     edit(project, "setups.small.training.steps", 21)
     (project / "results/figure1/runs.csv").unlink()
@@ -289,7 +289,7 @@ def test_cells_of_another_config_are_refused_where_snakemake_has_no_records(proj
     assert f"{CELLS} made under another config" in done.stdout
 
 
-def test_what_is_finished_is_collected_beside_what_fails_and_what_is_outdated(project):
+def test_finished_figures_are_collected_next_to_failed_and_outdated_ones(project):
     # A figure of an earlier version, and one that cannot be made.
     (project / "results/figure3").mkdir()
     (project / "results/figure3/runs.csv").write_text("cell,loss\nx,1\n")
@@ -322,7 +322,7 @@ def record(project, *over, figures=(), probes=()):
     )
 
 
-def test_results_are_recorded_with_what_made_them(project):
+def test_results_are_recorded_with_their_provenance(project):
     assert smoke(project, "results/paper").returncode == 0
     assert record(project).returncode == 0
     folder = project / "results/recorded/smoke"
@@ -336,7 +336,7 @@ def test_results_are_recorded_with_what_made_them(project):
     assert provenance["versions"][0]["torch"]
     assert provenance["machine"][0]["cpu"]
     assert provenance["config"] == ["config.yaml", "smoke.yaml"]
-    # What lies over it is kept, under names of its own, where it leaves the cells as they are.
+    # Overlays are kept under their own names, if they leave the cells as they are.
     (project / "mine").mkdir()
     (project / "mine/smoke.yaml").write_text("execution: {replicas: 1}\n")
     assert record(project, "mine/smoke.yaml", "execution={threads: 2}").returncode == 0
@@ -346,7 +346,7 @@ def test_results_are_recorded_with_what_made_them(project):
         {"replicas": 1},
         {"threads": 2},
     ]
-    # Claims can come along with what they rest on, if this config made them.
+    # Claims can be recorded together with what they rest on, if this config made them.
     on = {"figures": ["figure1", "figure2", "figure3", "figure4", "attribution", "attribution4"]}
     done = record(project, "--claims", **on)
     assert "the claims rest on lemma_b1_slopes, which is not recorded" in done.stderr
@@ -357,7 +357,7 @@ def test_results_are_recorded_with_what_made_them(project):
     assert record(project, "--claims", **on).returncode == 0
     assert {"claims.md", "claims/tests.csv"} <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert record(project, "mine/smoke.yaml", "execution={threads: 2}").returncode == 0
-    # A record that cannot be made leaves the one before.
+    # A record that cannot be made leaves the previous one.
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     done = record(project, "probes={lemma_b1: {axes: {seed: [3]}}}")
     assert done.returncode == 1
@@ -394,9 +394,9 @@ def test_some_figures_and_probes_are_recorded_alone(project):
     assert json.loads((folder / "provenance.json").read_text())["cells"] == len(set(rows))
 
 
-def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_path):
+def test_a_killed_run_resumes_and_retrains_no_finished_cell(finished, tmp_path):
     project = make_project(tmp_path / "project")
-    # One of the jobs comes to no end.
+    # One of the jobs never ends.
     process = start(project, injector(tmp_path)("SIGSTOP", number=10))
     try:
         wait_until(lambda: len(list(project.glob("results/cells/*/summary.json"))) >= CELLS // 2, process)
@@ -416,11 +416,11 @@ def test_a_killed_run_goes_on_and_trains_no_finished_cell_again(finished, tmp_pa
 
 def test_two_runs_in_one_folder_are_refused(project, tmp_path):
     edit(project, "setups.small.training.steps", 21)
-    told = project / "first.log"
-    with told.open("w") as output:
+    log = project / "first.log"
+    with log.open("w") as output:
         first = start(project, injector(tmp_path)("SIGSTOP"), output)
     try:
-        wait_until(lambda: "Select jobs to execute" in told.read_text(), first)
+        wait_until(lambda: "Select jobs to execute" in log.read_text(), first)
         second = smoke(project, TARGET)
     finally:
         os.killpg(first.pid, signal.SIGKILL)
@@ -429,19 +429,19 @@ def test_two_runs_in_one_folder_are_refused(project, tmp_path):
     assert "another run is working" in second.stdout
 
 
-def test_a_run_ends_by_telling_how_much_of_which_figure_it_has_made(project):
+def test_a_run_ends_with_a_line_that_shows_how_much_of_which_figure_was_made(project):
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-7", "2^-6", "2^-4"])
     tokens = project / "results/data/smoke/train.bin"
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     failed = smoke(project, TARGET)
-    # The jobs are those of whole curves: of most cells they have the results to give out.
+    # The jobs are those of whole curves: for most cells they only publish results that they already have.
     cells = CELLS + CURVES
     assert re.search(rf"^training:   0%.* 0/{cells} cells .*, {cells} failed\]$", failed.stdout, re.M), failed.stdout
     tokens.write_bytes(whole)
     done = smoke(project, TARGET)
     assert re.search(rf"^figure1: 100%.* {cells}/{cells} cells \[[\d:]+ spent\]$", done.stdout, re.M), done.stdout
-    # A cell of several figures is told by the one that is made.
+    # A cell of several figures counts for the one that is made.
     other = smoke(project, "results/figure2a/runs.csv")
     assert re.search(r"^figure2a: 100%", other.stdout, re.M), other.stdout
     # Nothing is trained.

@@ -1,4 +1,4 @@
-"""docs/your-model.md as a newcomer follows it: every command and snippet, with the package as pip installs it."""
+"""docs/your-model.md as a newcomer follows it: every command and snippet, with the package installed by pip."""
 
 import os
 import re
@@ -21,19 +21,19 @@ PAGE = (ROOT / "docs/your-model.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    """The blocks of code in a language, in order."""
+    """Returns the blocks of code in a language, in order."""
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with an environment that has the package by the page's command, and no other way to it."""
+    """A checkout with an environment that finds the package only because the page's command installed it."""
     folder = make_project(tmp_path_factory.mktemp("newcomer") / "checkout")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy2(ROOT / name, folder)
     venv.create(folder / "env", with_pip=True)
     site = next((folder / "env/lib").glob("python*/site-packages"))
-    # That of Python 3.11 is older than pyproject.toml, and the dependencies are those of the tests.
+    # The setuptools of Python 3.11 is too old for pyproject.toml; the dependencies are those of the tests.
     for path in site.glob("setuptools*"):
         shutil.rmtree(path)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
@@ -43,7 +43,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, command: str, **variables: str) -> str:
-    """What a command of the page says."""
+    """Runs a command of the page; returns its output."""
     unset = ("PYTHONPATH", "PYTHONHOME")
     environment = {key: value for key, value in os.environ.items() if key not in unset} | variables
     environment["PATH"] = f"{folder / 'env/bin'}:{Path(sys.executable).parent}:{environment['PATH']}"
@@ -56,7 +56,7 @@ def run(folder: Path, command: str, **variables: str) -> str:
 
 @pytest.fixture(scope="module")
 def said(checkout: Path) -> str:
-    """What the snippets print, run one after the other."""
+    """The output of the snippets, run one after the other."""
     (checkout / "page.py").write_text("\n".join(blocks("python")) + "\nprint(mup_moe.__file__)\n")
     return run(checkout, "python page.py")
 
@@ -68,7 +68,7 @@ def test_the_snippets_run_with_the_installed_package(said, checkout):
     assert Path(said.splitlines()[-1]).is_relative_to(checkout / "env")
 
 
-def test_the_plan_of_a_model_of_the_hub_is_printed(said, checkout):
+def test_the_plan_of_a_hub_model_is_printed(said, checkout):
     command = blocks("sh")[1]
     assert said
     assert "ParamGroupConfig" in run(checkout, command)
@@ -103,7 +103,7 @@ def test_the_other_commands_of_the_page_find_their_targets(checkout):
         assert "train_architectures_deepseek-v3_mup" in run(checkout, f"{command} --dry-run")
 
 
-def test_the_page_names_all_role_tables_in_a_hundred_and_twenty_lines():
+def test_the_page_names_all_role_tables_in_at_most_120_lines():
     section = PAGE.split("\n## Roles\n")[1].split("```")[0]
     assert set(re.findall("`([a-z0-9-]+)`", section)) >= set(CONFIG.roles)
     assert PAGE.count("\n") <= 120

@@ -1,6 +1,6 @@
-"""Faults, injected into real processes with real files."""
+"""Faults injected into real processes with real files."""
 
 import pytest
 
-# Before anybody imports it.
+# This must come before the first import of these modules.
 pytest.register_assert_rewrite("faults.commands", "faults.curve")

@@ -1,4 +1,4 @@
-"""Options, what was tried, and a small corpus and curve for faults to strike."""
+"""Options, the ledger of faults, and a small corpus and curve for the faults to strike."""
 
 import json
 import os
@@ -20,14 +20,14 @@ LEDGER = pytest.StashKey[Ledger]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("faults", "tests/faults, named on the command line")
-    group.addoption("--fault-rounds", type=int, default=1, help="how often to run each of its tests")
-    group.addoption("--fault-seed", type=int, help="repeats the random moments of a session")
-    group.addoption("--fault-report", type=Path, help="the Markdown file to write")
+    group = parser.getgroup("faults", "tests/faults (name this folder on the command line)")
+    group.addoption("--fault-rounds", type=int, default=1, help="how many times to run each test")
+    group.addoption("--fault-seed", type=int, help="the seed of the random moments, to repeat a session")
+    group.addoption("--fault-report", type=Path, help="the Markdown file to write the report to")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Where this folder is not named, it comes too late for options, which have their defaults then.
+    # If this folder is not named, this file is loaded too late to add options: fall back to their defaults.
     seed = config.getoption("fault_seed", None)
     config.stash[LEDGER] = Ledger(time.time_ns() % 2**32 if seed is None else seed)
     if config.getoption("fault_report", None) and config.getoption("numprocesses", None):
@@ -50,38 +50,38 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
-def ledger(pytestconfig: pytest.Config, fault_round: int) -> Ledger:  # noqa: ARG001 - a round each
+def ledger(pytestconfig: pytest.Config, fault_round: int) -> Ledger:  # noqa: ARG001 - repeats the test in each round
     return pytestconfig.stash[LEDGER]
 
 
 @pytest.fixture
 def chance(ledger: Ledger, request: pytest.FixtureRequest) -> random.Random:
-    """Where random moments come from: the same ones with the same seed."""
-    print(f"the random moments of this session: --fault-seed {ledger.seed}")
+    """The source of random moments, which are the same with the same seed."""
+    print(f"to repeat the random moments of this session: --fault-seed {ledger.seed}")
     return random.Random(f"{ledger.seed} {request.node.name}")
 
 
 @pytest.fixture
 def inject(tmp_path: Path) -> Inject:
-    """Makes the environment by which a fault comes: see hooks/sitecustomize.py."""
+    """Makes the environment variables that inject a fault: see hooks/sitecustomize.py."""
     return injector(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def corpus_json(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A corpus of our own prose."""
-    # A copy: somebody may be writing it.
+    """The settings, as JSON, of a corpus of this repository's prose."""
+    # Use a copy, since someone may be editing the files.
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text(
         "".join((ROOT / name).read_text() for name in ("README.md", "docs/decisions.md", "docs/clusters.md"))
     )
     settings = {"source": "text", "files": [str(text)], "tokenizer": "bpe", "vocabulary": 300}
-    return json.dumps(settings | {"validation_fraction": 0.3})  # few documents, and a hash chooses
+    return json.dumps(settings | {"validation_fraction": 0.3})  # there are few documents, and a hash chooses
 
 
 @pytest.fixture(scope="session")
 def tokens_folder(corpus_json: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus's tokens, made without disturbance; not to be changed."""
+    """The tokens of the corpus, made without a fault. Do not change them."""
     out = tmp_path_factory.mktemp("tokens") / "tokens"
     finish(tokenize_command(corpus_json, out))
     return out
@@ -89,7 +89,7 @@ def tokens_folder(corpus_json: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def undisturbed(tokens_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    """Three cells of a curve, the last of which diverges early, as they are without disturbance; not to be changed."""
+    """Three cells of a curve, trained without a fault; the last one diverges early. Do not change them."""
     rates = [LearningRate("2^-6"), LearningRate("2^-7"), LearningRate(1e5)]
     requests = [make_request(steps=60, warmup_steps=10, divergence_span=0.3, learning_rate=rate) for rate in rates]
     out = tmp_path_factory.mktemp("undisturbed") / "cells"
@@ -100,7 +100,7 @@ def undisturbed(tokens_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def interrupted(undisturbed: Curve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its cells, killed at a step where each has two checkpoints; not to be changed."""
+    """The same cells, killed at a step where each has two checkpoints. Do not change them."""
     curve = undisturbed.within(tmp_path_factory.mktemp("interrupted") / "cells")
     run(curve.train("--checkpoint-seconds", "0"), injector(curve.out.parent)("SIGKILL", number=15))
     return curve.out
@@ -108,15 +108,15 @@ def interrupted(undisturbed: Curve, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def curve(undisturbed: Curve, tmp_path: Path) -> Curve:
-    """The same cells, to be trained in a folder of their own."""
+    """The same cells, not yet trained, in their own folder."""
     return undisturbed.within(tmp_path / "cells")
 
 
 @pytest.fixture
 def bound() -> list[str]:
-    """What a command begins with for permissions to bind it, too, where it is root's."""
+    """The prefix of a command that makes file permissions apply even to root."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        pytest.skip("a folder that cannot be written: nothing binds root here, where setpriv is absent")
+        pytest.skip("a read-only folder: root ignores permissions, and setpriv is not installed")
     return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search,-fowner"]

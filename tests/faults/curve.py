@@ -1,4 +1,4 @@
-"""The cells that faults strike while they are trained."""
+"""The cells that faults strike during training."""
 
 import json
 import sys
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from conftest import config_of, results_of
-from faults.commands import left_in, saved_steps
+from faults.commands import file_names_in, saved_steps
 from mup_moe.analysis.aggregate import run_rows
 from mup_moe.files import read_json
 from mup_moe.training.request import TrainingRequest
 from test_training import train_command
 
-# What two runs of a cell may differ in.
+# The values in which two runs of a cell may differ.
 VARYING = {"wall_seconds", "summary_sha256", "replicas"}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Cells that share a job, in a folder of their own, and the same cells as trained without disturbance."""
+    """Cells that share a job, in their own folder, and the folder of the same cells trained without a fault."""
 
     requests: Sequence[TrainingRequest]
     tokens: Path
@@ -28,20 +28,20 @@ class Curve:
     undisturbed: Path
 
     def within(self, out: Path) -> Self:
-        """The same cells in another folder."""
+        """Returns the same cells in another folder."""
         return replace(self, out=out)
 
     @property
     def cells(self) -> list[Path]:
-        """Their folders."""
+        """The folders of the cells."""
         return [self.out / request.cell.id for request in self.requests]
 
     def train(self, *options: str, also: Sequence[TrainingRequest] = ()) -> list[str]:
-        """The command that trains them, and others in the same job."""
+        """Returns the command that trains these cells and, in the same job, those of `also`."""
         return train_command([*self.requests, *also], self.tokens, self.out, *options)
 
     def aggregate(self, table: Path) -> list[str]:
-        """The command that collects them into a table, which is called runs.csv."""
+        """Returns the command that aggregates the cells into a table, which must be named runs.csv."""
         first = self.requests[0]
         config = config_of([r.cell for r in self.requests], model=first.model, training=first.training)
         results = results_of(cells=self.out, figure1=table.parent)
@@ -50,17 +50,18 @@ class Curve:
         return [sys.executable, "-m", "mup_moe", "aggregate", "figure1", *given]
 
     def next_step(self) -> int:
-        """The step that they have to go on from, together."""
+        """Returns the step from which the unfinished cells must resume together."""
         unfinished = [cell for cell in self.cells if not (cell / ".kept" / "summary.json").exists()]
         return min((max(saved_steps(cell), default=0) for cell in unfinished), default=0)
 
     def assert_as_undisturbed(self) -> None:
-        """Histories, summaries and rows of runs.csv are the same, seconds apart. No other files are left."""
-        assert self._told() == self.within(self.undisturbed)._told()
+        """Asserts that results are those of the undisturbed run, except for `VARYING`, and no other files are left."""
+        assert self._results() == self.within(self.undisturbed)._results()
         for cell in self.cells:
-            assert left_in(cell) - {"tries.jsonl"} == {".lock", "history.csv", "summary.json"}
+            assert file_names_in(cell) - {"tries.jsonl"} == {".lock", "history.csv", "summary.json"}
 
-    def _told(self) -> list[dict[str, Any]]:
+    def _results(self) -> list[dict[str, Any]]:
+        """Returns the rows of runs.csv, the summaries and the histories, without `VARYING`."""
         rows = run_rows([(request.cell.id, request.digest) for request in self.requests], self.out)
         for cell in self.cells:
             rows.append(read_json(cell / "summary.json"))

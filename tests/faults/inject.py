@@ -1,4 +1,4 @@
-"""How a fault comes to a process: by its environment, to hooks/sitecustomize.py."""
+"""Passes a fault to a process in its environment, where hooks/sitecustomize.py reads it."""
 
 import json
 from collections.abc import Callable
@@ -12,17 +12,20 @@ Inject = Callable[..., dict[str, str]]
 
 
 def injector(folder: Path) -> Inject:
-    """Makes the environment of a fault, with the folder for what it leaves behind; jobs of a Snakemake inherit it."""
+    """Returns a function that makes the environment of a fault, which the jobs of a Snakemake inherit.
+
+    folder: for the files that mark faults that have struck.
+    """
     made: list[Path] = []
 
-    def environment(does: str, **told: Any) -> dict[str, str]:
+    def environment(does: str, **settings: Any) -> dict[str, str]:
         made.append(folder / f"struck{len(made)}")
         defaults = {"at": "step", "number": 1, "after": 0.0, "set": {}, "once": str(made[-1])}
-        return {"FAULT": json.dumps(defaults | {"does": does} | told), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
+        return {"FAULT": json.dumps(defaults | {"does": does} | settings), "PYTHONPATH": f"{HOOKS}:{ROOT / 'src'}"}
 
     return environment
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process has been stopped by a signal, and not continued."""
+    """Returns whether a process has been stopped by a signal and not continued."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

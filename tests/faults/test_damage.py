@@ -1,4 +1,4 @@
-"""Files that are not what was written."""
+"""Files that are no longer what was written."""
 
 import random
 import re
@@ -22,12 +22,12 @@ from mup_moe.ops import checkpoint
 from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError
 
 DAMAGES = 2
-# A bit of its header can say so, too.
-TOLD = r"is damaged \(.*\)|is of another (config, corpus or version|device or precision)"
+# A flipped bit in the header can also make a checkpoint look like that of another run.
+DAMAGED = r"is damaged \(.*\)|is of another (config, corpus or version|device or precision)"
 
 
 def damage_checkpoint(chance: random.Random, path: Path) -> None:
-    """Damages a checkpoint for certain: some of its white space means nothing."""
+    """Damages a checkpoint until it does not load; a flipped bit in white space means nothing."""
     whole = path.read_bytes()
     while True:
         damage(chance, path)
@@ -38,10 +38,10 @@ def damage_checkpoint(chance: random.Random, path: Path) -> None:
         path.write_bytes(whole)
 
 
-def test_a_damaged_checkpoint_leaves_the_one_before(
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
     ledger: Ledger, chance: random.Random, curve: Curve, interrupted: Path, tmp_path: Path
 ) -> None:
-    with ledger.trial("damaged file", "a checkpoint", "goes on from the one before, and says so") as trial:
+    with ledger.trial("damaged file", "a checkpoint", "resumes from the previous checkpoint and says so") as trial:
         for number in range(DAMAGES):
             curve = curve.within(shutil.copytree(interrupted, tmp_path / str(number)))
             path = chance.choice(curve.cells) / CHECKPOINT
@@ -50,24 +50,24 @@ def test_a_damaged_checkpoint_leaves_the_one_before(
             trial.struck(curve.out)
             said = finish(curve.train())
             named = re.escape(f"/{path.parent.name}/{path.name}")
-            assert re.search(rf"{named} ({TOLD}): going on from step {before}\n", said), said
+            assert re.search(rf"{named} ({DAMAGED}): going on from step {before}\n", said), said
             assert continued_steps(said) == [before]
             curve.assert_as_undisturbed()
 
 
-def test_two_damaged_checkpoints_leave_the_beginning(
+def test_two_damaged_checkpoints_restart_the_cell_from_step_0(
     ledger: Ledger, chance: random.Random, curve: Curve, interrupted: Path
 ) -> None:
     shutil.copytree(interrupted, curve.out)
     cell = chance.choice(curve.cells)
     last = saved_steps(cell)[0]
-    expected = "that cell starts from step 0, and says so; the others go on"
+    expected = "that cell restarts from step 0 and says so; the others resume"
     with ledger.trial("damaged file", "both checkpoints of a cell", expected) as trial:
         for name in (CHECKPOINT, PREVIOUS):
             damage_checkpoint(chance, cell / name)
         trial.struck(curve.out)
         said = finish(curve.train())
-        assert re.search(rf"/{re.escape(cell.name)}/\S+ ({TOLD}): starting from step 0\n", said), said
+        assert re.search(rf"/{re.escape(cell.name)}/\S+ ({DAMAGED}): starting from step 0\n", said), said
         assert continued_steps(said) == [last]
         curve.assert_as_undisturbed()
 
@@ -97,16 +97,16 @@ def test_a_damaged_result_is_restored_or_refused(
     cell, table = chance.choice(curve.cells), tmp_path / "runs.csv"
     names = ("history.csv", "summary.json")
     command = curve.aggregate(table)
-    expected = "restored from the kept copy, and says so"
+    expected = "restores it from the kept copy and says so"
     with ledger.trial("damaged file", "a result", expected) as trial:
         finish(command)
-        trial.keeps(tmp_path)
+        trial.must_keep(tmp_path)
         damage(chance, cell / chance.choice(names))
         trial.strikes += 1
         assert f"/{cell.name} was damaged" in finish(command)
         curve.assert_as_undisturbed()
     with ledger.trial(
-        "damaged file", "a result and its kept copy", "one sentence; trained again, the same bytes"
+        "damaged file", "a result and its kept copy", "stops with one sentence; retraining gives the same bytes"
     ) as trial:
         finish(curve.within(curve.undisturbed).aggregate(table))
         for folder in (cell, cell / ".kept"):
@@ -116,7 +116,7 @@ def test_a_damaged_result_is_restored_or_refused(
         assert cell.name in said
         assert "delete their folders" in said
         shutil.rmtree(cell)
-        trial.keeps(curve.out)
+        trial.must_keep(curve.out)
         finish(curve.train())
         finish(command)
         curve.assert_as_undisturbed()

@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that cannot be written."""
+"""Full disks and read-only folders."""
 
 import os
 import random
@@ -11,8 +11,8 @@ import pytest
 
 from faults.commands import (
     assert_same_files,
+    file_names_in,
     finish,
-    left_in,
     one_sentence,
     run,
     tokenize_command,
@@ -28,14 +28,14 @@ DISK_BYTES = 8 * 2**20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small disk, mounted for one test."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip("a full disk: there is no mount")
+        pytest.skip("a full disk: there is no `mount` command")
     if done.returncode != 0:
         pytest.skip("a full disk: mounting a small one is not permitted")
     yield folder
@@ -43,7 +43,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """Fills a disk but for so many bytes; returns the file to delete."""
+    """Fills a disk except for `leave` bytes; returns the file to delete."""
     filler = disk / "filler"
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     filler.write_bytes(bytes(max(0, free - leave)))
@@ -51,17 +51,17 @@ def fill(disk: Path, leave: int) -> Path:
 
 
 def bytes_in(*folders: Path) -> int:
-    """What a disk has to hold of these files."""
+    """Returns the total size of the files in these folders."""
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_disk_that_is_full_of_tokens(
+def test_tokenization_survives_a_full_disk(
     ledger: Ledger, chance: random.Random, corpus_json: str, tokens_folder: Path, disk: Path
 ) -> None:
     out = disk / "tokens"
     with ledger.trial("full disk", "while a corpus is tokenized", ONE_SENTENCE) as trial:
         for _ in range(FULL):
-            # The work takes as much again, and the text.
+            # The work in progress takes as much space again, plus the text.
             filler = fill(disk, chance.randrange(bytes_in(tokens_folder)))
             said = one_sentence(run(tokenize_command(corpus_json, out)))
             assert "No space left on device" in said
@@ -72,13 +72,14 @@ def test_a_disk_that_is_full_of_tokens(
         assert_same_files(out, tokens_folder)
 
 
-def test_a_disk_that_is_full_of_cells(
+def test_training_survives_a_full_disk(
     ledger: Ledger, chance: random.Random, curve: Curve, interrupted: Path, disk: Path
 ) -> None:
     curve = curve.within(disk / "cells")
     done, *others = (cell.name for cell in curve.cells)
     shutil.copytree(curve.undisturbed / done, curve.out / done)
-    # Seconds between checkpoints, and no more room than for some of what is to be written: a generation is half of two.
+    # Seconds between checkpoints, and a bound on the free space, which must not hold all that is to be written. Each
+    # cell has two checkpoints, so one generation of them takes half of the bytes.
     cases = {
         "checkpoints": ("0", bytes_in(*(interrupted / cell for cell in others)) // 2),
         "results": ("1000", bytes_in(*(curve.undisturbed / cell for cell in others))),
@@ -97,7 +98,7 @@ def test_a_disk_that_is_full_of_cells(
                 curve.assert_as_undisturbed()
 
 
-def test_a_disk_that_is_full_of_tables(ledger: Ledger, curve: Curve, disk: Path) -> None:
+def test_aggregation_survives_a_full_disk(ledger: Ledger, curve: Curve, disk: Path) -> None:
     table = disk / "runs.csv"
     command = curve.within(curve.undisturbed).aggregate(table)
     with ledger.trial("full disk", "while a table is written", ONE_SENTENCE) as trial:
@@ -107,10 +108,10 @@ def test_a_disk_that_is_full_of_tables(ledger: Ledger, curve: Curve, disk: Path)
         trial.struck(disk)
         filler.unlink()
         finish(command)
-        assert left_in(disk) == {"runs.csv"}
+        assert file_names_in(disk) == {"runs.csv"}
 
 
-def test_folders_that_cannot_be_written(
+def test_a_read_only_results_folder_stops_every_command_in_one_sentence(
     ledger: Ledger, curve: Curve, corpus_json: str, tokens_folder: Path, bound: list[str]
 ) -> None:
     shutil.copytree(curve.undisturbed, out := curve.out)
@@ -119,7 +120,7 @@ def test_folders_that_cannot_be_written(
     aggregate = curve.within(curve.undisturbed).aggregate(out / "runs.csv")
     finish(aggregate)
     commands = [curve.train(), tokenize_command(corpus_json, out / "tokens"), aggregate]
-    with ledger.trial("read-only folder", "that of all results", ONE_SENTENCE) as trial:
+    with ledger.trial("read-only folder", "the folder of all results", ONE_SENTENCE) as trial:
         out.chmod(0o555)
         for command in commands:
             said = one_sentence(run([*bound, *command]))
@@ -134,7 +135,7 @@ def test_folders_that_cannot_be_written(
         assert done.exists()
 
 
-def test_folders_of_cells_that_cannot_be_written(
+def test_a_read_only_cell_folder_stops_training_in_one_sentence(
     ledger: Ledger,
     chance: random.Random,
     inject: Inject,
@@ -150,17 +151,17 @@ def test_folders_of_cells_that_cannot_be_written(
         for cell in curve.cells:
             cell.chmod(0o755)
 
-    with ledger.trial("read-only folder", "a cell's, from some step on", ONE_SENTENCE) as trial:
+    with ledger.trial("read-only folder", "a cell's folder, from some step on", ONE_SENTENCE) as trial:
         curve = curve.within(tmp_path / "from some step on")
-        # With no checkpoint, it is the result that cannot be written.
+        # If no checkpoint is due, it is the result that cannot be written.
         command = curve.train("--checkpoint-seconds", chance.choice(["0", "1000"]))
         refused(curve, command, inject("forbid_writing", number=chance.randint(10, 40), folder=str(curve.out)))
         trial.struck(curve.out)
         finish(curve.train())
         curve.assert_as_undisturbed()
-    with ledger.trial("read-only folder", "a cell's, after a kill", ONE_SENTENCE) as trial:
+    with ledger.trial("read-only folder", "a cell's folder, after a kill", ONE_SENTENCE) as trial:
         curve = curve.within(shutil.copytree(interrupted, tmp_path / "after a kill"))
-        # As the kill leaves it between a checkpoint and the next, which was being written.
+        # The state after a kill while the next checkpoint is being written.
         for cell in curve.cells:
             (cell / CHECKPOINT).rename(cell / f".{CHECKPOINT}.x.part")
             cell.chmod(0o555)

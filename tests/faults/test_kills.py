@@ -1,4 +1,4 @@
-"""Processes that are killed, at random moments and again and again."""
+"""Processes that are killed repeatedly at random moments."""
 
 import random
 import re
@@ -15,15 +15,15 @@ from faults.commands import (
     continued_steps,
     damage,
     end,
+    file_names_in,
     finish,
-    left_in,
     run,
     start,
     tokenize_command,
 )
 from faults.curve import Curve
 from faults.inject import Inject
-from faults.ledger import GOES_ON, SAME_BYTES, Ledger
+from faults.ledger import RESUMES, SAME_BYTES, Ledger
 from mup_moe.data.tokenize import WORK
 from mup_moe.data.tokens import MANIFEST
 from test_data import committed
@@ -31,17 +31,19 @@ from test_data import committed
 KILLS = 5
 
 SIGNALS = "SIGKILL or SIGTERM"
-# Who hears of a signal says so; who does not is ended by it.
+# A process that handles a signal exits with 128 + its number; otherwise the signal ends it.
 STATUSES = {0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 
 
-def kill(chance: random.Random, inject: Inject, among: tuple[int, int], seconds: float, **told: Any) -> dict[str, str]:
-    """A kill at one of the moments with these numbers, or soon after it."""
+def kill(
+    chance: random.Random, inject: Inject, among: tuple[int, int], seconds: float, **settings: Any
+) -> dict[str, str]:
+    """Makes the environment of a kill at a random count within `among`, or up to `seconds` later."""
     after = chance.choice([0, chance.uniform(0, seconds)])
-    return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(*among), after=after, **told)
+    return inject(chance.choice(SIGNALS.split(" or ")), number=chance.randint(*among), after=after, **settings)
 
 
-# Seconds between checkpoints, and what is counted from which number to which.
+# Seconds between checkpoints, what is counted, and the range of counts to kill at.
 MOMENTS: dict[str, tuple[float, str, tuple[int, int]]] = {
     "while training": (0.02, "step", (1, 30)),
     "while checkpoints are written": (0, "file", (1, 300)),
@@ -50,11 +52,11 @@ MOMENTS: dict[str, tuple[float, str, tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("where", MOMENTS)
-def test_training_that_is_killed_again_and_again_goes_on(
+def test_training_resumes_however_often_it_is_killed(
     ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve, tmp_path: Path, where: str
 ) -> None:
     seconds, at, among = MOMENTS[where]
-    with ledger.trial(SIGNALS, where, GOES_ON if seconds < 1 else SAME_BYTES) as trial:
+    with ledger.trial(SIGNALS, where, RESUMES if seconds < 1 else SAME_BYTES) as trial:
         while trial.strikes < KILLS:
             curve = curve.within(tmp_path / f"cells{trial.strikes}")
             command = curve.train("--checkpoint-seconds", str(seconds))
@@ -66,7 +68,7 @@ def test_training_that_is_killed_again_and_again_goes_on(
                 assert done.returncode in STATUSES, done.stderr
                 assert "starting from step 0" not in done.stderr
                 said = continued_steps(done.stderr)
-                # Who is killed early has said nothing yet.
+                # A process that is killed early has not reported anything yet.
                 assert said == [step] * (step > 0) or (done.returncode and not said), (said, step)
                 if done.returncode:
                     trial.struck(curve.out)
@@ -75,17 +77,17 @@ def test_training_that_is_killed_again_and_again_goes_on(
             curve.assert_as_undisturbed()
 
 
-def test_tokenization_that_is_killed_again_and_again_goes_on(
+def test_tokenization_resumes_however_often_it_is_killed(
     ledger: Ledger, chance: random.Random, inject: Inject, corpus_json: str, tokens_folder: Path, tmp_path: Path
 ) -> None:
-    # A corpus of a test's size has one batch otherwise, and nothing worth a commit.
+    # Otherwise a corpus of this size is one batch, and nothing is committed on the way.
     often = {"mup_moe.data.documents.BATCH_CHARACTERS": 2**13, "mup_moe.data.work.COMMIT_SECONDS": 0}
     with ledger.trial(SIGNALS, "while a corpus is tokenized", SAME_BYTES) as trial:
         while trial.strikes < KILLS:
             out = tmp_path / f"tokens{trial.strikes}"
             done = None
             while done is None or done.returncode != 0:
-                # What has no owner any more was done, and on its way out.
+                # Work without an owner was finished and was being removed.
                 begun = committed(out) if (out / WORK / "owner.json").exists() else 0
                 at = "file" if trial.strikes < KILLS else "never"
                 fault = kill(chance, inject, (1, 150), 0.01, at=at, folder=str(out), set=often)
@@ -98,17 +100,17 @@ def test_tokenization_that_is_killed_again_and_again_goes_on(
             assert_same_files(out, tokens_folder)
 
 
-def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
+def test_aggregation_finishes_however_often_it_is_killed(
     ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve, tmp_path: Path
 ) -> None:
     finish(curve.within(curve.undisturbed).aggregate(tmp_path / "runs.csv"))
     curve = curve.within(shutil.copytree(curve.undisturbed, tmp_path / "out" / "cells"))
     table = tmp_path / "out" / "tables" / "runs.csv"
     with ledger.trial(SIGNALS, "while results are aggregated", SAME_BYTES) as trial:
-        trial.keeps(curve.out)
+        trial.must_keep(curve.out)
         while trial.strikes < KILLS:
             shutil.rmtree(table.parent, ignore_errors=True)
-            # So that there is something to restore, too, on the way.
+            # So that aggregation also has something to restore.
             damage(chance, chance.choice(curve.cells) / chance.choice(["history.csv", "summary.json"]))
             done = None
             while done is None or done.returncode != 0:
@@ -117,16 +119,16 @@ def test_aggregation_that_is_killed_again_and_again_is_done_at_last(
                 assert done.returncode in STATUSES, done.stderr
                 trial.strikes += done.returncode != 0
             assert table.read_bytes() == (tmp_path / "runs.csv").read_bytes()
-            assert left_in(table.parent) == {"runs.csv"}
+            assert file_names_in(table.parent) == {"runs.csv"}
             curve.assert_as_undisturbed()
 
 
-def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint(
+def test_a_process_that_waits_for_a_killed_one_resumes_from_its_checkpoint(
     ledger: Ledger, chance: random.Random, inject: Inject, curve: Curve
 ) -> None:
     command = curve.train("--checkpoint-seconds", "0")
-    with ledger.trial("two processes", "the same cells, the first one killed", GOES_ON) as trial:
-        # Stopped rather than fast, so that the second is there in time.
+    with ledger.trial("two processes", "on the same cells, the first one killed", RESUMES) as trial:
+        # Stop the first process, so that the second one starts in time.
         first = start(command, inject("SIGSTOP", number=chance.randint(20, 55)))
         wait_until(curve.next_step, first)
         second = start(command)
@@ -145,12 +147,12 @@ def test_a_process_that_waits_for_one_that_is_killed_goes_on_from_its_checkpoint
 
 def test_two_processes_train_nothing_twice(ledger: Ledger, curve: Curve) -> None:
     with ledger.trial(
-        "two processes", "the same cells, at once", "one waits for the other; no cell is trained twice"
+        "two processes", "on the same cells at once", "one waits for the other; no cell is trained twice"
     ) as trial:
         processes = [start(curve.train()) for _ in range(2)]
         said = [end(process) for process in processes]
         trial.strikes += 1
         assert [done.returncode for done in said] == [0, 0], said
-        # Who trains shows how far it is.
+        # Only the process that trains shows progress.
         assert sorted("3 cells: " in done.stderr for done in said) == [False, True]
         curve.assert_as_undisturbed()

@@ -1,4 +1,4 @@
-"""Whole workflows that are struck, by way of Snakemake."""
+"""Faults that strike whole workflows under Snakemake."""
 
 import os
 import random
@@ -15,7 +15,7 @@ import pytest
 from conftest import SMOKE, edit, make_project, wait_until
 from faults.commands import end, start
 from faults.inject import Inject
-from faults.ledger import GOES_ON, ONE_SENTENCE, SAME_BYTES, Ledger
+from faults.ledger import ONE_SENTENCE, RESUMES, SAME_BYTES, Ledger
 from test_workflow import planned
 
 pytestmark = pytest.mark.workflow
@@ -27,10 +27,10 @@ KILLS = 3
 
 
 def launch(project: Path, *options: str, environment: dict[str, str] | None = None, bound: list[str] | None = None):
-    """Snakemake as a process group of its own; one stream, as it tells some errors on standard output."""
+    """Starts Snakemake in its own process group, with one stream, since it prints some errors on standard output."""
     return start(
         [*(bound or []), *COMMAND, *options],
-        # As a user has it.
+        # As in a user's shell.
         {"PYTHONPATH": "", **(environment or {})},
         cwd=project,
         stdout=subprocess.PIPE,
@@ -40,27 +40,27 @@ def launch(project: Path, *options: str, environment: dict[str, str] | None = No
 
 
 def make(project: Path, *options: str, environment: dict[str, str] | None = None) -> str:
-    """Runs it to its end; returns what it says."""
+    """Runs Snakemake, which must succeed; returns its output."""
     done = end(launch(project, *options, environment=environment))
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def make_sweep(folder: Path) -> Path:
-    """A curve of two cells that take long enough to be struck."""
+    """Makes a project with a curve of two cells that take long enough to be struck."""
     project = make_project(folder)
     edit(project, "figures.figure1.axes.parametrization", ["mup"])
     edit(project, "figures.figure1.axes.width", [8])
     edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6"])
     edit(project, "setups.small.training.steps", 200)
-    # After every step.
+    # Write a checkpoint after every step.
     edit(project, "execution.checkpoint_seconds", 1e-6)
     return project
 
 
 @pytest.fixture(scope="session")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sweep, done without disturbance; not to be changed."""
+    """The sweep, finished without a fault. Do not change it."""
     project = make_sweep(tmp_path_factory.mktemp("quiet") / "project")
     make(project)
     return project
@@ -68,12 +68,12 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(quiet: Path, tmp_path: Path) -> Path:
-    """The sweep with its tokens made, and no cell."""
+    """The sweep with its tokens, but no cells."""
     return shutil.copytree(quiet, tmp_path / "project", ignore=shutil.ignore_patterns("cells", *TABLES))
 
 
 def assert_as_quiet(project: Path, quiet: Path) -> None:
-    """The table is the same, seconds apart, and so are the histories; nothing is left half-done."""
+    """Asserts that the table (except seconds) and histories are those of `quiet`, and that no partial file is left."""
     ours, theirs = (pd.read_csv(folder / TABLE).drop(columns="wall_seconds") for folder in (project, quiet))
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     for path in quiet.glob("results/cells/*/history.csv"):
@@ -81,16 +81,16 @@ def assert_as_quiet(project: Path, quiet: Path) -> None:
     assert not list((project / "results").rglob("*.part"))
 
 
-def test_a_workflow_that_is_killed_again_and_again_goes_on(
+def test_a_workflow_resumes_however_often_it_is_killed(
     ledger: Ledger, chance: random.Random, quiet: Path, tmp_path: Path
 ) -> None:
-    with ledger.trial("SIGKILL or SIGTERM", "at Snakemake with its jobs, or alone", SAME_BYTES) as trial:
+    with ledger.trial("SIGKILL or SIGTERM", "Snakemake with its jobs, or Snakemake alone", SAME_BYTES) as trial:
         project, seconds = make_sweep(tmp_path / "project"), 8.0
         while trial.strikes < KILLS:
             process = launch(project)
             time.sleep(chance.uniform(0, seconds))
             number = chance.choice([signal.SIGKILL, signal.SIGTERM])
-            # Alone, it leaves jobs behind that work on.
+            # Killed alone, Snakemake leaves jobs behind that keep running.
             chance.choice([os.kill, os.killpg])(process.pid, number)
             process.wait()
             trial.struck(project / "results")
@@ -99,7 +99,7 @@ def test_a_workflow_that_is_killed_again_and_again_goes_on(
         assert planned(project, TABLE) == {}
 
 
-def test_a_second_snakemake_leaves_the_first_one_alone(
+def test_a_second_snakemake_does_not_disturb_the_first(
     ledger: Ledger, inject: Inject, sweep: Path, quiet: Path
 ) -> None:
     expected = "the second is refused in one sentence; the first ends with the same bytes"
@@ -112,17 +112,17 @@ def test_a_second_snakemake_leaves_the_first_one_alone(
         assert "Traceback" not in second.stdout
         trial.struck(sweep / "results")
         while first.poll() is None:
-            # It may not have stopped yet.
+            # The job may not have stopped yet.
             os.killpg(first.pid, signal.SIGCONT)
             time.sleep(0.2)
         assert first.returncode == 0
         assert_as_quiet(sweep, quiet)
 
 
-def test_a_gpu_that_disappears_is_tried_again(
+def test_a_job_is_retried_when_its_gpu_disappears(
     ledger: Ledger, chance: random.Random, inject: Inject, sweep: Path, quiet: Path
 ) -> None:
-    with ledger.trial("the GPU disappears (simulated)", "in a job of Snakemake with --retries 1", GOES_ON) as trial:
+    with ledger.trial("the GPU disappears (simulated)", "in a Snakemake job with --retries 1", RESUMES) as trial:
         fault = inject("lose_gpu", number=chance.randint(100, 190))
         said = make(sweep, "--retries", "1", environment=fault)
         trial.struck(sweep / "results")
@@ -132,26 +132,28 @@ def test_a_gpu_that_disappears_is_tried_again(
         assert_as_quiet(sweep, quiet)
 
 
-def test_files_of_tomorrow_are_not_made_again(ledger: Ledger, quiet: Path, tmp_path: Path) -> None:
+def test_files_dated_in_the_future_are_not_made_again(ledger: Ledger, quiet: Path, tmp_path: Path) -> None:
     project = shutil.copytree(quiet, tmp_path / "project")
     for path in project.rglob("*"):
         status = path.stat()
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 86_400 * 10**9))
-    expected = "what is new is trained, nothing twice; then nothing is left to do"
+    expected = "only new cells are trained; then nothing is left to do"
     with ledger.trial("clock turned back a day", "between two runs of Snakemake", expected) as trial:
         trial.struck(project / "results/cells")
         assert planned(project, TABLE) == {}
         edit(project, "figures.figure1.axes.learning_rate", ["2^-8", "2^-6", "2^-4"])
         make(project)
         assert len(pd.read_csv(project / TABLE)) == 3
-        # By their times alone, as it is with text too large for Snakemake to compare.
+        # By times alone, as for text that is too large for Snakemake to compare.
         assert planned(project, TABLE, "--max-checksum-file-size", "0") == {}
 
 
-def test_results_that_cannot_be_written(ledger: Ledger, quiet: Path, bound: list[str], tmp_path: Path) -> None:
+def test_a_read_only_results_folder_stops_snakemake_in_one_sentence(
+    ledger: Ledger, quiet: Path, bound: list[str], tmp_path: Path
+) -> None:
     project = shutil.copytree(quiet, tmp_path / "project", ignore=shutil.ignore_patterns(*TABLES))
     folders = [path for path in [project / "results", *(project / "results").rglob("*")] if path.is_dir()]
-    with ledger.trial("read-only folder", "that of all results, by Snakemake", ONE_SENTENCE) as trial:
+    with ledger.trial("read-only folder", "the folder of all results, under Snakemake", ONE_SENTENCE) as trial:
         for folder in folders:
             folder.chmod(0o555)
         done = end(launch(project, bound=bound))

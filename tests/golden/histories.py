@@ -1,8 +1,8 @@
-"""Golden histories: tiny runs whose numbers are committed, so that code may change and numbers may not.
+"""Golden histories: the committed numbers of tiny runs, which a change of the code must not change unnoticed.
 
-`histories.json` holds what made them, the requests, and what came of them: the tokens, the history of
-every cell, and what the probes measured. After a change of the numbers on purpose, raise `VERSION` in
-src/mup_moe/training/version.py, and make them again: PYTHONPATH=src:tests python -m golden.histories
+`histories.json` holds the requests and their results: the tokens, the history of every cell, and what the
+probes measured. After an intended change of the numbers, raise `VERSION` in src/mup_moe/training/version.py
+and regenerate the file: PYTHONPATH=src:tests python -m golden.histories
 """
 
 import json
@@ -27,13 +27,13 @@ from mup_moe.training.trainer import Trainer
 from mup_moe.training.version import VERSION
 
 FILE = Path(__file__).with_name("histories.json")
-# Between kinds of processors: relative to a number, and to 1 where that is small. The same processor without
-# AVX-512 differs by a tenth of it at most, and each mutant of test_golden.py by more.
+# Between kinds of processors: relative to a number, or to 1 if the number is smaller. The same processor without
+# AVX-512 differs by at most a tenth of this, and each mutant of test_golden.py by more than this.
 TOLERANCE = 3e-4
 
 
 def cells() -> dict[str, list[TrainingRequest]]:
-    """The cells of each run, which trains them in lockstep; those of a probe are measured one by one."""
+    """Returns the cells of each run, which trains them in lockstep; those of a probe are measured one by one."""
     from conftest import make_request
 
     def alike(*cells: dict[str, Any], **shared: Any) -> list[TrainingRequest]:
@@ -83,19 +83,19 @@ def cells() -> dict[str, list[TrainingRequest]]:
 
 
 def make() -> dict[str, Any]:
-    """Everything that `histories.json` holds, by today's code."""
+    """Computes the content of `histories.json` with the current code."""
     requests = {name: [request.to_json() for request in of_run] for name, of_run in cells().items()}
     return {"version": VERSION, "made_on": made_on(), "requests": requests, "numbers": numbers(requests)}
 
 
 def made_on() -> dict[str, str]:
-    """The kind of processor and the libraries: where these agree, so do the bits."""
+    """Returns the kind of processor and the version of torch: if these agree, results agree to the bit."""
     kind = {"cpu": str(provenance.machine()["cpu"]), "instructions": torch.backends.cpu.get_cpu_capability()}
     return kind | {"torch": str(torch.__version__).partition("+")[0]}
 
 
 def numbers(requests: dict[str, list[str]]) -> dict[str, Any]:
-    """What comes of requests, as nested mappings of numbers and texts."""
+    """Runs requests; returns their results as nested mappings of numbers and texts."""
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         tokens = _tokens(Path(folder))
@@ -107,7 +107,7 @@ def numbers(requests: dict[str, list[str]]) -> dict[str, Any]:
 
 
 def _tokens(folder: Path) -> Tokens:
-    """Two splits of a text that is the same everywhere."""
+    """Tokenizes a text that is the same on every machine into two splits."""
     generator = np.random.default_rng(0)
     words = [f"{a}{b}" for a in ("al", "be", "ga", "dé", "ep") for b in ("pha", "ta", "mma", "lta 3", "silon\n")]
     texts = [" ".join(generator.choice(words, generator.integers(20, 90))) for _ in range(120)]
@@ -119,7 +119,7 @@ def _tokens(folder: Path) -> Tokens:
     )
     tokenize(corpus, folder / "tokens", 1)
     opened = Tokens.open(folder / "tokens", verify=True)
-    # Read now: the folder goes.
+    # Read the files now, since the folder is deleted afterwards.
     return type(opened)(**{**vars(opened), "train": np.array(opened.train), "valid": np.array(opened.valid)})
 
 
@@ -155,7 +155,7 @@ def _plain(values: np.ndarray) -> list[float]:
 
 
 def differences(found: Any, golden: Any, tolerance: float, where: str = "") -> list[str]:
-    """Where two nestings of mappings, lists, texts and numbers differ, a line each; numbers by more than tolerance."""
+    """Lists where two nestings of mappings, lists, texts and numbers differ, numbers by more than the tolerance."""
     if isinstance(golden, dict) and isinstance(found, dict):
         keys = [*golden, *(key for key in found if key not in golden)]
         nothing: dict[str, Any] = {}
@@ -175,7 +175,7 @@ def _same(found: Any, golden: Any, tolerance: float) -> bool:
 
 
 def check() -> list[str]:
-    """Where today's numbers differ from the committed ones: exactly on the same kind of processor."""
+    """Lists where the current numbers differ from the committed ones; exactly, on the same kind of processor."""
     golden = json.loads(FILE.read_text(encoding="utf-8"))
     tolerance = 0.0 if golden["made_on"] == made_on() else TOLERANCE
     return differences(numbers(golden["requests"]), golden["numbers"], tolerance)

@@ -1,6 +1,6 @@
-"""The same source on a GPU: against the CPU, eager, compiled and captured, in lockstep and alone.
+"""Training on a GPU compared with the CPU: eager, compiled and captured, in lockstep and alone.
 
-Needs torch, numpy, PyYAML and pytest only; without Snakemake and the rest: make gpu-check.
+Needs only torch, numpy, PyYAML and pytest. To run it without Snakemake and the rest: make gpu-check.
 """
 
 import sys
@@ -28,7 +28,7 @@ from mup_moe.training.trainer import Outcome, Trainer  # noqa: E402
 VOCABULARY = 97
 CPU = torch.device("cpu")
 LOSS = METRICS.index("train_loss")
-# What rounding moves a little, and what a token that goes to another expert moves by a step.
+# Metrics that rounding changes a little, and metrics that jump when a token goes to another expert.
 SMOOTH = [METRICS.index(name) for name in ("train_loss", "z_loss", "gradient_norm")]
 ROUTED = [METRICS.index(name) for name in ("balance_loss", "dropped_fraction", "max_expert_load")]
 SHAPES: list[dict[str, Any]] = [
@@ -46,7 +46,7 @@ pytestmark = [
 
 
 def make_request(**changes: Any) -> TrainingRequest:
-    """A small request, from config.yaml read without its validation, which GPU machines may lack."""
+    """Makes a small request from config.yaml, read without validation, since GPU machines may lack what that needs."""
     document = yaml.safe_load((ROOT / "config.yaml").read_text())
     setup = document["setups"]["small"]
     training = setup["training"] | {"adam_betas": tuple(setup["training"]["adam_betas"])}
@@ -90,7 +90,7 @@ def outcomes_of(
 
 
 def assert_alike(found_TM: np.ndarray, expected_TM: np.ndarray) -> None:
-    """Two histories that differ by rounding."""
+    """Asserts that two histories differ only by rounding."""
     np.testing.assert_allclose(found_TM[:, SMOOTH], expected_TM[:, SMOOTH], rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(found_TM[:, ROUTED], expected_TM[:, ROUTED], rtol=0.05, atol=0.05)
 
@@ -102,7 +102,7 @@ def test_float32_follows_the_cpu(tokens, gpu, changes, step):
     _, expected = outcomes_of(tokens, CPU, "eager", *requests)
     _, found = outcomes_of(tokens, gpu, step, *requests)
     for ours, theirs in zip(found, expected, strict=True):
-        # Rounding grows with the steps: the first ones closely, the whole run in its loss.
+        # Rounding grows with the steps: compare the first ones closely, and the whole run only by its loss.
         assert_alike(ours.history_TM[:10], theirs.history_TM[:10])
         np.testing.assert_allclose(ours.history_TM[:, LOSS], theirs.history_TM[:, LOSS], rtol=2e-2)
         assert ours.valid_loss == pytest.approx(theirs.valid_loss, rel=1e-2)
@@ -129,7 +129,7 @@ def test_a_replica_in_lockstep_equals_its_solo_run(tokens, gpu, changes, step):
     assert [outcome.status for outcome in together] == ["finished", "diverged", "finished"]
     for request, outcome in zip(requests, together, strict=True):
         _, (alone,) = outcomes_of(tokens, gpu, step, request)
-        # What diverges amplifies rounding from its first update on.
+        # A diverging cell amplifies rounding from its first update on.
         rows = slice(0, 10) if outcome.status == "finished" else slice(0, 1)
         assert_alike(outcome.history_TM[rows], alone.history_TM[rows])
         if outcome.status == "finished":
@@ -153,10 +153,10 @@ def test_resuming_gives_the_same_bits(tokens, gpu, precision, step, stop):
         assert ours.valid_loss == theirs.valid_loss
 
 
-def test_steps_after_the_capture_wait_for_nothing(tokens, gpu):
+def test_captured_steps_never_wait_for_the_device(tokens, gpu):
     trainer = trainer_of(tokens, gpu, "graph", make_request(steps=40))
     trainer.run(22)
-    # torch refuses what would wait for the device.
+    # torch raises an error for anything that would wait for the device.
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(5):
@@ -173,7 +173,7 @@ def test_the_same_run_gives_the_same_bits(tokens, gpu):
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_gpu_without_a_number_can_be_captured_on(tokens):
+def test_steps_can_be_captured_on_a_gpu_without_an_index(tokens):
     _, (outcome,) = outcomes_of(tokens, torch.device("cuda"), "graph", make_request())
     assert outcome.status == "finished"
 

@@ -1,7 +1,7 @@
-"""500 short cells on a throwaway SLURM, something killed every few seconds: python tests/slurm/soak.py --help.
+"""Trains 500 short cells on a throwaway SLURM and kills something every few seconds: python tests/slurm/soak.py --help.
 
-Writes docs/soak.md: what was killed, what became of the cells, and whether runs.csv is that of a quiet
-run. Half an hour and more on two cores; needs root and SLURM, as up.sh does.
+Writes docs/soak.md: what was killed, the outcome of the cells, and whether runs.csv equals that of a quiet run. Takes
+half an hour or more on two cores; needs root and SLURM, as up.sh does.
 """
 
 import argparse
@@ -33,9 +33,9 @@ GAP_SECONDS = (2.0, 8.0)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=20.0, help="of killing")
-    parser.add_argument("--seeds", type=int, default=5, help="each is a hundred cells")
-    parser.add_argument("--steps", type=int, default=400, help="of a cell")
+    parser.add_argument("--minutes", type=float, default=20.0, help="minutes of killing")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds, each with a hundred cells")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of a cell")
     parser.add_argument("--random", type=int, default=int(time.time()), help="the seed of the kills")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/soak.md")
     arguments = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def make_sweep(folder: Path, arguments: argparse.Namespace) -> Path:
-    """A figure of 100 cells for each seed, in jobs of 20."""
+    """Makes a project with a figure of 100 cells for each seed, in jobs of 20."""
     project = make_project(folder)
     edit(project, "setups.small.training.steps", arguments.steps)
     axes = "figures.figure1.axes"
@@ -73,7 +73,7 @@ def make_sweep(folder: Path, arguments: argparse.Namespace) -> Path:
 
 
 class Soak:
-    """The sweep on the cluster, and who kills it."""
+    """Runs the sweep on the cluster and kills parts of it."""
 
     def __init__(self, project: Path, folder: Path, chance: random.Random) -> None:
         self.project = project
@@ -81,7 +81,7 @@ class Soak:
         self.starts = 0
         self.seconds = 0.0
         self._chance = chance
-        # Every kill costs its job a try.
+        # Every kill uses up a retry of its job.
         self._profile = write_profile(folder / "site", {"retries": 100})
         self._ways: dict[Callable[[], str | None], int] = {
             lambda: self._signal(signal.SIGKILL): 40,
@@ -93,7 +93,7 @@ class Soak:
         }
 
     def run(self, seconds: float) -> None:
-        """Kills for so long, or until everything is done; then lets the sweep come to its end."""
+        """Kills for this many seconds or until the sweep is done, then lets the sweep finish."""
         begun = time.monotonic()
         self._start()
         while time.monotonic() - begun < seconds and not self._is_done():
@@ -146,10 +146,10 @@ class Soak:
         if self._snakemake.poll() is None:
             os.killpg(self._snakemake.pid, signal.SIGKILL)
             self._snakemake.wait()
-        # As docs/clusters.md tells: what waits would be submitted once more.
+        # See docs/clusters.md: jobs that are still pending would be submitted a second time.
         subprocess.run(["scancel", "--user=root", "--state=PENDING"], check=False)
         self._start()
-        return "SIGKILL to Snakemake, started again"
+        return "SIGKILL to Snakemake, then a restart"
 
 
 def _is_training(pid: int) -> bool:
@@ -162,7 +162,7 @@ def _is_training(pid: int) -> bool:
 
 
 def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds: float) -> None:
-    """Writes what became of the cells; exits with 1 if one was lost or trained twice."""
+    """Writes the outcome of the cells; exits with 1 if one was lost or trained twice."""
     ours, theirs = (
         pd.read_csv(project / "results/figure1/runs.csv").drop(columns="wall_seconds")
         for project in (soak.project, quiet)
@@ -185,27 +185,29 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
         "cells": len(theirs),
         "cells done": len(ours),
         "cells lost": len(theirs) - len(ours),
-        "cells trained again from before a checkpoint": again,
+        "cells retrained from before a checkpoint": again,
         "cells finished twice": twice,
-        "tries of a cell, mean and most": f"{sum(tries) / len(tries):.1f}, {max(tries)}",
+        "tries of a cell, mean and maximum": f"{sum(tries) / len(tries):.1f}, {max(tries)}",
         "starts of Snakemake": soak.starts,
-        "`runs.csv`, seconds apart, against the quiet run": "equal" if equal else f"losses within {difference:.1e}",
+        "`runs.csv`, except seconds, compared with the quiet run": "equal"
+        if equal
+        else f"losses within {difference:.1e}",
         "minutes of killing": f"{soak.seconds / 60:.1f}",
         "minutes of the quiet run, without SLURM": f"{quiet_seconds / 60:.1f}",
     }
     lines = [
-        "# A sweep under fire",
+        "# Soak test: a sweep under constant kills",
         "",
-        f"Made by `make soak` on {datetime.now(UTC):%Y-%m-%d}: {machine['cpu']}, {machine['cores']} cores,"
+        f"Generated by `make soak` on {datetime.now(UTC):%Y-%m-%d}: {machine['cpu']}, {machine['cores']} cores,"
         f" {slurm}, {', '.join(f'{name} {version}' for name, version in versions.items())};"
-        f" kills of seed {arguments.random}, one every {GAP_SECONDS[0]:.0f} to {GAP_SECONDS[1]:.0f} s.",
+        f" seed of the kills {arguments.random}, one kill every {GAP_SECONDS[0]:.0f} to {GAP_SECONDS[1]:.0f} s.",
         "",
         "| what was killed | times |",
         "|---|---|",
         *(f"| {what} | {times} |" for what, times in soak.kills.most_common()),
-        f"| together | {sum(soak.kills.values())} |",
+        f"| total | {sum(soak.kills.values())} |",
         "",
-        "| what became of it | |",
+        "| outcome | |",
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in facts.items()),
         "",
@@ -216,7 +218,7 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
 
 
 def _went_back(story: list[dict[str, object]]) -> bool:
-    """Whether a try began before a checkpoint that an earlier one had."""
+    """Returns whether a try began before a checkpoint of an earlier one."""
     least = 0
     for line in story:
         step = int(str(line["step"]))

@@ -1,4 +1,4 @@
-"""What the tests on SLURM and the soak share: a site's profile, a Snakemake that submits, a node that is lost."""
+"""Shared by the SLURM tests and the soak: a site's profile, a Snakemake that submits jobs, and the loss of a node."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import yaml
 
 from conftest import ROOT, TARGET
 
-# What a site of two small nodes sets in its profile; nobody here waits as patiently as a lab.
+# What a site of two small nodes sets in its profile, with shorter waits than on a real cluster.
 SITE = {
     "slurm-status-command": "squeue",
     "slurm-init-seconds-before-status-checks": 3,
@@ -20,7 +20,7 @@ SITE = {
 
 
 def write_profile(folder: Path, changes: dict[str, Any]) -> Path:
-    """The project's profile in a folder, as a site would copy and edit it."""
+    """Copies the project's profile to a folder and edits it as a site would; returns the folder."""
     folder.mkdir(exist_ok=True)
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text()) | SITE | changes
     (folder / "config.yaml").write_text(yaml.safe_dump(profile))
@@ -28,7 +28,7 @@ def write_profile(folder: Path, changes: dict[str, Any]) -> Path:
 
 
 def launch(project: Path, profile: Path, log: Path) -> "subprocess.Popen[bytes]":
-    """A Snakemake that submits the sweep in miniature; a process group of its own, to be killed."""
+    """Starts a Snakemake that submits the miniature sweep, in its own process group so that it can be killed."""
     command = [sys.executable, "-m", "snakemake", TARGET, "--workflow-profile", str(profile)]
     with log.open("w") as output:
         return subprocess.Popen(
@@ -41,13 +41,13 @@ def launch(project: Path, profile: Path, log: Path) -> "subprocess.Popen[bytes]"
 
 
 def output_of(*command: str) -> str:
-    """What a command that succeeds says."""
+    """Runs a command that must succeed; returns its output."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def lose_node(node: str) -> None:
-    """Sets a node down, with what runs on it, and up again."""
+    """Sets a node down, along with the jobs on it, and up again."""
     output_of("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     time.sleep(1)
-    # It may have come back by itself.
+    # The node may have come back by itself.
     subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""The sweep in miniature on a real SLURM, brought up on this machine, and what a cluster does to jobs."""
+"""The miniature sweep on a real SLURM, started on this machine, and what a cluster does to jobs."""
 
 import json
 import os
@@ -24,9 +24,9 @@ STEPS = 1500
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
-    """Brings SLURM up; called with settings of up.sh, anew with those."""
+    """Starts SLURM; call the fixture with settings of up.sh to restart SLURM with those."""
     if "MUP_MOE_NEEDS_SLURM" not in os.environ:
-        pytest.skip("starts daemons on this machine: `make slurm-test` asks for it")
+        pytest.skip("starts daemons on this machine: run `make slurm-test`")
     folders: list[Path] = []
 
     def bring_up(**settings: str) -> None:
@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sweep(folder: Path) -> Path:
-    """Two curves of cells that take long enough to be disturbed."""
+    """Makes a project with two curves of cells that take long enough to be disturbed."""
     project = make_project(folder)
     edit(project, "setups.small.training.steps", STEPS)
     edit(project, "figures.figure1.axes.parametrization", ["mup"])
@@ -61,7 +61,7 @@ CURVES = ("small_moe_mup_w8_e4_g1", "small_moe_mup_w16_e4_g1")
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same sweep on this machine alone, undisturbed."""
+    """The same sweep, finished on this machine without SLURM or disturbance."""
     project = make_sweep(tmp_path_factory.mktemp("quiet") / "project")
     done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
@@ -70,7 +70,7 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sweep(quiet: Path, tmp_path: Path) -> Path:
-    """The sweep with its tokens made, and no cell."""
+    """The sweep with its tokens, but no cells."""
     project = tmp_path / "project"
     shutil.copytree(quiet, project, ignore=shutil.ignore_patterns("cells", "figure1*", "runs.csv", "optima.csv"))
     return project
@@ -98,7 +98,7 @@ class Submitted:
 
 
 @pytest.fixture
-def submit(cluster: Any, site: Path) -> Iterator[Callable[..., Submitted]]:  # noqa: ARG001 - is to be there
+def submit(cluster: Any, site: Path) -> Iterator[Callable[..., Submitted]]:  # noqa: ARG001 - must be running
     started: list[Submitted] = []
 
     def start(project: Path, **options: str) -> Submitted:
@@ -112,7 +112,7 @@ def submit(cluster: Any, site: Path) -> Iterator[Callable[..., Submitted]]:  # n
 
 
 def job_of(curve: str) -> str | None:
-    """The id of the running job that trains a curve."""
+    """Returns the id of the running job that trains a curve, or None."""
     for line in output_of("squeue", "--noheader", "--states=RUNNING", "--format=%i %k").splitlines():
         job, _, comment = line.partition(" ")
         if comment.strip() == f"rule_train_{curve}":
@@ -125,7 +125,7 @@ def cells_of(project: Path, curve: str) -> list[Path]:
 
 
 def begun(project: Path, curve: str, after: int = 0) -> int | None:
-    """The process that trains a curve, once it has checkpoints and it is not the one that was there before."""
+    """Returns the process that trains a curve, once its cells have checkpoints, if it is not the process `after`."""
     folders = cells_of(project, curve)
     if not folders or not all((folder / "checkpoint.safetensors").exists() for folder in folders):
         return None
@@ -134,7 +134,7 @@ def begun(project: Path, curve: str, after: int = 0) -> int | None:
 
 
 def assert_as_undisturbed(project: Path, quiet: Path, event: str | None = None) -> None:
-    """All cells are done and equal; none went back to before a checkpoint; `event` happened to each."""
+    """Asserts that all cells are done and equal, that none lost a checkpoint, and that `event` happened to each."""
     ours, theirs = (
         pd.read_csv(folder / "results/figure1/runs.csv").drop(columns="wall_seconds") for folder in (project, quiet)
     )
@@ -151,7 +151,7 @@ def assert_as_undisturbed(project: Path, quiet: Path, event: str | None = None) 
             assert event in {line["event"] for line in tries}, tries
 
 
-def test_the_sweep_in_miniature_is_submitted_as_the_profile_says(submit, finished, tmp_path):
+def test_the_miniature_sweep_is_submitted_as_the_profile_says(submit, finished, tmp_path):
     project = make_project(tmp_path / "project")
     submitted = submit(project)
     submitted.wait()
@@ -170,28 +170,28 @@ def test_the_sweep_in_miniature_is_submitted_as_the_profile_says(submit, finishe
     assert "gpu" not in tokenized["tres_per_job"]
 
 
-def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_go_on_as_they_began(submit, sweep, quiet):
+def test_jobs_that_are_cancelled_or_lose_their_node_or_their_time_resume_unchanged(submit, sweep, quiet):
     submitted = submit(sweep)
     pids = {curve: wait_until(lambda curve=curve: begun(sweep, curve), submitted.process) for curve in CURVES}
-    # Nobody's jobs heed what is edited now, and not even YAML any more.
+    # Running jobs ignore these edits, the second of which is not even valid YAML.
     edit(sweep, "setups.small.training.steps", STEPS + 1)
     (sweep / "config.yaml").write_text("setups: {small: [\n")
-    # One is cancelled, the other's node is lost.
+    # Cancel one job and take down the node of the other.
     output_of("scancel", job_of(CURVES[0]))
     lose_node(output_of("squeue", "--noheader", "--format=%N", f"--jobs={job_of(CURVES[1])}").strip())
     for curve, pid in pids.items():
         pids[curve] = wait_until(lambda curve=curve, pid=pid: begun(sweep, curve, pid), submitted.process)
-    # The time is over, for whoever still runs.
+    # Let the time limit of the jobs that still run expire.
     for curve in CURVES:
         if (job := job_of(curve)) is not None:
-            # It may have ended since.
+            # The job may have ended in the meantime.
             subprocess.run(["scontrol", "update", f"jobid={job}", "timelimit=1"], check=False)
     submitted.wait()
     assert_as_undisturbed(sweep, quiet, "began")
 
 
 @pytest.mark.parametrize("mode", ["REQUEUE", "CANCEL"])
-def test_a_job_that_is_preempted_writes_a_checkpoint_and_goes_on(cluster, submit, sweep, quiet, mode):
+def test_a_preempted_job_writes_a_checkpoint_and_resumes(cluster, submit, sweep, quiet, mode):
     cluster(PREEMPT=mode)
     submitted = submit(sweep)
     for curve in CURVES:
@@ -201,12 +201,12 @@ def test_a_job_that_is_preempted_writes_a_checkpoint_and_goes_on(cluster, submit
     assert_as_undisturbed(sweep, quiet, "stopped by SIGTERM")
 
 
-def test_a_snakemake_that_is_killed_and_started_again_trains_nothing_twice(submit, sweep, quiet):
+def test_a_killed_and_restarted_snakemake_trains_nothing_twice(submit, sweep, quiet):
     first = submit(sweep)
     for curve in CURVES:
         wait_until(lambda curve=curve: begun(sweep, curve), first.process)
     first.kill()
-    # Its jobs run on; those of the second wait for them and take what they made.
+    # Its jobs keep running; those of the second Snakemake wait for them and use their results.
     second = submit(sweep, log="second.log")
     second.wait()
     assert_as_undisturbed(sweep, quiet)

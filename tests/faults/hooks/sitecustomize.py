@@ -1,8 +1,9 @@
-"""A fault inside of a process: read from FAULT (JSON) as Python starts, for this folder is first on PYTHONPATH.
+"""Injects a fault into a process: Python imports this module at startup, since this folder is first on PYTHONPATH.
 
-does: a signal's name, or a function of this module. at: "step" (before one is taken), "file" (before an operation
-on a file under `folder`) or "never". It strikes at the `number`-th of them, `after` so many seconds, and in the first
-process alone that gets there, which leaves the file `once`. set: attributes of modules, by name.
+The fault is read from FAULT (JSON). does: the name of a signal or of a function of this module. at: "step" (before a
+training step), "file" (before an operation on a file under `folder`) or "never". The fault strikes at the `number`-th
+of these, after a delay of `after` seconds, and only in the first process that gets there, which leaves the file
+`once`. set: attributes of modules to replace, by their full names.
 """
 
 import importlib.machinery
@@ -16,76 +17,76 @@ import threading
 import time
 from pathlib import Path
 
-TOLD = json.loads(os.environ.get("FAULT", "{}"))
+FAULT = json.loads(os.environ.get("FAULT", "{}"))
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate"}
 
 
 def hang(_stack):
-    """The process sleeps on, and hears of nothing; its threads take a millisecond for whatever they wait for."""
+    """Lets the process sleep forever; waits of its other threads last a millisecond."""
     wait = threading.Event.wait
     threading.Event.wait = lambda event, seconds=None: wait(event, seconds and 0.001)
     time.sleep(10**6)
 
 
 def later(clock):
-    """A clock that is a day ahead of another."""
+    """Returns a clock that is a day ahead of another."""
     return lambda: clock() + 86_400
 
 
 def suspend(_stack):
-    """The process is stopped until it is told to continue, a day later by its clocks."""
+    """Stops the process until SIGCONT; it then continues a day later by its clocks."""
     os.kill(os.getpid(), signal.SIGSTOP)
     for name in ("time", "monotonic", "perf_counter"):
         setattr(time, name, later(getattr(time, name)))
-    # Whoever looks at a clock every second sees it before the next step.
+    # A thread that checks a clock every second notices the jump before the next step.
     time.sleep(3)
 
 
 def lose_gpu(_stack):
-    """What torch raises when the GPU is no longer there."""
+    """Raises the error that torch raises when the GPU has disappeared."""
     import torch
 
     raise torch.AcceleratorError("CUDA error: unspecified launch failure\nSearch for `cudaErrorLaunchFailure'")
 
 
 def fill_gpu(stack):
-    """What torch raises when a stack of more than two is too large; of itself, this does not pass."""
+    """Raises torch's out-of-memory error for every stack of more than two cells, not just once."""
     import torch
 
-    Path(TOLD["once"]).unlink()
+    Path(FAULT["once"]).unlink()
     if len(stack._seed_of_R) > 2:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def fill_memory(_stack):
-    """From here on the machine gives the process no more than it has."""
+    """Limits the process to the memory that it has now, plus `leave` bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + TOLD["leave"]
+    limit = pages * resource.getpagesize() + FAULT["leave"]
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def forbid_writing(_stack):
-    """The folders of the cells take no more files."""
-    for path in Path(TOLD["folder"]).iterdir():
+    """Makes the folders of the cells read-only."""
+    for path in Path(FAULT["folder"]).iterdir():
         path.chmod(0o555)
 
 
 def turn_back_clock(_stack):
-    """It is yesterday."""
+    """Turns the clock back by a day."""
     Path(os.environ["FAKETIME_TIMESTAMP_FILE"]).write_text("-1d")
 
 
 def strike(stack=None):
-    """Does it, unless it was done before."""
+    """Strikes, unless the fault has struck before."""
     try:
-        os.close(os.open(TOLD["once"], os.O_CREAT | os.O_EXCL))
+        os.close(os.open(FAULT["once"], os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
-    number = getattr(signal, TOLD["does"], None)
+    number = getattr(signal, FAULT["does"], None)
     if number is None:
-        globals()[TOLD["does"]](stack)
-    elif TOLD["after"]:
-        timer = threading.Timer(TOLD["after"], os.kill, (os.getpid(), number))
+        globals()[FAULT["does"]](stack)
+    elif FAULT["after"]:
+        timer = threading.Timer(FAULT["after"], os.kill, (os.getpid(), number))
         timer.daemon = True
         timer.start()
     else:
@@ -93,11 +94,11 @@ def strike(stack=None):
 
 
 def before_steps(module):
-    """Counts the steps of this process."""
+    """Counts the steps of this process, and strikes before the right one."""
     advance, count = module.Stack.advance, itertools.count(1)
 
     def counted(stack):
-        if next(count) >= TOLD["number"]:
+        if next(count) >= FAULT["number"]:
             strike(stack)
         advance(stack)
 
@@ -105,15 +106,15 @@ def before_steps(module):
 
 
 def before_operations():
-    """Counts what this process does with files of the folder."""
+    """Counts the operations of this process on files of the folder, and strikes before the right one."""
     count = itertools.count(1)
 
     def counted(event, arguments):
         if event not in OPERATIONS or not isinstance(arguments[0], str | os.PathLike):
             return
         if (
-            Path(arguments[0]).resolve().is_relative_to(Path(TOLD["folder"]).resolve())
-            and next(count) == TOLD["number"]
+            Path(arguments[0]).resolve().is_relative_to(Path(FAULT["folder"]).resolve())
+            and next(count) == FAULT["number"]
         ):
             strike()
 
@@ -121,15 +122,15 @@ def before_operations():
 
 
 class Changes(importlib.machinery.PathFinder):
-    """Finds modules as ever, and changes those that are told as they come."""
+    """Finds modules as usual, and changes those named in `set` when they are imported."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         spec = super().find_spec(name, path, target)
         changes = {
-            key.rpartition(".")[2]: value for key, value in TOLD["set"].items() if key.rpartition(".")[0] == name
+            key.rpartition(".")[2]: value for key, value in FAULT["set"].items() if key.rpartition(".")[0] == name
         }
-        counts_steps = name == "mup_moe.training.stack" and TOLD["at"] == "step"
+        counts_steps = name == "mup_moe.training.stack" and FAULT["at"] == "step"
         if spec is None or not (changes or counts_steps):
             return spec
         run = spec.loader.exec_module
@@ -144,7 +145,7 @@ class Changes(importlib.machinery.PathFinder):
         return spec
 
 
-if TOLD:
+if FAULT:
     sys.meta_path.insert(0, Changes)
-    if TOLD["at"] == "file":
+    if FAULT["at"] == "file":
         before_operations()
