@@ -181,8 +181,8 @@ def test_an_architecture_that_cannot_be_built_is_refused_by_its_key(entry, sente
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({"fields": FIELDS | {"hiden_size": 3}}, "transformers has no field hiden_size in a config of type 'mixtral'"),
-        ({"model_type": "mixtrall"}, "transformers cannot make a model of type 'mixtrall' of these fields"),
+        ({"fields": FIELDS | {"hiden_size": 3}}, "transformers configs of type 'mixtral' have no field hiden_size"),
+        ({"model_type": "mixtrall"}, "transformers cannot make a model of type 'mixtrall' from its fields"),
         ({"roles": {**CONFIG.roles["mixtral"], "tensors": {"norm.weight": {"norm": "out"}}}},
          "`model.embed_tokens.weight` has no role in roles 'mine'"),
     ],

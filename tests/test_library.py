@@ -369,7 +369,7 @@ def without(pattern: str) -> dict[str, object]:
         ),
         (
             lambda: mup_moe.parametrize(make("deepseek_v3", 32, n_shared_experts=0), make("deepseek_v3", 16), "mup"),
-            "a tensor without entries has no place in a plan",
+            "which holds no entries: remove this parameter",
         ),
         (lambda: rules_of(None), "rules is of type NoneType: give a name in config.yaml, or a mapping of your own"),
         (lambda: roles_of(1), "roles is of type int: give a name in config.yaml, or a mapping of your own"),
@@ -682,7 +682,7 @@ def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsy
         ({}, 40, "`num_attention_heads` 8 at width 256 is not whole at width 40: choose another base width"),
         ({"model_type": None}, 64, "has no `model_type`: give the config.json of a model of transformers"),
         ({"model_type": "llama"}, 64, "there is no role table for the model type 'llama': give `roles`, one of"),
-        ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' of these fields"),
+        ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' from its fields"),
     ],
 )
 def test_a_config_of_the_hub_without_a_plan_is_refused_in_a_sentence(changes, width, sentence, tmp_path, capsys):
