@@ -626,10 +626,10 @@ def test_the_command_says_what_the_tests_of_the_claims_need(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("quantity", "seeds", "options", "sentence"),
     [
-        ("cosine", 3, [], "no claim tests what"),
+        ("cosine", 3, [], "no claim tests a slope of"),
         ("inner product", 1, [], "the pilot is too small"),
-        ("inner product", 3, ["--off", "1"], "argument --off: 1 is not from 0 to 1"),
-        ("inner product", 3, ["--power", "1.2"], "argument --power: 1.2 is not from 0 to 1"),
+        ("inner product", 3, ["--off", "1"], "argument --off: 1 must be at least 0 and less than 1"),
+        ("inner product", 3, ["--power", "1.2"], "argument --power: 1.2 must be at least 0 and less than 1"),
     ],
 )
 def test_a_pilot_or_an_option_that_decides_nothing_is_refused(tmp_path, capsys, quantity, seeds, options, sentence):
