@@ -440,7 +440,7 @@ def test_a_control_near_the_margin_leaves_a_claim_open(tmp_path):
 
 def test_without_a_control_nothing_is_kept(tmp_path):
     assert judged(tmp_path, [])["verdict"] == "inconclusive"
-    assert "no control says whether a wrong rule would pass" in (tmp_path / "claims.md").read_text()
+    assert "no control shows whether a wrong rule would pass" in (tmp_path / "claims.md").read_text()
 
 
 def test_a_rule_whose_losses_rise_does_not_transfer_though_its_optimum_stays(tmp_path):
