@@ -13,7 +13,7 @@ from mup_moe.config.cell import ARCHITECTURES
 from mup_moe.files import UserError
 
 START_SECONDS = 2.0  # before a job's first step: its process, imports and digests
-# Per parameter and step on a CPU, in steps with few tokens, which are bound by memory, not arithmetic (lemma_b1_slopes).
+# Per parameter and step on a CPU, in steps with few tokens, which memory limits, not arithmetic (lemma_b1_slopes).
 _UPDATE_SECONDS = 4e-9
 
 
