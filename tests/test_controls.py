@@ -484,11 +484,14 @@ def test_a_control_fails_by_what_it_loses_to_its_rule_whatever_other_rows_reach(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"controls": {"figure": "figure4", "panels": ["mup-without-experts"]}}, "whose `setup` is not that of"),
-        ({"controls": {"figure": "figure2a", "panels": ["mup"]}}, "whose `curve` is not that of"),
+        ({"controls": {"figure": "figure4", "panels": ["mup-without-experts"]}}, "which has another `setup` than"),
+        ({"controls": {"figure": "figure2a", "panels": ["mup"]}}, "which has another `curve` than"),
         ({"controls": {"figure": "attribution", "panels": []}}, "`panels` of `controls` is empty"),
         ({"controls": {"figure": "attribution", "panels": ["mup-without-x"]}}, "does not list"),
-        ({"expect": "falls", "controls": {"figure": "attribution", "panels": ["mup"]}}, "belong to a test that"),
+        (
+            {"expect": "falls", "controls": {"figure": "attribution", "panels": ["mup"]}},
+            "`controls` are only for `expect` keeps",
+        ),
     ],
 )
 def test_controls_are_checked(changes, sentence):

@@ -375,11 +375,11 @@ def without(pattern: str) -> dict[str, object]:
         (lambda: roles_of(1), "roles is of type int: give a name from config.yaml, or your own mapping"),
         (
             lambda: entry_of({"router": "row out"}),
-            "`w` has no axis `in`: say which one the product with this matrix sums",
+            "`w` has no axis `in`: mark the axis that the product with this matrix sums",
         ),
         (
             lambda: entry_of({"norm": "out", "fill": math.nan}),
-            "`w`: `fill` is a number, and `residual` is true or false",
+            "`w`: `fill` must be a number, and `residual` must be true or false",
         ),
         (lambda: rules_of("mupp"), "there are no rules 'mupp': did you mean mup?"),
         (lambda: roles_of("mixtrall"), "there are no roles 'mixtrall': did you mean mixtral?"),
@@ -685,8 +685,12 @@ def test_a_file_that_is_no_config_is_refused_in_a_sentence(text, tmp_path, capsy
 @pytest.mark.parametrize(
     ("changes", "width", "sentence"),
     [
-        ({"num_attention_heads": 7}, 64, "`head_size` is 36.5714 by roles 'mixtral', not a whole number from 1"),
-        ({"head_dim": 0}, 64, "`head_size` is 0 by roles 'mixtral', not a whole number from 1"),
+        (
+            {"num_attention_heads": 7},
+            64,
+            "`head_size` is 36.5714 by roles 'mixtral' but must be a whole number of at least 1",
+        ),
+        ({"head_dim": 0}, 64, "`head_size` is 0 by roles 'mixtral' but must be a whole number of at least 1"),
         ({}, -64, "--base-width is -64 but must be positive: give the width where you tune learning rates"),
         ({}, 40, "`num_attention_heads` is 8 at width 256 but not a whole number at width 40: choose another"),
         ({"model_type": None}, 64, "has no `model_type`: give the config.json of a transformers model"),

@@ -370,7 +370,7 @@ def test_a_config_that_cannot_be_found_or_is_no_whole_one_is_told_how_to_name_it
     monkeypatch.chdir(ROOT / "tests")
     assert main(["status"]) == 1
     alone, first, elsewhere = capsys.readouterr().err.strip().splitlines()
-    assert alone.endswith("name the whole one first, as in --config config.yaml mine.yaml")
+    assert alone.endswith("name the complete one first, as in --config config.yaml mine.yaml")
     assert first == alone
     assert elsewhere == "mup-moe: there is no config.yaml here: run this in the checkout, or name it by --config"
 
