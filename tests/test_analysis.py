@@ -419,7 +419,7 @@ def test_runs_have_a_row_per_cell_in_order(figure1):
 def test_a_summary_that_contradicts_itself_is_refused(figure1, changes):
     folder, _, cells = figure1
     write_summaries(folder / "cells", cells[:1], transferring, **changes)
-    with pytest.raises(UserError, match="not this cell's"):
+    with pytest.raises(UserError, match="does not belong to this cell"):
         aggregate.run_rows([(cells[0].id, "r")], folder / "cells")
 
 

@@ -167,9 +167,12 @@ FIELDS = CONFIG.architectures["mixtral"]["fields"]
             "`architectures.mine.fields.hidden_size` refers to depth",
         ),
         ({"fields": FIELDS | {"hidden_size": "width/0"}}, "'width/0' divides by 0"),
-        ({"fields": FIELDS | {"num_attention_heads": "width/48"}}, "is width/48 = 1.33333 at width 64, which is not a"),
+        ({"fields": FIELDS | {"num_attention_heads": "width/48"}}, "is width/48 = 1.33333 at width 64 but must be a"),
         ({"fields": FIELDS | {"head_dim": "width/4"}}, "has heads of size 16 at width 64 and 8 at `base_width`"),
-        ({"fields": {k: v for k, v in FIELDS.items() if k != "num_local_experts"}}, "do not say the total_experts"),
+        (
+            {"fields": {k: v for k, v in FIELDS.items() if k != "num_local_experts"}},
+            "do not determine the total_experts",
+        ),
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused_by_its_key(entry, sentence):
@@ -181,8 +184,8 @@ def test_an_architecture_that_cannot_be_built_is_refused_by_its_key(entry, sente
 @pytest.mark.parametrize(
     ("entry", "sentence"),
     [
-        ({"fields": FIELDS | {"hiden_size": 3}}, "transformers has no field hiden_size in a config of type 'mixtral'"),
-        ({"model_type": "mixtrall"}, "transformers cannot make a model of type 'mixtrall' of these fields"),
+        ({"fields": FIELDS | {"hiden_size": 3}}, "transformers configs of type 'mixtral' have no field hiden_size"),
+        ({"model_type": "mixtrall"}, "transformers cannot make a model of type 'mixtrall' from its fields"),
         ({"roles": {**CONFIG.roles["mixtral"], "tensors": {"norm.weight": {"norm": "out"}}}},
          "`model.embed_tokens.weight` has no role in roles 'mine'"),
     ],

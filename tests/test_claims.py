@@ -239,7 +239,7 @@ def test_optima_at_the_end_of_the_grid_leave_a_claim_open(tmp_path):
     assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
     write_results(tmp_path, 0.0, 0.01, LARGE, vertex=-2.2)
     assert judge_figure(tmp_path, "keeps")["verdict"] == "inconclusive"
-    assert "grid's end" in (tmp_path / "claims.md").read_text()
+    assert "end of the grid" in (tmp_path / "claims.md").read_text()
 
 
 def test_a_panel_that_was_left_out_leaves_its_claim_open(tmp_path):

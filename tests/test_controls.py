@@ -440,7 +440,7 @@ def test_a_control_near_the_margin_leaves_a_claim_open(tmp_path):
 
 def test_without_a_control_a_claim_stays_open(tmp_path):
     assert judged(tmp_path, [])["verdict"] == "inconclusive"
-    assert "no control says whether a wrong rule would pass" in (tmp_path / "claims.md").read_text()
+    assert "no control shows whether a wrong rule would pass" in (tmp_path / "claims.md").read_text()
 
 
 def test_a_rule_with_rising_losses_does_not_transfer_even_if_its_optimum_stays(tmp_path):
@@ -484,11 +484,14 @@ def test_a_control_is_judged_by_its_excess_over_its_rule_whatever_other_rows_rea
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"controls": {"figure": "figure4", "panels": ["mup-without-experts"]}}, "whose `setup` is not that of"),
-        ({"controls": {"figure": "figure2a", "panels": ["mup"]}}, "whose `curve` is not that of"),
+        ({"controls": {"figure": "figure4", "panels": ["mup-without-experts"]}}, "which has another `setup` than"),
+        ({"controls": {"figure": "figure2a", "panels": ["mup"]}}, "which has another `curve` than"),
         ({"controls": {"figure": "attribution", "panels": []}}, "`panels` of `controls` is empty"),
         ({"controls": {"figure": "attribution", "panels": ["mup-without-x"]}}, "does not list"),
-        ({"expect": "falls", "controls": {"figure": "attribution", "panels": ["mup"]}}, "belong to a test that"),
+        (
+            {"expect": "falls", "controls": {"figure": "attribution", "panels": ["mup"]}},
+            "`controls` are only for `expect` keeps",
+        ),
     ],
 )
 def test_controls_are_checked(changes, sentence):
@@ -626,10 +629,10 @@ def test_the_command_reports_the_seeds_that_the_tests_of_claims_need(tmp_path, c
 @pytest.mark.parametrize(
     ("quantity", "seeds", "options", "sentence"),
     [
-        ("cosine", 3, [], "no claim tests what"),
+        ("cosine", 3, [], "no claim tests a slope of"),
         ("inner product", 1, [], "the pilot is too small"),
-        ("inner product", 3, ["--off", "1"], "argument --off: 1 is not from 0 to 1"),
-        ("inner product", 3, ["--power", "1.2"], "argument --power: 1.2 is not from 0 to 1"),
+        ("inner product", 3, ["--off", "1"], "argument --off: 1 must be at least 0 and less than 1"),
+        ("inner product", 3, ["--power", "1.2"], "argument --power: 1.2 must be at least 0 and less than 1"),
     ],
 )
 def test_a_pilot_or_an_option_that_decides_nothing_is_refused(tmp_path, capsys, quantity, seeds, options, sentence):

@@ -105,11 +105,17 @@ TWICE = {"like": "mixtral", "observe": {"attention": "self_attn.{q,k}_proj"}}
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (((32,), BATCHES), "needs two widths or more"),
-        (((32, 64), BATCHES, "mup", TWICE), "observe 2 modules as attention"),
-        (((32, 64), BATCHES, "mup", {"like": "mixtral", "observe": {"attention": "model"}}), "gives a MoeModelOutput"),
+        (((32,), BATCHES), "needs at least two positive widths"),
+        (((32, 64), BATCHES, "mup", TWICE), "observes 2 modules as attention"),
+        (
+            ((32, 64), BATCHES, "mup", {"like": "mixtral", "observe": {"attention": "model"}}),
+            "returns a MoeModelOutput",
+        ),
         (((32, 64), []), "a batch for each step"),
-        (((32, 64), BATCHES, "mup", roles_of("mixtral").as_data() | {"observe": {}}), "observe no module of the model"),
+        (
+            ((32, 64), BATCHES, "mup", roles_of("mixtral").as_data() | {"observe": {}}),
+            "observes no module of the model",
+        ),
     ],
 )
 def test_a_check_that_measures_nothing_is_refused(arguments, sentence):

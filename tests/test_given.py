@@ -98,7 +98,7 @@ def test_an_entry_that_is_not_yaml_is_named():
 
 def test_a_duplicate_key_in_json_is_refused(tmp_path):
     (tmp_path / "mine.json").write_text('{"figures": {"figure1": {}, "figure1": {}}}')
-    with pytest.raises(ConfigError, match="cannot be read as JSON: the key 'figure1' is there twice"):
+    with pytest.raises(ConfigError, match="cannot be read as JSON: the key 'figure1' appears twice"):
         read_document(tmp_path / "mine.json")
 
 
@@ -336,7 +336,7 @@ def run(project: Path, *arguments: str) -> str:
         (["--profile", "mine", "--profile", "other"], "`--config` is given by the profile"),
         (
             ["--workflow-profile", "profiles/slurm", "--default-resources", "slurm_account=mylab"],
-            "of which Snakemake would drop gpu=1, runtime=",
+            "so Snakemake would drop gpu=1, runtime=",
         ),
     ],
 )

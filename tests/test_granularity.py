@@ -138,7 +138,7 @@ def test_a_balance_loss_times_top_k_is_that_of_the_authors(tokens, top_k, granul
 
 
 def test_square_roots_of_gates_need_gates_that_sum_to_1():
-    with pytest.raises(ValueError, match="`gates` sqrt is over the chosen experts alone"):
+    with pytest.raises(ValueError, match="`gates` sqrt normalizes over the chosen experts only"):
         make_request(gates="sqrt")
 
 
@@ -229,9 +229,9 @@ def test_a_probe_can_measure_over_granularity(tokens, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"granularity": (1,)}, "`axes.granularity` needs two values or more"),
-        ({"width": (8, 16)}, "`axes.width` of a probe has one value"),
-        ({"architecture": ("dense",)}, "`measure` contributions is that of experts"),
+        ({"granularity": (1,)}, "`axes.granularity` needs at least two values"),
+        ({"width": (8, 16)}, "`axes.width` of a probe must have one value"),
+        ({"architecture": ("dense",)}, "`measure` contributions needs experts"),
     ],
 )
 def test_a_probe_over_granularity_is_checked(changes, sentence):
@@ -241,7 +241,7 @@ def test_a_probe_over_granularity_is_checked(changes, sentence):
 
 
 def test_lemma_b1_is_measured_over_width():
-    with pytest.raises(ValueError, match=r"`measure` covariance is of Lemma B\.1, which is about width"):
+    with pytest.raises(ValueError, match=r"`measure` covariance tests Lemma B\.1, which is about width"):
         replace(PRESET.probes["contributions"], measure="covariance")
 
 
@@ -287,9 +287,9 @@ def test_a_figure_can_tune_the_learning_rate_of_a_group(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"reference": "a.csv"}, "`reference` is of global learning rates"),
+        ({"reference": "a.csv"}, "`reference` has global learning rates"),
         ({"tunes": "router"}, "`tunes` is 'router': give `axes.learning_rate_of` factors for it"),
-        ({"kind": "attribution"}, "`tunes` is for kind transfer, not attribution"),
+        ({"kind": "attribution"}, "`tunes` is only for kind transfer, not for attribution"),
     ],
 )
 def test_what_a_figure_tunes_is_checked(changes, sentence):
@@ -333,7 +333,7 @@ def plain(document):
 def test_only_a_test_that_drifts_predicts_a_drift(test):
     document = plain(asdict(PRESET))
     document["claims"]["table"]["G1"]["drifts"] = [{"figure": "expert_rate", "panel": "g-blind"} | test]
-    with pytest.raises(ConfigError, match="`drift` is what a test that `drifts` expects"):
+    with pytest.raises(ConfigError, match="`drift` is the expected drift of a test with `expect` drifts"):
         validate(document)
 
 
@@ -435,11 +435,11 @@ def test_a_rule_may_have_a_name_that_mathtext_cannot_read(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "sentence"),
     [
-        ({"figure": "granularity-rows", "panel": "sp"}, "names 'sp', which is no panel of 'granularity-rows'"),
+        ({"figure": "granularity-rows", "panel": "sp"}, "names 'sp', which is not a panel of 'granularity-rows'"),
         ({"figure": "nothing", "panel": "sp"}, "names 'nothing', which `figures` does not list"),
         ({"figure": "experts-rows", "panel": "simplep"}, "compares .* which has another `curve`"),
         ({"figure": "figure2b", "panel": "simplep"}, "compares .* which has another `axes.width`"),
-        ({"figure": "figure2a", "panel": "simplep"}, "has to begin with the base 8 and go beyond it"),
+        ({"figure": "figure2a", "panel": "simplep"}, "must have the base 8 as its smallest value, and larger ones"),
     ],
 )
 def test_what_is_compared_is_checked(rule, sentence):

@@ -129,7 +129,7 @@ def test_an_init_that_follows_fan_in_is_rescaled_once():
     plan = mup_moe.parametrize(model, base, "sp", roles)
     plan.rescale_(own="fan_in")
     torch.testing.assert_close(model[0].weight.data, own)
-    with pytest.raises(mup_moe.UserError, match="initialised by this plan already"):
+    with pytest.raises(mup_moe.UserError, match="this plan has already initialized the model"):
         plan.rescale_(own="fan_in")
 
 
@@ -335,7 +335,7 @@ def without(pattern: str) -> dict[str, object]:
         ),
         (
             lambda: mup_moe.parametrize(make("mixtral", 32, head_dim=16), make("mixtral", 16), "mup"),
-            "a head has the size 16, and 8 in the base model: mup scales attention logits by 1/head_size",
+            "heads have size 16, but 8 in the base model, and mup scales attention logits by 1/head_size",
         ),
         (
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE | {"sizes": {}}),
@@ -343,43 +343,43 @@ def without(pattern: str) -> dict[str, object]:
         ),
         (
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup"),
-            "there is no role table for a model without a config",
+            "there is no role table for a model without a transformers config",
         ),
         (
             lambda: mup_moe.parametrize(make("mixtral", 32), None),
-            "the base is of type NoneType, not a torch.nn.Module",
+            "the base is of type NoneType but must be a torch.nn.Module",
         ),
         (
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE, sizes={"head_size": 0}),
-            "sizes are {'head_size': 0} but must be whole numbers from 1 by their names",
+            "sizes are {'head_size': 0} but must map names to whole numbers of at least 1",
         ),
         (
             lambda: mup_moe.parametrize(Dense(32), Dense(16), "mup", DENSE, sizes={"head_sise": 8}),
-            "sizes has head_sise, but the sizes of a layer are",
+            "sizes has unknown names head_sise: choose from",
         ),
         (
             lambda: mup_moe.parametrize(quantised(Dense(32)), Dense(16), "mup", DENSE),
-            "the parameter 'embedding.weight' is of torch.int8: make the plan before it is quantised",
+            "the parameter 'embedding.weight' has dtype torch.int8: make the plan before quantization",
         ),
         (
             lambda: mup_moe.parametrize(
                 Dense(32), Dense(16), {"like": "mup", "unembedding": [1, "fan_in^9999", 1, 1]}, DENSE
             ),
-            "come to no number for `output.weight`: look at their powers",
+            "give no finite number for `output.weight`: check their powers",
         ),
         (
             lambda: mup_moe.parametrize(make("deepseek_v3", 32, n_shared_experts=0), make("deepseek_v3", 16), "mup"),
-            "a tensor without entries has no place in a plan",
+            "which holds no entries: remove this parameter",
         ),
-        (lambda: rules_of(None), "rules is of type NoneType: give a name in config.yaml, or a mapping of your own"),
-        (lambda: roles_of(1), "roles is of type int: give a name in config.yaml, or a mapping of your own"),
+        (lambda: rules_of(None), "rules is of type NoneType: give a name from config.yaml, or your own mapping"),
+        (lambda: roles_of(1), "roles is of type int: give a name from config.yaml, or your own mapping"),
         (
             lambda: entry_of({"router": "row out"}),
-            "`w` has no axis `in`: say which one the product with this matrix sums",
+            "`w` has no axis `in`: mark the axis that the product with this matrix sums",
         ),
         (
             lambda: entry_of({"norm": "out", "fill": math.nan}),
-            "`w`: `fill` is a number, and `residual` is true or false",
+            "`w`: `fill` must be a number, and `residual` must be true or false",
         ),
         (lambda: rules_of("mupp"), "there are no rules 'mupp': did you mean mup?"),
         (lambda: roles_of("mixtrall"), "there are no roles 'mixtrall': did you mean mixtral?"),
@@ -401,13 +401,22 @@ def altered(plan: mup_moe.Plan, model: nn.Module) -> mup_moe.Plan:
 @pytest.mark.parametrize(
     ("use", "sentence"),
     [
-        (lambda plan, _: plan.groups(lr=math.nan), "lr is nan but must be a number from 0"),
-        (lambda plan, _: plan.groups(lr=1.0, weight_decay=-1.0), "weight_decay is -1.0 but must be a number from 0"),
-        (lambda plan, _: plan.groups(lr=1.0, undecayed=["nrm"]), "undecayed has nrm, but the roles are embedding"),
-        (lambda plan, _: plan.initialize_(scale=-1.0), "scale is -1.0 but must be a positive number"),
+        (lambda plan, _: plan.groups(lr=math.nan), "lr is nan but must be a finite number of at least 0"),
+        (
+            lambda plan, _: plan.groups(lr=1.0, weight_decay=-1.0),
+            "weight_decay is -1.0 but must be a finite number of at least 0",
+        ),
+        (
+            lambda plan, _: plan.groups(lr=1.0, undecayed=["nrm"]),
+            "undecayed has unknown roles nrm: choose from embedding",
+        ),
+        (
+            lambda plan, _: plan.initialize_(scale=-1.0),
+            "scale (of the variances) is -1.0 but must be a positive number",
+        ),
         (
             lambda plan, model: altered(plan, model).groups(lr=1.0),
-            "the model's parameter 'extra.bias' is not the one of",
+            "the model's parameter 'extra.bias' does not match the plan",
         ),
         (
             lambda plan, model: model.to("meta") and plan.initialize_(),
@@ -616,7 +625,7 @@ def test_megatron_without_a_minimum_learning_rate_gets_none():
 
 def test_a_role_with_several_learning_rates_is_refused_in_a_sentence():
     plan = mup_moe.parametrize(make("deepseek_v3", 32, q_lora_rank=8), make("deepseek_v3", 16, q_lora_rank=8), "mup")
-    with pytest.raises(mup_moe.UserError, match="tensors of the role attention have several learning rates, such as"):
+    with pytest.raises(mup_moe.UserError, match="tensors of the role attention have different multipliers, such as"):
         for_trainer(plan, "megatron")
 
 
@@ -670,19 +679,23 @@ def test_a_file_that_is_not_a_config_is_refused_in_a_sentence(text, tmp_path, ca
     (tmp_path / "config.json").write_text(text)
     assert main(["roles", str(tmp_path / "config.json"), "--base-width", "16"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("give the config.json of a model of transformers")
+    assert line.endswith("give the config.json of a transformers model")
 
 
 @pytest.mark.parametrize(
     ("changes", "width", "sentence"),
     [
-        ({"num_attention_heads": 7}, 64, "`head_size` is 36.5714 by roles 'mixtral', not a whole number from 1"),
-        ({"head_dim": 0}, 64, "`head_size` is 0 by roles 'mixtral', not a whole number from 1"),
-        ({}, -64, "--base-width is -64: give the width at which learning rates are tuned"),
-        ({}, 40, "`num_attention_heads` 8 at width 256 is not whole at width 40: choose another base width"),
-        ({"model_type": None}, 64, "has no `model_type`: give the config.json of a model of transformers"),
-        ({"model_type": "llama"}, 64, "there is no role table for the model type 'llama': give `roles`, one of"),
-        ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' of these fields"),
+        (
+            {"num_attention_heads": 7},
+            64,
+            "`head_size` is 36.5714 by roles 'mixtral' but must be a whole number of at least 1",
+        ),
+        ({"head_dim": 0}, 64, "`head_size` is 0 by roles 'mixtral' but must be a whole number of at least 1"),
+        ({}, -64, "--base-width is -64 but must be positive: give the width where you tune learning rates"),
+        ({}, 40, "`num_attention_heads` is 8 at width 256 but not a whole number at width 40: choose another"),
+        ({"model_type": None}, 64, "has no `model_type`: give the config.json of a transformers model"),
+        ({"model_type": "llama"}, 64, "there is no role table for the model type 'llama': choose `roles` from"),
+        ({"num_attention_heads": "eight"}, 64, "transformers cannot make a model of type 'mixtral' from its fields"),
     ],
 )
 def test_a_hub_config_without_a_plan_is_refused_in_a_sentence(changes, width, sentence, tmp_path, capsys):

@@ -286,7 +286,8 @@ def test_a_result_that_no_copy_can_restore_is_named(sweep, damage):
         status, (told,) = sweep.aggregate()
     assert status == 1
     assert sweep.victim.name in told
-    assert "1 of 3 results damaged" in told
+    assert "1 of 3 results in " in told
+    assert " are damaged: " in told
 
 
 def test_a_summary_of_an_earlier_version_is_not_trusted(sweep):

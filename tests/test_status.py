@@ -370,7 +370,7 @@ def test_the_error_for_a_missing_or_partial_config_says_how_to_name_one(sweep, t
     monkeypatch.chdir(ROOT / "tests")
     assert main(["status"]) == 1
     alone, first, elsewhere = capsys.readouterr().err.strip().splitlines()
-    assert alone.endswith("name the whole one first, as in --config config.yaml mine.yaml")
+    assert alone.endswith("name the complete one first, as in --config config.yaml mine.yaml")
     assert first == alone
     assert elsewhere == "mup-moe: there is no config.yaml here: run this in the checkout, or name it by --config"
 

@@ -126,8 +126,8 @@ GPT2 = "corpora: {{smoke: {{tokenizer: gpt2, vocabulary: null, tokenizer_files: 
     ("change", "expected"),
     [
         ("{setups: {small: {corpus: '$(touch pwned)'}}}", "`setups.small.corpus` is '$(touch pwned)', which `corpora`"),
-        ("{figures: {'; touch pwned': {like: figure1}}}", "`figures.; touch pwned`: a name is lower-case"),
-        ("{corpora: {../../pwned: {like: smoke}}}", "`corpora.../../pwned`: a name is lower-case"),
+        ("{figures: {'; touch pwned': {like: figure1}}}", "`figures.; touch pwned`: a name must be lower-case"),
+        ("{corpora: {../../pwned: {like: smoke}}}", "`corpora.../../pwned`: a name must be lower-case"),
         ("{figures: {figure1: {reference: '{input}.csv'}}}", "a name that Snakemake does not take literally"),
         ("{corpora: {smoke: {files: ['*.txt']}}}", "a name that Snakemake does not take literally"),
         ("{corpora: {smoke: {files: ['$(touch pwned).txt']}}}", "`files` lists $(touch pwned).txt, which is no file"),

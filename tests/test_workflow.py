@@ -352,8 +352,8 @@ def test_results_are_recorded_with_their_provenance(project):
     assert "the claims rest on lemma_b1_slopes, which is not recorded" in done.stderr
     on["probes"] = ["lemma_b1_slopes"]
     done = record(project, "claims={drift_margin: 0.2}", "--claims", **on)
-    assert "claims/tests.csv is not what this config says of these runs" in done.stderr
-    assert "--claims belongs to --figures" in record(project, "--claims").stderr
+    assert "claims/tests.csv does not match this config and these runs" in done.stderr
+    assert "--claims needs --figures" in record(project, "--claims").stderr
     assert record(project, "--claims", **on).returncode == 0
     assert {"claims.md", "claims/tests.csv"} <= {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert record(project, "mine/smoke.yaml", "execution={threads: 2}").returncode == 0
@@ -361,14 +361,14 @@ def test_results_are_recorded_with_their_provenance(project):
     whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     done = record(project, "probes={lemma_b1: {axes: {seed: [3]}}}")
     assert done.returncode == 1
-    assert "the probe lemma_b1 was measured by another config" in done.stderr
+    assert "the probe lemma_b1 was measured with another config" in done.stderr
     done = record(project, "setups={small: {training: {steps: 7}}}")
     assert done.returncode == 1
-    assert re.search(r"\d+ of \d+ cells were trained by another config, such as ", done.stderr)
+    assert re.search(r"\d+ of \d+ cells were trained with another config, such as ", done.stderr)
     (project / "results/claims/tests.csv").unlink()
     done = record(project)
     assert done.returncode == 1
-    assert "results/recorded/smoke is as it was, for a copy failed" in done.stderr
+    assert "and results/recorded/smoke is unchanged: fix the cause" in done.stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == whole
 
 

@@ -1,1 +1,1 @@
-"""From finished cells to runs.csv, optima with their uncertainty, figures and tables."""
+"""Turns finished cells into runs.csv, optima with their uncertainty, tables and verdicts."""

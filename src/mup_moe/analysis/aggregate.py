@@ -1,6 +1,6 @@
-"""Collects the summaries of finished cells into one table: a row per cell, in the order asked for.
+"""Collects the summaries of finished cells into one table: a row per cell, in the requested order.
 
-It tells which cells cannot be compared with the rest, and which can but were trained elsewhere.
+Reports which cells cannot be compared with the rest, and which can although they were trained elsewhere.
 """
 
 import argparse
@@ -22,28 +22,28 @@ add_arguments = takes("figure", "its name in the config")
 
 STATUSES = ("finished", "diverged")
 LOSSES = ("train_loss", "valid_loss")
-# Columns that a summary has under the same name.
+# Columns with the same name in a summary.
 _COPIED = ("steps", "tokens", "wall_seconds", "flops", "parameters", "active_parameters", "device")
 COLUMNS = (
     *("cell", "setup", "architecture", "parametrization", "width", "learning_rate", "log2_learning_rate"),
     *("granularity", "experts", "seed", "learning_rate_of", "status", *LOSSES, *_COPIED, "torch", "fingerprint"),
 )
-# What cells of one set-up must share, and what is said of those that do not.
+# What cells of one set-up must share, and how cells that differ are described.
 SHARED = {"tokens_digest": "on other tokens", "version": "by another version", "precision": "in another precision"}
-# What they may differ in, as it changes rounding only: what is said of a mixture, and of each part of it.
+# What they may differ in, since it only changes rounding, and how a mixture and each of its parts are described.
 VARYING = {"device": ("devices", "on {}"), "torch": ("versions of torch", "with torch {}")}
 _SHOWN = 3
 _Table = dict[str, dict[str, Any]]  # by the cell's id
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a figure's runs. Raises UserError when results are missing, damaged or, unless left out, foreign."""
+    """Writes a figure's runs. Raises UserError if results are missing, damaged, or foreign and not left out."""
     sweep = read_sweep(arguments)
     cells = sweep.figures[one_of(arguments.figure, sweep.config.figures, "figures")]
     rows = run_rows(
         ((cell.id, sweep.request(cell).digest) for cell in cells),
         sweep.cells,
-        # They need not be there: cells that were brought home without them are none the worse.
+        # The tokens may be absent, since cells can be copied back without them.
         sweep.tokens(sweep.corpus(cells[0])),
         leave_out=sweep.config.analysis.foreign_cells == "leave_out",
     )
@@ -53,21 +53,20 @@ def run(arguments: argparse.Namespace) -> None:
 def run_rows(
     cells: Iterable[tuple[str, str]], results: Path, tokens: Path | None = None, leave_out: bool = False
 ) -> list[dict[str, Any]]:
-    """A row (keys: COLUMNS) per distinct id of (id, request's digest); a diverged cell's losses are None.
+    """Returns a row (keys: COLUMNS) per distinct id of (id, request's digest); a diverged cell's losses are None.
 
-    A result that is damaged is restored from its kept copy, which is said on stderr. So are the cells
-    that `foreign_cells` names, with `leave_out`: they get no row. So are the devices and versions of torch,
-    where the rows of a set-up have several. Raises UserError, naming the cells, for results that are
-    missing, damaged beyond that, or foreign.
+    Restores a damaged result from its kept copy. With `leave_out`, the cells that `foreign_cells` names get no row.
+    Reports both on stderr, as well as a mixture of devices or torch versions within a set-up. Raises UserError, naming
+    the cells, for results that are missing, damaged beyond repair, or foreign and not left out.
     """
     requests = dict(cells)
     rows, summaries = _read_results(requests, results)
     foreign = foreign_cells(requests, summaries, tokens)
     if foreign and not leave_out:
         raise UserError(
-            f"cells that cannot be compared with the rest: {told_by_reason(foreign)}: delete their folders in"
-            f" {results} and run the same command again (for one precision, on a machine like that of the rest),"
-            " or set `analysis.foreign_cells` to leave_out"
+            f"some cells cannot be compared with the rest: {by_reason(foreign)}: delete their folders in {results} and"
+            " run the same command again (if the precision differs, on a machine like that of the rest), or set"
+            " `analysis.foreign_cells` to leave_out"
         )
     for name, reason in foreign.items():
         print(f"left out {name}: {reason}", file=sys.stderr)
@@ -78,7 +77,7 @@ def run_rows(
 
 
 def _read_results(requests: Mapping[str, str], results: Path) -> tuple[_Table, _Table]:
-    """The row and the summary of every cell. Raises UserError for what is missing or damaged."""
+    """Returns the row and the summary of every cell. Raises UserError for missing or damaged results."""
     rows, summaries, damaged = {}, {}, {}
     for name, request in requests.items():
         try:
@@ -92,18 +91,18 @@ def _read_results(requests: Mapping[str, str], results: Path) -> tuple[_Table, _
         except DamagedResultError as error:
             damaged[name] = error.reason
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            damaged[name] = f"summary.json is not this cell's: {error}"
+            damaged[name] = f"summary.json does not belong to this cell: {error}"
     if damaged:
         reason = next(iter(damaged.values()))
         raise UserError(
-            f"{results} has {len(damaged)} of {len(requests)} results damaged: {shortened(list(damaged))} ({reason}):"
-            " delete their folders and run the same command again"
+            f"{len(damaged)} of {len(requests)} results in {results} are damaged: {shortened(list(damaged))} ({reason})"
+            ": delete their folders and run the same command again"
         )
     return rows, summaries
 
 
 def _read_result(folder: Path, request: str) -> dict[str, Any]:
-    """A cell's summary, by way of its kept copy where that has to be. Raises DamagedResultError."""
+    """Reads a cell's summary, restoring it from the kept copy if necessary. Raises DamagedResultError."""
     try:
         return read_result(folder)
     except DamagedResultError as error:
@@ -114,7 +113,7 @@ def _read_result(folder: Path, request: str) -> dict[str, Any]:
 
 
 def _row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
-    """One row. Raises KeyError, TypeError or ValueError for a summary that cannot be this cell's."""
+    """Returns one row. Raises KeyError, TypeError or ValueError for a summary that cannot belong to this cell."""
     axes = summary["cell"]
     trained = Cell(**axes | {"learning_rate": LearningRate(axes["learning_rate"])})
     if trained != cell or summary["id"] != cell.id:
@@ -144,16 +143,16 @@ def _loss(summary: dict[str, Any], name: str) -> float | None:
 def foreign_cells(
     requests: Mapping[str, str], summaries: Mapping[str, Mapping[str, Any]], tokens: Path | None
 ) -> dict[str, str]:
-    """Which cells do not belong in one table with the rest: id -> why.
+    """Finds the cells that do not belong in one table with the rest: id -> reason.
 
-    requests: id -> the training request's digest by the config. summaries: id -> summary. tokens: the
-    folder of the corpus by the config, if that is known.
+    requests: id -> the digest of the training request that the config asks for. summaries: id -> summary. tokens: the
+    folder of the config's corpus, if known.
 
-    A cell of another request is foreign. Of the rest, those of one set-up must agree in tokens, version
-    and precision. Where they do not, one group that agrees is at home and the others are foreign: the
-    group on the tokens in that folder if there is one, then the one by this version, then the
-    largest, then the first named. So nothing is foreign in a set that is alike throughout, whatever
-    version made it; and what is deleted and trained anew joins the group at home, if it has its precision.
+    A cell made for another request is foreign. The other cells of a set-up must agree in tokens, version and precision.
+    If they do not, one group that agrees is kept and the other groups are foreign. The kept group is the one trained on
+    the tokens in that folder; ties go to the group of this version, then to the largest, then to the first named. A set
+    that agrees throughout therefore has no foreign cells, whatever version made it, and a cell that is deleted and
+    trained again joins the kept group if it has the same precision.
     """
     reasons = {}
     of_setup: dict[str, dict[tuple[str, ...], list[str]]] = {}
@@ -166,16 +165,16 @@ def foreign_cells(
     for groups in of_setup.values():
         home = _home(groups, tokens) if len(groups) > 1 else next(iter(groups))
         for group, names in groups.items():
-            how = [told for told, ours, homes in zip(SHARED.values(), group, home, strict=True) if ours != homes]
+            how = [text for text, ours, kept in zip(SHARED.values(), group, home, strict=True) if ours != kept]
             if how:
                 reasons |= dict.fromkeys(names, f"trained {' and '.join(how)}")
     return {name: reasons[name] for name in summaries if name in reasons}
 
 
 def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each set-up whose cells differ in what `VARYING` names.
+    """Returns a sentence for each set-up with cells that differ in a property of `VARYING`.
 
-    rows: as of runs.csv.
+    rows: rows of runs.csv.
     """
     of_setup: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -186,20 +185,20 @@ def mixtures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         if differing:
             several = " and ".join(f"several {VARYING[key][0]}" for key in differing)
             how = {row["cell"]: " ".join(VARYING[key][1].format(row[key]) for key in differing) for row in alike}
-            sentences.append(f"cells of {setup} were trained on {several}: {told_by_reason(how)}")
+            sentences.append(f"cells of {setup} were trained on {several}: {by_reason(how)}")
     return sentences
 
 
-def told_by_reason(reasons: Mapping[str, str]) -> str:
-    """Cells by what is said of each, as a part of a sentence."""
-    by_reason: dict[str, list[str]] = {}
+def by_reason(reasons: Mapping[str, str]) -> str:
+    """Groups cells by reason, as part of a sentence."""
+    grouped: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    return "; ".join(f"{len(names)} {reason} ({shortened(names)})" for reason, names in by_reason.items())
+        grouped.setdefault(reason, []).append(name)
+    return "; ".join(f"{len(names)} {reason} ({shortened(names)})" for reason, names in grouped.items())
 
 
 def shortened(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first few names, and how many more there are."""
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + rest
 
@@ -210,7 +209,7 @@ def _home(groups: Mapping[tuple[str, ...], list[str]], tokens: Path | None) -> t
 
 
 def _digest_of(tokens: Path | None) -> str | None:
-    """The digest of the tokens in a folder; None where there are none to train on."""
+    """Returns the digest of the tokens in a folder; None if it has no usable tokens."""
     try:
         return Tokens.open(tokens).digest if tokens is not None else None
     except UserError:

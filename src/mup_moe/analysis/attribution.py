@@ -1,6 +1,6 @@
-"""Writes what each group of roles contributes to transfer: drift and excess of every row of a figure.
+"""Writes what each group of roles contributes to transfer: the drift and excess of every row of a figure.
 
-A row `RULE-without-GROUP` leaves one group of roles as under SP, `RULE-only-GROUP` gives one the rule.
+A row `RULE-without-GROUP` leaves one group of roles as under SP; `RULE-only-GROUP` applies the rule to one group only.
 """
 
 import argparse
@@ -25,12 +25,12 @@ _HEADINGS = ("Row", "Drift", "Interval", "Excess", "Drift by the change", "Exces
 
 
 class AttributionRow(NamedTuple):
-    """One panel of a figure; NaN where there is none.
+    """One panel of a figure; missing numbers are NaN.
 
     of: the row that this one differs from in one group of roles; "" for a row of the table, which has no changes.
     drift: octaves of learning rate per octave of the axis. excess: nats at the far end of the axis
-    (`analysis.excess`), at least so many where excess_high is infinite. drift_change, excess_change: over those of
-    `of`.
+    (`analysis.excess`), a lower bound if excess_high is infinite. drift_change, excess_change: the difference from the
+    values of `of`.
     """
 
     figure: str
@@ -48,7 +48,7 @@ class AttributionRow(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/FIGURE/attribution.csv, .md and .html. Raises UserError for runs that lack a cell."""
+    """Writes RESULTS/FIGURE/attribution.csv, .md and .html. Raises UserError if the runs lack a cell."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.figure, sweep.config.figures, "figures")
     spec = FigureSpec.of(sweep.config, name)
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _varied(panel: str) -> tuple[str, str]:
-    """The row that a control varies, and in which group of roles."""
+    """Returns the row that a control varies and the group of roles in which it does."""
     match = CONTROL.fullmatch(panel)
     if match is None:
         return "", ""

@@ -11,7 +11,7 @@ from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
 
-# What becomes of a control by the test that it is to fail.
+# What the verdict of a test says of a control, which should fail the test.
 FATES = {"replicated": "passes", "not replicated": "fails", "inconclusive": "undecided"}
 
 
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:
-    """A row of claims.csv. Estimates and intervals are those of the tests, in their order, with ";" between."""
+    """Returns a row of claims.csv. Estimates and intervals are those of the tests, in order, separated by ";"."""
     verdict, controls = verdict_of(tests), [test for test in tests if test.kind == "control"]
     own = without_controls(tests)
     return {
@@ -45,7 +45,7 @@ def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[st
 
 
 def criterion(test: Test) -> str:
-    """What would replicate a test, in words."""
+    """Describes the criterion for a test to replicate."""
     bounds = f"within {estimated(test.expected - test.margin)} to {estimated(test.expected + test.margin)}"
     excess = "" if math.isnan(test.excess_margin) else f", excess at most {test.excess_margin:g} nats"
     return {
@@ -57,7 +57,7 @@ def criterion(test: Test) -> str:
 
 
 def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], sweep: str, confidence: float) -> str:
-    """The replication report of all claims. sweep: what its config was laid together from."""
+    """Returns the replication report of all claims. sweep: the layers of its config."""
     counts = [verdict_of(found) for found in tests.values()]
     lines = [
         "# What replicates",
@@ -80,31 +80,32 @@ def markdown(settings: ClaimsSettings, tests: Mapping[str, Sequence[Test]], swee
         overview.append(row)
     lines += [
         markdown_table(("claim", "verdict", "estimate [interval]", "rests on"), overview),
-        "## How a verdict comes about",
+        "## How a verdict is reached",
         "",
-        f"The criteria stand in `claims` of the config. An interval is Student's at {confidence:.0%}, of the "
-        "regression through all seeds' optima (a drift: octaves of the best learning rate per octave of the axis) or "
-        "through all models' values (a slope: log2 of the quantity on log2 of the axis), or of the regression "
-        "through their means over seeds where that is wider.",
+        f"The criteria are in the section `claims` of the config. An interval is Student's at {confidence:.0%}, for "
+        "the regression through all seeds' optima (a drift: octaves of the best learning rate per octave of the axis) "
+        "or through all models' values (a slope: log2 of the quantity on log2 of the axis). Where the interval of the "
+        "regression through the means over seeds is wider, it is used instead.",
         "",
-        f"- *keeps*: the interval lies within the margin, ±{settings.drift_margin:g} for a drift and "
-        f"±{settings.slope_margin:g} around the predicted slope; refuted where interval and margin do not meet.",
-        "- A panel that *keeps* its best learning rate also has an excess of at most "
-        f"{settings.excess_margin:g} nats: what the base's best learning rate costs at the far end of the axis, over "
-        "the lowest loss that any row of the figure or of its controls has there.",
-        "- Such a test counts only where its controls fail it: rows that are wrong in what the claim is about. A "
-        "control's excess is over the loss of the rule that it is wrong in. Where one of them passes, the sweep cannot "
+        f"- *keeps*: the interval is within the margin, ±{settings.drift_margin:g} for a drift and "
+        f"±{settings.slope_margin:g} around the predicted slope. If interval and margin do not overlap, the test is "
+        "refuted.",
+        "- A panel that *keeps* its best learning rate must also have an excess of at most "
+        f"{settings.excess_margin:g} nats. The excess is the loss at the far end of the axis with the base's best "
+        "learning rate, over the lowest loss that any row of the figure or of its controls has there.",
+        "- Such a test counts only if its controls fail it. Controls are rows that are wrong in what the claim is "
+        "about; a control's excess is over the loss of the rule that it varies. If a control passes, the sweep cannot "
         "tell, and the test is inconclusive.",
-        "- *drifts*: the interval lies within the margin around the drift that is predicted; refuted where the two do "
-        "not meet.",
-        "- *falls*, *moves*: the interval excludes 0 (from below, from either side) and is not within the margin; "
-        "refuted where it is, or lies above 0 where it should fall.",
-        f"- A drift can refute in a sweep of at least {settings.refuting_tokens:,} tokens a cell, and both kinds over "
-        f"at least {settings.refuting_octaves:g} octaves of the axis; what speaks against a claim in a smaller one is "
-        "inconclusive.",
-        "- A drift that seems small, or that is predicted, is inconclusive where an optimum lies at the grid's end, "
-        "and any drift where cells of its panel are missing.",
-        "- A claim is replicated if all its tests are, and not replicated if one is not.",
+        "- *drifts*: the interval is within the margin around the predicted drift. If the two do not overlap, the test "
+        "is refuted.",
+        "- *falls*, *moves*: the interval excludes 0 (*falls*: it is below 0; *moves*: on either side) and is not "
+        "within the margin. If it is within the margin, or if it is above 0 for *falls*, the test is refuted.",
+        f"- A drift can refute a claim only in a sweep with at least {settings.refuting_tokens:,} tokens per cell, and "
+        f"drifts and slopes only over at least {settings.refuting_octaves:g} octaves of the axis. Evidence against a "
+        "claim from a smaller sweep is inconclusive.",
+        "- A drift that seems small, or that is predicted, is inconclusive if an optimum is at the end of the grid. "
+        "Any drift is inconclusive if cells of its panel are missing.",
+        "- A claim is replicated if all its tests are replicated, and not replicated if any test is refuted.",
         "",
         "## Claim by claim",
     ]
@@ -140,7 +141,7 @@ def _excess(test: Test) -> str:
 
 
 def _results(tests: Sequence[Test]) -> list[str]:
-    """What the tests rest on, each once, with how many of its cells are missing."""
+    """Lists the results that the tests rest on, each once, with the number of its missing cells."""
     missing = {(test.result, test.what): test.missing for test in tests}  # a panel counts once
     names = dict.fromkeys(test.result for test in tests)
     counts = {name: sum(count for (result, _), count in missing.items() if result == name) for name in names}
@@ -148,7 +149,7 @@ def _results(tests: Sequence[Test]) -> list[str]:
 
 
 def _decided_by(claim: ClaimSettings, tests: Sequence[Test]) -> str:
-    """What would decide the claim; cells that are missing come first."""
+    """Says what would decide the claim: the missing cells if there are any, otherwise what the config says."""
     return "the missing cells, trained like the rest" if any(test.missing for test in tests) else claim.decided_by
 
 

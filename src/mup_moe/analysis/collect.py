@@ -1,4 +1,4 @@
-"""Puts the tables of all figures under each other: python -m mup_moe collect runs. Needs no pandas."""
+"""Concatenates the tables of all figures: python -m mup_moe collect runs. Needs no pandas."""
 
 import argparse
 import csv
@@ -10,23 +10,22 @@ from mup_moe.options import add_config_arguments, read_sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `collect`."""
-    parser.add_argument("table", choices=["runs", "optima"], help="which table of each figure")
+    """Adds the options of `collect`."""
+    parser.add_argument("table", choices=["runs", "optima"], help="which table of each figure to collect")
     add_config_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the rows of all figures' tables to one."""
+    """Writes the rows of all figures' tables to one table."""
     sweep = read_sweep(arguments)
     of_figure = sweep.runs if arguments.table == "runs" else sweep.optima
     join_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
 
 
 def join_tables(tables: Sequence[Path], out: Path) -> None:
-    """Writes the distinct rows of the tables that exist, in order; nothing where none does.
+    """Writes the distinct rows of the tables that exist, in order; writes nothing if none exists.
 
-    Of a cell that figures share, the row of the newest table counts. Raises UserError where columns
-    differ, or a table is empty.
+    If figures share a cell, the row of the newest table counts. Raises UserError if columns differ or a table is empty.
     """
     header: list[str] = []
     newest: dict[tuple[str, ...], tuple[int, list[str]]] = {}
@@ -36,8 +35,8 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
             raise UserError(f"{path} is empty: delete it and run the same command again")
         if header and columns != header:
             raise UserError(
-                f"{path} has other columns than another figure's table, as that of another version has: delete it"
-                " and run the same command again"
+                f"{path} has other columns than another figure's table, probably from another version: delete it and"
+                " run the same command again"
             )
         header = columns
         stamp = path.stat().st_mtime_ns
@@ -50,10 +49,9 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
 
 
 def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Has runs.csv and optima.csv hold every figure that is finished so far, with its cells as they are now.
+    """Writes runs.csv and optima.csv with every figure finished so far, if its table matches its current cells.
 
-    figures: the fingerprints of each one's cells, as `is_of` takes them. Returns what is in the way, a
-    sentence each.
+    figures: figure -> the fingerprints of its cells, as for `is_of`. Returns a sentence for each problem.
     """
     problems = []
     finished: dict[str, list[Path]] = {"runs.csv": [], "optima.csv": []}
@@ -62,7 +60,7 @@ def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]
         try:
             if is_of(runs, fingerprints):
                 finished[runs.name].append(runs)
-                # Older ones are of other runs.
+                # Older optima belong to other runs.
                 if optima.exists() and optima.stat().st_mtime >= runs.stat().st_mtime:
                     finished[optima.name].append(optima)
         except UserError as error:
@@ -71,14 +69,14 @@ def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]
         try:
             join_tables(paths, results / table)
         except UserError as error:
-            problems.append(f"{results / table} is not made anew: {error}")
+            problems.append(f"{results / table} is not updated: {error}")
     return problems
 
 
 def is_of(runs: Path, fingerprints: Mapping[str, str]) -> bool:
-    """Whether a figure's runs.csv is there, and has no row but of these cells with these fingerprints.
+    """Whether a figure's runs.csv exists and all its rows belong to these cells with these fingerprints.
 
-    fingerprints: by the cells' ids; "" stands for any. Raises UserError for a table that cannot be read.
+    fingerprints: cell id -> fingerprint; "" matches any. Raises UserError if the table cannot be read.
     """
     if not runs.exists():
         return False

@@ -1,7 +1,7 @@
-"""Writes how rules compare on the same seeds: drift, regret, and the loss at the far end of the axis.
+"""Compares rules on the same seeds: drift, regret, and the loss at the far end of the axis.
 
-A rule is a panel of a figure, in a set-up of its own where it needs one. An under-driven expert costs loss that no
-learning rate brings back, so that losses are compared too, at the learning rate that is best at the base.
+A rule is a panel of a figure, in a separate set-up if it needs one. An under-driven expert costs loss that no learning
+rate recovers, so losses are compared too, at the learning rate that is best at the base.
 """
 
 import argparse
@@ -24,14 +24,14 @@ add_arguments = takes("comparison", "its name in the config")
 
 
 class ComparisonRow(NamedTuple):
-    """One rule, at the far end of its axis and from the base there.
+    """One rule, at the far end of its axis and on the way there from the base.
 
-    drift: octaves of the best learning rate per octave of the axis. In nats per token, the means of seed by seed
-    differences at the base's best learning rate: regret, over the loss at the end's own best; change, over that at
-    the base; over_first, over that of the first rule at its own base's best (NaN for the first). low, high: Student's
-    interval over seeds, which knows nothing of the noise in those learning rates; NaN for one seed, and infinite where
-    a loss is only bounded. loss: what the end comes to. at_edge: an optimum lies at the grid's end. missing: cells
-    that were left out of the runs.
+    drift: octaves of the best learning rate per octave of the axis. loss: nats per token at the far end, at the base's
+    best learning rate. regret, change, over_first: the mean over seeds of that loss minus another one, in nats per
+    token: the loss at the end's own best learning rate (regret), the loss at the base (change), and the end's loss of
+    the first rule at the best learning rate of its own base (over_first; NaN for the first rule). low, high: Student's
+    interval over seeds, which ignores the noise in those learning rates; NaN for one seed, and infinite if a loss is
+    only bounded. at_edge: whether an optimum is at the end of the grid. missing: cells that were left out of the runs.
     """
 
     comparison: str
@@ -61,14 +61,14 @@ class ComparisonRow(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The rule's name, with what its numbers lack."""
+        """The rule's name, with a note if optima are not bracketed or cells are missing."""
         lacks = ["not bracketed"] if self.at_edge else []
         lacks += [f"{self.missing} missing"] if self.missing else []
         return f"{self.rule} ({', '.join(lacks)})" if lacks else self.rule
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/COMPARISON/comparison.csv, .md and .html. Raises UserError for runs that lack a cell."""
+    """Writes RESULTS/COMPARISON/comparison.csv, .md and .html. Raises UserError if the runs lack a cell."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.comparison, sweep.config.comparisons, "comparisons")
     rows = list(comparison_rows(sweep, name))
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def comparison_rows(sweep: Sweep, name: str) -> Iterator[ComparisonRow]:
-    """A row per rule, in the order of the config. Raises UserError."""
+    """Yields a row per rule, in the order of the config. Raises UserError."""
     specs = {figure: FigureSpec.of(sweep.config, figure) for figure in sweep.config.parts[name]}
     all_curves = {figure: figure_curves(read_runs(sweep.runs(figure)), spec) for figure, spec in specs.items()}
     all_optima = {figure: read_optima(sweep.optima(figure), figure, spec) for figure, spec in specs.items()}
@@ -116,13 +116,13 @@ def comparison_rows(sweep: Sweep, name: str) -> Iterator[ComparisonRow]:
 
 
 def _bounded(found: Excess, seeds: int) -> tuple[float, float, float]:
-    """Value, low, high; one seed has no interval."""
+    """Returns value, low and high; one seed has no interval."""
     low, high = (bound if seeds > 1 or math.isinf(bound) else math.nan for bound in (found.low, found.high))
     return found.nats, low, high
 
 
 def page(rows: Sequence[ComparisonRow]) -> str:
-    """The comparison as Markdown: what is compared, and a line per rule."""
+    """Returns the comparison as Markdown: what is compared, and a line per rule."""
     first = rows[0]
     base, end = (axis_value(first.axis, value) for value in (first.base, first.end))
     headings = ("Rule", "Source", "Drift", "Regret", f"Loss at {end}", f"Over {base}", "Over the first rule")
@@ -151,7 +151,7 @@ def _shown(row: ComparisonRow) -> list[str]:
 
 
 def _number(value: float, low: float, high: float, decimals: int) -> str:
-    """A number with its interval or its bound, as far as there are any."""
+    """Formats a number with its interval or bound, if it has one."""
     if math.isnan(value):
         return "--"
     shown = signed(value, decimals)

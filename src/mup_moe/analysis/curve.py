@@ -1,21 +1,21 @@
-"""One curve of loss against learning rate: where its optimum is, and how sure of that we are.
+"""One curve of loss against learning rate: its optimum, and the uncertainty of that optimum.
 
-The estimator, fixed before any run of ours was looked at:
+The estimator was fixed before we looked at any of our runs:
 
-1. A learning rate's loss is its mean over seeds. One at which any seed diverged is diverged: it is
-   no candidate, and a wall that no window reaches across. So is a gap, a learning rate of which a
-   seed's cell was left out.
-2. The window holds the `fit_points` learning rates around the lowest loss, equally many on either
-   side; it ends early at the grid's end, at a wall, and before a loss more than NEAR nats above the
-   lowest. The lowest point's two neighbours always belong to it.
-3. The optimum is the vertex of the least-squares parabola, in log2 of the learning rate, through
-   the window; of the three central points where that one is not convex or its vertex lies outside
-   its window; and the lowest point itself where those are flat.
-4. A lowest point without a measured neighbour on both sides is not bracketed: it is reported
-   itself, flagged `at_edge`.
+1. The loss of a learning rate is its mean over seeds. A learning rate at which any seed diverged counts as diverged: it
+   is not a candidate, and it is a wall that no window crosses. The same holds for a gap: a learning rate at which the
+   cell of some seed was left out.
+2. The window holds the `fit_points` learning rates around the lowest loss, equally many on either side. It stops early
+   at the end of the grid, at a wall, and before a loss more than NEAR nats above the lowest. It always includes the two
+   neighbors of the lowest point.
+3. The optimum is the vertex of the least-squares parabola through the window, in log2 of the learning rate. If that
+   parabola is not convex or its vertex is outside its window, the parabola through the three central points is used
+   instead; if these are flat, the optimum is the lowest point itself.
+4. A lowest point without a measured neighbor on both sides is not bracketed: it is reported as the optimum, with the
+   flag `at_edge`.
 
-Why NEAR: a loss close to divergence rises like a cliff, not a parabola, and one such point at the
-window's end drags a five-point fit away from a minimum that the other four agree on.
+Why NEAR: a loss close to divergence rises like a cliff, not like a parabola. One such point at the end of the window
+drags a five-point fit away from a minimum on which the other four agree.
 """
 
 from collections.abc import Iterator
@@ -31,17 +31,17 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 Fit = Literal["parabola", "three-point", "grid", "edge", "none"]
 
-ABSENT = np.inf  # in place of the loss of a cell that was left out
+ABSENT = np.inf  # replaces the loss of a cell that was left out
 NEAR = 0.5  # nats above the lowest loss: a factor of 1.6 in perplexity
 FLAT = 1e-9  # nats across a window: less is rounding, not curvature
-ONE_SEED_RESOLUTION = 0.25  # of the distance to the neighbouring learning rate
+ONE_SEED_RESOLUTION = 0.25  # fraction of the distance to the neighboring learning rate
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Losses of S seeds at R learning rates.
 
-    log2_lr: (R,), strictly ascending. losses: (S, R), nats, NaN where diverged, ABSENT where not measured.
+    log2_lr: (R,), strictly ascending. losses: (S, R), nats; NaN where diverged, ABSENT where not measured.
     """
 
     log2_lr: FloatArray
@@ -55,12 +55,12 @@ class Curve:
 
     @property
     def seeds(self) -> int:
-        """S."""
+        """The number of seeds S."""
         return len(self.losses)
 
     @cached_property
     def mean(self) -> FloatArray:
-        """(R,) mean over seeds; NaN where any seed diverged or was not measured."""
+        """(R,) mean loss over seeds; NaN where any seed diverged or was not measured."""
         mean: FloatArray = np.where(np.isfinite(self.losses), self.losses, np.nan).mean(axis=0)
         return mean
 
@@ -71,7 +71,7 @@ class Curve:
 
     @property
     def gaps(self) -> BoolArray:
-        """(R,) whether any seed was not measured, and none diverged: what the loss is there is not known."""
+        """(R,) whether some seed was not measured and none diverged, so that the loss is unknown."""
         return np.asarray(np.isinf(self.losses).any(axis=0)) & ~self.diverged
 
     @property
@@ -80,20 +80,20 @@ class Curve:
         return int(np.isinf(self.losses).sum())
 
     def seed(self, index: int) -> "Curve":
-        """The curve of one of the S seeds."""
+        """Returns the curve of one of the S seeds."""
         return self.resampled(np.array([index]))
 
     def resampled(self, seeds: npt.NDArray[np.int64]) -> "Curve":
-        """The curve of the chosen seeds (indices, repeats allowed)."""
+        """Returns the curve of the chosen seeds (indices, repeats allowed)."""
         return Curve(self.log2_lr, self.losses[seeds])
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best learning rate of a curve, in the vertex form of the parabola around it.
+    """The best learning rate of a curve, with the parabola around it in vertex form.
 
-    log2_lr, loss: the vertex; NaN where no learning rate has a loss. curvature: nats per octave squared; NaN
-    without a parabola. low, high: ends of the window, in which the parabola stands for the curve.
+    log2_lr, loss: the vertex; NaN if no learning rate has a loss. curvature: nats per octave squared; NaN without a
+    parabola. low, high: ends of the window in which the parabola represents the curve.
     """
 
     log2_lr: float
@@ -105,18 +105,18 @@ class Optimum:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the grid, divergence or a gap leaves the optimum without a bracket."""
+        """Whether the optimum is not bracketed, because of the grid's end, divergence or a gap."""
         return self.fit == "edge"
 
 
 def find_optimum(curve: Curve, fit_points: int) -> Optimum:
-    """The optimum by the estimator of this module's docstring; `fit_points` >= 3."""
+    """Returns the optimum by the estimator of this module's docstring; `fit_points` must be at least 3."""
     loss = curve.mean
     if not np.isfinite(loss).any():
         return Optimum(np.nan, np.nan, np.nan, np.nan, np.nan, "none")
     lowest = int(np.nanargmin(loss))
     left, right = _reach(loss, lowest, fit_points // 2)
-    if left + right + 1 > fit_points:  # an even window: leave out the end that says least about the minimum
+    if left + right + 1 > fit_points:  # for an even window, drop the end that says less about the minimum
         drop_left = loss[lowest - left] >= loss[lowest + right]
         left, right = left - drop_left, right - (not drop_left)
     here = float(curve.log2_lr[lowest])
@@ -128,11 +128,11 @@ def find_optimum(curve: Curve, fit_points: int) -> Optimum:
 
 
 def window_interval(curve: Curve, best: Optimum) -> tuple[float, float]:
-    """How far a parabola's vertex moves with the choice of window: all that one seed can tell.
+    """Returns how far a parabola's vertex moves with the choice of window, the only uncertainty visible in one seed.
 
-    The hull of `best` and of the vertices of the windows of 3, 4 (reaching left), 4 (reaching
-    right) and 5 points, cut as the estimator's; to either side at least ONE_SEED_RESOLUTION of the
-    way to the lowest point's neighbour, since agreement of windows says nothing of seeds.
+    This is the hull of `best` and the vertices of the windows of 3, 4 (extending left), 4 (extending right) and 5
+    points, cut like the estimator's. To either side it extends at least ONE_SEED_RESOLUTION of the way to the lowest
+    point's neighbor, since the agreement of windows says nothing about other seeds.
     """
     lowest = int(np.nanargmin(curve.mean))
     left, right = _reach(curve.mean, lowest, 2)
@@ -145,9 +145,9 @@ def window_interval(curve: Curve, best: Optimum) -> tuple[float, float]:
 
 
 def bracket(curve: Curve) -> tuple[float, float]:
-    """The learning rates (log2) next to the lowest loss, diverged ones too; infinite beyond the grid.
+    """Returns the learning rates (log2) next to the lowest loss, including diverged ones; infinite beyond the grid.
 
-    A gap bounds nothing: the next learning rate beyond it does.
+    A gap is not a bound; the next learning rate beyond it is.
     """
     known = ~curve.gaps
     lowest = int(np.nanargmin(curve.mean[known]))
@@ -156,11 +156,11 @@ def bracket(curve: Curve) -> tuple[float, float]:
 
 
 def loss_at(curve: Curve, best: Optimum, log2_lr: float) -> float:
-    """The loss (nats) that a learning rate gives: the fitted parabola in its window, PCHIP elsewhere.
+    """Returns the loss (nats) at a learning rate: from the fitted parabola in its window, from PCHIP elsewhere.
 
-    PCHIP runs through the measured mean losses between neighbouring learning rates that both
-    converged. Beyond the grid and next to a diverged learning rate or a gap the loss is +inf, since
-    nothing measured bounds it. NaN for a NaN learning rate or a curve without any loss.
+    PCHIP interpolates the measured mean losses between neighboring learning rates that both converged. Beyond the grid
+    and next to a diverged learning rate or a gap, the loss is +inf, since no measurement bounds it. Returns NaN for a
+    NaN learning rate or a curve without any loss.
     """
     if np.isnan(log2_lr) or np.isnan(best.log2_lr):
         return np.nan
@@ -178,10 +178,10 @@ def loss_at(curve: Curve, best: Optimum, log2_lr: float) -> float:
 
 @dataclass(frozen=True)
 class Regret:
-    """What a learning rate costs over the curve's own optimum.
+    """The cost of a learning rate relative to the curve's own optimum.
 
-    nats: never negative. at_least: the learning rate lies beyond what converged, and `nats` is what
-    the last one that converged on that side costs.
+    nats: never negative. at_least: the learning rate is beyond those that converged, and `nats` is the cost of the last
+    one that converged on that side.
     """
 
     nats: float
@@ -189,11 +189,10 @@ class Regret:
 
 
 def regret(curve: Curve, best: Optimum, log2_lr: float) -> Regret:
-    """The cost of using `log2_lr` instead of the curve's own optimum; NaN where either is unknown.
+    """Returns the cost of using `log2_lr` instead of the curve's own optimum; NaN if either is unknown.
 
-    A curve rises away from its optimum, so that where nothing was measured, or all diverged, the
-    outermost loss is a lower bound. Where a least-squares vertex lies above a measured loss, the
-    difference is fit residual: 0.
+    A curve rises away from its optimum, so the outermost loss is a lower bound where nothing was measured or everything
+    diverged. If a least-squares vertex is above a measured loss, the difference is a fit residual and the cost is 0.
     """
     loss = loss_at(curve, best, log2_lr)
     at_least = bool(np.isinf(loss))
@@ -208,13 +207,13 @@ def regret(curve: Curve, best: Optimum, log2_lr: float) -> Regret:
 
 
 def finite_runs(values: FloatArray) -> Iterator[tuple[int, int]]:
-    """(start, stop) of each unbroken run of finite values."""
+    """Yields (start, stop) of each unbroken run of finite values."""
     edges = np.flatnonzero(np.diff(np.isfinite(values).astype(int), prepend=0, append=0))
     yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 def _reach(loss: FloatArray, lowest: int, most: int) -> tuple[int, int]:
-    """Points left and right of the lowest that a window may hold, at most `most` each."""
+    """Returns the numbers of points left and right of the lowest that a window may hold, at most `most` each."""
 
     def steps(direction: int) -> int:
         for step in range(1, most + 1):
@@ -228,9 +227,9 @@ def _reach(loss: FloatArray, lowest: int, most: int) -> tuple[int, int]:
 
 
 def _vertex(curve: Curve, lowest: int, left: int, right: int, fit: Fit) -> Optimum | None:
-    """The vertex of the window's parabola; None where it is not convex or its vertex lies outside."""
+    """Returns the vertex of the window's parabola; None if it is not convex or its vertex is outside the window."""
     window = slice(lowest - left, lowest + right + 1)
-    # Centred on the lowest point, so that neither the grid's place nor the loss's level costs digits.
+    # Centered on the lowest point, so that the offsets of the grid and the loss cost no precision.
     x = curve.log2_lr[window] - curve.log2_lr[lowest]
     y = curve.mean[window] - curve.mean[lowest]
     a, b, c = (float(coefficient) for coefficient in np.polyfit(x, y, 2))

@@ -1,6 +1,6 @@
-"""What a learning rate that was tuned at the base costs at the other end of the axis.
+"""Computes what a learning rate tuned at the base costs at the other end of the axis.
 
-The drift alone does not show a rule whose optimum stays while its losses rise; this does. S: seeds.
+The drift alone does not expose a rule whose optimum stays while its losses rise; the excess does. S: seeds.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,10 +19,10 @@ Panels = Mapping[Any, Curves]
 
 @dataclass(frozen=True)
 class Excess:
-    """Nats per token above other losses, and Student's interval over seeds; NaN: not known.
+    """Nats per token above other losses, and Student's interval over seeds; NaN means unknown.
 
-    One seed has no interval: low and high are the value. at_least: the learning rate lies beyond what
-    converged, so that there is no upper bound.
+    With one seed there is no interval: low and high equal the value. at_least: the learning rate is beyond those that
+    converged, so there is no upper bound.
     """
 
     nats: float
@@ -35,7 +35,7 @@ class Excess:
 class Losses:
     """(S,) losses at one learning rate, in nats.
 
-    at_least: that of one seed lies beyond what converged, so that its loss is only a lower bound.
+    at_least: for some seed the learning rate is beyond those that converged, so its loss is only a lower bound.
     """
 
     nats_S: FloatArray
@@ -46,10 +46,10 @@ UNKNOWN = Excess(np.nan, np.nan, np.nan, False)
 
 
 def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSettings) -> Excess:
-    """A panel's loss at its far end, at the base's best learning rate, over the lowest that any panel has there.
+    """Returns a panel's loss at its far end, at the base's best learning rate, over the lowest of any panel there.
 
-    The lowest is measured, not fitted: a vertex beside a cliff lies below everything that a cell reached. Never
-    negative. Of two ends the one that speaks more against the panel.
+    The lowest loss is measured, not fitted: a vertex next to a cliff is below everything that a cell reached. The
+    result is never negative. If there are two far ends, the one with more evidence against the panel counts.
     """
 
     def lost(end: int) -> Excess:
@@ -61,9 +61,10 @@ def over_lowest(panels: Panels, panel: Any, base: int, analysis: AnalysisSetting
 
 
 def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettings) -> Excess:
-    """A control's loss over that of the rule that it varies, each at its own base's best learning rate.
+    """Returns a control's loss over that of the rule that it varies, each at its own base's best learning rate.
 
-    Of two ends the one that speaks more against the control; UNKNOWN where the rule has other ends.
+    If there are two far ends, the one with more evidence against the control counts. UNKNOWN if the rule has other
+    ends.
     """
 
     def lost(end: int) -> Excess:
@@ -76,24 +77,24 @@ def over_rule(control: Curves, rule: Curves, base: int, analysis: AnalysisSettin
 
 
 def _far_ends(curves: Curves, base: int) -> set[int]:
-    """The ends of the curve axis, without the base; none where the base is not on it."""
+    """Returns the ends of the curve axis except the base; none if the base is not on the axis."""
     return {min(curves), max(curves)} - {base} if base in curves else set()
 
 
 def _at_ends(curves: Curves, base: int, lost: Callable[[int], Excess]) -> list[Excess]:
-    """That of each end; of those that are not known, the first alone."""
+    """Returns the excess at each end, or only the first unknown one if any is unknown."""
     found = [lost(end) for end in sorted(_far_ends(curves, base), reverse=True)]
     unknown = [one for one in found if np.isnan(one.nats)]
     return unknown[:1] or found
 
 
 def transferred(curves: Curves, end: int, base: int, analysis: AnalysisSettings) -> Losses:
-    """What a value of the axis comes to at the learning rate that is best at the base."""
+    """Returns the losses at a value of the axis, at the learning rate that is best at the base."""
     return losses_at(curves[end], find_optimum(curves[base], analysis.fit_points).log2_lr, analysis)
 
 
 def losses_at(curve: Curve, log2_lr: float, analysis: AnalysisSettings) -> Losses:
-    """What each seed of a curve has at a learning rate, by the seed's own fit."""
+    """Returns the loss of each seed of a curve at a learning rate, from the seed's own fit."""
     own = [curve.seed(seed) for seed in range(curve.seeds)]
     optima = [find_optimum(one, analysis.fit_points) for one in own]
     costs = [regret(one, best, log2_lr) for one, best in zip(own, optima, strict=True)]
@@ -102,19 +103,19 @@ def losses_at(curve: Curve, log2_lr: float, analysis: AnalysisSettings) -> Losse
 
 
 def difference(ours: Losses, theirs: Losses, confidence: float) -> Excess:
-    """Our losses over theirs, seed by seed; without a lower bound where theirs are at least so high."""
+    """Returns our losses minus theirs, seed by seed; there is no lower bound if theirs are lower bounds themselves."""
     found = over_seeds(ours.nats_S - theirs.nats_S, ours.at_least, confidence)
     return replace(found, low=-np.inf) if theirs.at_least else found
 
 
 def _lowest(curve: Curve) -> FloatArray:
-    """(S,) the lowest loss that each seed has at any learning rate; NaN where it has none."""
+    """Returns the lowest loss of each seed at any learning rate, (S,); NaN for a seed without losses."""
     lowest: FloatArray = np.fmin.reduce(np.where(np.isfinite(curve.losses), curve.losses, np.nan), axis=1)
     return lowest
 
 
 def over_seeds(nats_S: FloatArray, at_least: bool, confidence: float) -> Excess:
-    """The mean of (S,) nats per token, with Student's interval over the seeds."""
+    """Returns the mean of (S,) nats per token with Student's interval over the seeds."""
     mean, margin = float(nats_S.mean()), 0.0
     if len(nats_S) > 1:
         margin = float(stats.sem(nats_S) * stats.t.ppf((1 + confidence) / 2, len(nats_S) - 1))

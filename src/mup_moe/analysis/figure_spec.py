@@ -1,4 +1,7 @@
-"""What a figure's results depend on besides its runs. Standard library only, so that a Snakefile can import it."""
+"""The settings that a figure's results depend on, besides its runs.
+
+Uses only the standard library, so that a Snakefile can import it.
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -10,7 +13,7 @@ from mup_moe.config.settings import AnalysisSettings, Config, FigureSettings
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure with its base, the value of the curve axis at which the set-up's parametrizations agree."""
+    """A figure and its base: the value of the curve axis at which the set-up's parametrizations agree."""
 
     figure: FigureSettings
     base: int
@@ -18,18 +21,18 @@ class FigureSpec:
 
     @classmethod
     def of(cls, config: Config, name: str) -> Self:
-        """That of a figure of a config."""
+        """Returns the spec of a figure of a config."""
         return cls(config.figures[name], config.base_of(name), config.analysis)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that optima depend on, as plain data: how a figure is drawn is not part of it."""
+        """Everything that optima depend on, as plain data; how a figure is drawn is not part of it."""
         figure = {name: value for name, value in asdict(self.figure).items() if name not in ("kind", "reference")}
         return asdict(self) | {"figure": figure}
 
     @property
     def log2_rates(self) -> dict[float, int]:
-        """log2 of what is tuned -> its place on the axis: the global learning rate, or a factor on a group's own."""
+        """log2 of the tuned value -> its index on the axis; tuned is the global learning rate or a group's factor."""
         values = self.figure.axes.values(self.figure.rate)
         if not self.figure.tunes:
             return {math.log2(rate): place for place, rate in enumerate(values)}
@@ -47,5 +50,5 @@ class FigureSpec:
         return tuple(sorted(getattr(self.figure.axes, self.figure.curve)))
 
     def parametrization(self, panel: Any) -> str:
-        """The parametrization drawn in a panel."""
+        """Returns the parametrization drawn in a panel."""
         return str(panel) if self.figure.panel == "parametrization" else self.figure.axes.parametrization[0]

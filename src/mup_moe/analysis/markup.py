@@ -1,7 +1,7 @@
-r"""Tables as Markdown and LaTeX, and Markdown as HTML.
+r"""Writes tables as Markdown and LaTeX, and Markdown as HTML.
 
-In both, rows whose first cell is empty belong to the row above. The LaTeX is a tabular that needs
-the package booktabs.
+In both formats, rows with an empty first cell belong to the row above. The LaTeX is a tabular that needs the package
+booktabs.
 """
 
 import re
@@ -20,7 +20,7 @@ _STYLE = (
 
 
 def html_page(title: str, markdown: str) -> str:
-    """A page of its own, readable in a frame, of Markdown that we wrote."""
+    """Renders Markdown that we wrote as a standalone page, which is also readable in a frame."""
     from markdown_it import MarkdownIt
 
     body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
@@ -29,25 +29,25 @@ def html_page(title: str, markdown: str) -> str:
 
 
 def write_page(path: Path, title: str, markdown: str) -> None:
-    """Writes Markdown as it is and as a page: `path`.md and .html."""
+    """Writes Markdown both verbatim and as a page: `path`.md and .html."""
     write_text(path.with_suffix(".md"), markdown)
     write_text(path.with_suffix(".html"), html_page(title, markdown))
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escapes text so that Markdown shows it literally, on one line."""
     escaped = re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
-    # What makes a list or a rule of a paragraph that starts with it.
+    # At the start of a paragraph, these would make it a list or a rule.
     return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|---))", r"\1\\", escaped)
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Escapes text so that LaTeX shows it literally."""
     return "".join(_TEX.get(letter, rf"\{letter}" if letter in "#$%&_{}" else letter) for letter in text)
 
 
 def grouped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The rows, with a first cell only where it changes."""
+    """Returns the rows, with the first cell empty where it repeats."""
     found: list[list[str]] = []
     previous = None
     for first, *rest in rows:
@@ -57,13 +57,13 @@ def grouped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
+    """Returns a Markdown table; the cells are already Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A booktabs tabular of cells that are LaTeX already, with a rule above every row that begins anew."""
+    """Returns a booktabs tabular with a rule above every row with a first cell; the cells are already LaTeX."""
     lines = [rf"\begin{{tabular}}{{{'l' * len(headings)}}}", r"\toprule", " & ".join(headings) + r" \\"]
     for cells in rows:
         lines += [r"\midrule"] if cells[0] else []

@@ -1,4 +1,4 @@
-"""How parametrizations, axes and numbers are written in figures and tables."""
+"""Formats parametrizations, axes and numbers for figures and tables."""
 
 import math
 
@@ -12,7 +12,7 @@ _AXES = {"experts": "number of experts"}
 
 
 def parametrization_title(name: str) -> str:
-    """The paper's spelling of a parametrization it has; any other name as the config spells it."""
+    """Returns the paper's spelling of a parametrization; other names stay as the config spells them."""
     match = CONTROL.fullmatch(name)
     if match and name not in _TITLES:
         return f"{_TITLES.get(match['row'], match['row'])} {match['what']} {match['group']}"
@@ -20,17 +20,17 @@ def parametrization_title(name: str) -> str:
 
 
 def panel_title(name: str) -> str:
-    """A panel's name where its axis is not known: of a parametrization, an architecture, or a number."""
+    """Returns the title of a panel of unknown axis: a parametrization, an architecture, or a number."""
     return _ARCHITECTURES.get(name) or parametrization_title(name)
 
 
 def axis_title(axis: str) -> str:
-    """What an axis counts."""
+    """Returns the label of an axis."""
     return _AXES.get(axis, axis)
 
 
 def axis_value(axis: str, value: int | str) -> str:
-    """One value of an axis, in words."""
+    """Returns one value of an axis in words."""
     if axis == "architecture":
         return _ARCHITECTURES.get(str(value), str(value))
     if axis == "experts":
@@ -39,10 +39,10 @@ def axis_value(axis: str, value: int | str) -> str:
 
 
 def estimated(number: float) -> str:
-    """An estimate with its sign, for which "0.00" has none; "none" where it is not a number."""
+    """Formats an estimate with its sign, except for "0.00"; returns "none" for NaN."""
     return "none" if math.isnan(number) else signed(number).replace("+0.00", "0.00")
 
 
 def signed(number: float, decimals: int = 2) -> str:
-    """A number with its sign and so many decimals: a true minus sign, and no "-0.00"."""
+    """Formats a number with its sign and this many decimals: a true minus sign, and never "-0.00"."""
     return f"{round(number, decimals) + 0.0:+.{decimals}f}".replace("-", MINUS)

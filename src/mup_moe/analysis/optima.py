@@ -1,4 +1,4 @@
-"""Writes the optimum of every curve of every figure, with what it says of transfer."""
+"""Writes the optimum of every curve of a figure, with drift and regret."""
 
 import argparse
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ add_arguments = takes("figure", "its name in the config")
 
 
 class OptimumRow(NamedTuple):
-    """One curve of one figure. Learning rates in log2, losses in nats; NaN is an empty field.
+    """One curve of one figure. Learning rates are in log2, losses in nats; NaN is written as an empty field.
 
     Where a figure tunes a group of roles, its learning rates are factors on that group's own.
 
-    drift belongs to the panel, and is repeated on each of its rows. fit, interval and
-    drift_interval say how a number came about: see `curve` and `transfer`. points and diverged
-    count the curve's learning rates, missing its cells that the runs lack.
+    drift belongs to the panel and is repeated on each of its rows. fit, interval and drift_interval name the method
+    behind a number: see `curve` and `transfer`. points and diverged count learning rates of the curve; missing counts
+    its cells that the runs lack.
     """
 
     figure: str
@@ -54,7 +54,7 @@ class OptimumRow(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a figure's optima. Raises UserError where its runs lack a cell that may not be left out."""
+    """Writes a figure's optima. Raises UserError if its runs lack a cell that may not be left out."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.figure, sweep.config.figures, "figures")
     found = optimum_rows(read_runs(sweep.runs(name)), name, FigureSpec.of(sweep.config, name))
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def optimum_rows(runs: pd.DataFrame, name: str, spec: FigureSpec) -> Iterator[OptimumRow]:
-    """A row per panel of a figure, in the config's order, and curve value ascending."""
+    """Yields a row per curve: panels in the config's order, curve values ascending."""
     for panel, curves in figure_curves(runs, spec).items():
         transfer = measure_transfer(curves, spec.base, spec.analysis)
         for value, curve in curves.items():
@@ -95,9 +95,9 @@ def optimum_rows(runs: pd.DataFrame, name: str, spec: FigureSpec) -> Iterator[Op
 
 
 def read_optima(path: Path, name: str, spec: FigureSpec) -> dict[Any, list[OptimumRow]]:
-    """The rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
+    """Reads the rows of one figure: panel -> rows, curve value ascending. Raises UserError."""
     rows = sorted(read_rows(path, OptimumRow), key=lambda row: row.value)
     panels = {panel: [row for row in rows if (row.figure, row.panel) == (name, str(panel))] for panel in spec.panels}
     if any(tuple(row.value for row in of_panel) != spec.values for of_panel in panels.values()):
-        raise UserError(f"{path} does not hold the curves of {name}: make it anew from the same config")
+        raise UserError(f"{path} does not hold the curves of {name}: make it again from the same config")
     return panels

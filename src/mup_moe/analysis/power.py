@@ -1,8 +1,8 @@
-"""Says how many seeds a probe needs, so that the slopes of the claims can be decided; from a pilot's values.
+"""Estimates, from a pilot's values, how many seeds a probe needs to decide the slope tests of the claims.
 
-A slope's interval has to lie within the margin. The mean over S seeds at a width departs from a line by noise, of
-variance n^2 / S, and by what all seeds share, of variance b^2, since a quantity need not follow a power law: more
-seeds help against the first alone. With x the log2 of the W widths, the slope's variance is
+A slope's interval has to be within the margin. The mean over S seeds at a width departs from a line for two reasons:
+noise, of variance n^2 / S, and a departure that all seeds share, of variance b^2, since a quantity need not follow a
+power law. More seeds only reduce the noise. With x the log2 of the W widths, the slope's variance is
 (n^2 / S + b^2) / sum((x - mean x)^2).
 """
 
@@ -24,10 +24,10 @@ from mup_moe.sweep import one_of
 
 
 class Spread(NamedTuple):
-    """How a pilot's values depart from a line, in octaves.
+    """Standard deviations of a pilot's values from a line, in octaves.
 
-    noise: of a seed's value, about the mean of its width, seeds having offsets. shared: of that mean, about the line,
-    beyond what noise explains.
+    noise: of a seed's values around the means of their widths, after removing the seed's offset. shared: of those means
+    around the line, beyond what noise explains.
     """
 
     noise: float
@@ -35,13 +35,13 @@ class Spread(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("probe", help="its name in the config, whose widths are to be measured")
-    help_pilot = "the values.csv that a pilot measured, or the values.csv.gz of a recorded sweep"
+    """Adds the command's options."""
+    parser.add_argument("probe", help="the probe in the config, with the widths to be measured")
+    help_pilot = "the values.csv of a pilot, or the values.csv.gz of a recorded sweep"
     parser.add_argument("--pilot", required=True, type=Path, metavar="CSV", help=help_pilot)
-    help_power = "the probability that each interval lies within the margin (default: 0.9)"
+    help_power = "the probability that each interval is within the margin (default: 0.9)"
     parser.add_argument("--power", type=_share, default=0.9, metavar="P", help=help_power)
-    help_off = "how far the true slope lies from the predicted one, in margins (default: 1/3)"
+    help_off = "distance of the true slope from the predicted one, in margins (default: 1/3)"
     parser.add_argument("--off", type=_share, default=1 / 3, metavar="F", help=help_off)
     add_config_arguments(parser)
 
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1, without 1")
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0 and less than 1")
     return value
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a row per slope test of the claims and block, and the seeds that all of them need. Raises UserError."""
+    """Prints a row per slope test of the claims and block, and the seeds that they all need. Raises UserError."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.probe, sweep.config.probes, "probes")
     probe, pilot, claims = sweep.config.probes[name], read_values(arguments.pilot), sweep.config.claims
@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
             rows.append([test.quantity, str(test.step), block, *shown, str(found[-1] or "no number")])
     if not rows:
         raise UserError(
-            f"no claim tests what {arguments.pilot} holds in {name}: name a probe of `claims`, or its pilot"
+            f"no claim tests a slope of {name} that {arguments.pilot} has values for: name a probe that `claims`"
+            " tests, and a pilot of it"
         )
     print(markdown_table(("quantity", "step", "block", "noise", "shared", "seeds"), rows))
     decided = [seeds for seeds in found if seeds]
@@ -77,11 +78,11 @@ def run(arguments: argparse.Namespace) -> None:
         seeds = f"{max(decided)} seeds over {len(values)} values of {probe.over}"
         print(f"{seeds} decide {len(decided)} of {len(found)} tests {power}.")
     if len(decided) < len(found):
-        print("No number of seeds decides the rest at widths like the pilot's: measure more widths, or wider ones.")
+        print("No number of seeds decides the others at widths like the pilot's: measure more or larger widths.")
 
 
 def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
-    """Block -> how the values that a test reads depart from a line. Raises UserError for too small a pilot."""
+    """Returns block -> how a test's values depart from a line. Raises UserError if the pilot is too small."""
     chosen = log2_of_positive(pilot)
     for column in ("parametrization", "quantity", "step"):
         chosen = chosen[chosen[column] == getattr(test, column)]
@@ -91,7 +92,7 @@ def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
         seeds, widths = table.shape
         if seeds < 2 or widths < 3:
             raise UserError(
-                "the pilot is too small: it needs two seeds or more that have a value at three widths or more"
+                "the pilot is too small: measure at least two seeds that have values at the same three or more widths"
             )
         means = table.mean(axis=0)
         rest = table.sub(means, axis=1)
@@ -104,9 +105,10 @@ def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
 
 
 def seeds_needed(spread: Spread, widths: tuple[int, ...], free: float, confidence: float, power: float) -> int | None:
-    """The fewest seeds whose interval reaches less than `free` from the true slope with this probability; None: none.
+    """Returns the fewest seeds whose interval stays within `free` of the true slope with probability `power`.
 
-    By the interval of the means over seeds, which has W - 2 degrees of freedom and is the wider one.
+    Returns None if no number of seeds suffices. Uses the interval of the means over seeds, which has W - 2 degrees of
+    freedom and is the wider one.
     """
     x, freedom = np.log2(widths), len(widths) - 2
     reach = float(stats.t.ppf((1 + confidence) / 2, freedom) + stats.t.ppf(power, freedom))

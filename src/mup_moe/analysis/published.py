@@ -1,6 +1,6 @@
-"""Losses that others published, read from a CSV: what `figures.*.reference` names.
+"""Reads published losses from the CSV that `figures.*.reference` names.
 
-Standard library only, so that a Snakefile can import it.
+Uses only the standard library, so that a Snakefile can import it.
 """
 
 import csv
@@ -29,9 +29,9 @@ class Point(NamedTuple):
 
 
 def read_published(path: Path, loss: str) -> list[Point]:
-    """The points of a CSV with the columns parametrization, width, learning_rate and `loss`.
+    """Reads the points of a CSV with the columns parametrization, width, learning_rate and `loss`.
 
-    Raises UserError, naming the file, where it is missing, damaged or lists a point twice.
+    Raises UserError, naming the file, if it is missing or damaged, or lists a point twice.
     """
     try:
         text = read_text(path)
@@ -41,27 +41,29 @@ def read_published(path: Path, loss: str) -> list[Point]:
             name for name in ("parametrization", "width", "learning_rate", loss) if name not in (rows.fieldnames or ())
         ]
         if absent:
-            raise UserError(f"{path} lacks the column `{absent[0]}`: see reference/README.md for what it must hold")
+            raise UserError(f"{path} lacks the column `{absent[0]}`: see reference/README.md for the format")
         points = [_point(row, loss, f"{path}, line {rows.line_num}") for row in rows]
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: give a CSV of published losses, or null") from None
+        raise UserError(f"{path} does not exist: set `reference` to a CSV of published losses, or to null") from None
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV ({error}): give a CSV of published losses, or null") from None
+        raise UserError(
+            f"{path} cannot be read as CSV ({error}): set `reference` to a CSV of published losses, or to null"
+        ) from None
     places = [point[:3] for point in points]
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice:
-        raise UserError(f"{path} lists {twice[0]}, width {twice[1]}, learning rate {twice[2]:g} twice: leave one")
+        raise UserError(f"{path} lists {twice[0]}, width {twice[1]}, learning rate {twice[2]:g} twice: remove one")
     return points
 
 
 def find_reference(config: Config, name: str) -> Path:
-    """The file of a figure's reference, as seen from here, or else from the checkout.
+    """Returns the path of a figure's reference, relative to the working folder or else to the checkout.
 
-    Raises UserError where there is none, or where it does not serve the figure.
+    Raises UserError if there is none, or if it does not suit the figure.
     """
     reference = config.figures[one_of(name, config.figures, "figures")].reference
     if reference is None:
-        raise UserError(f"`figures.{name}` has no `reference`: give it a CSV of published losses")
+        raise UserError(f"`figures.{name}` has no `reference`: set it to a CSV of published losses")
     path = expand_home(reference)
     if not path.exists():
         path = Path(os.path.relpath(CHECKOUT / path))
@@ -70,25 +72,27 @@ def find_reference(config: Config, name: str) -> Path:
 
 
 def check_reference(figure: FigureSettings, points: list[Point], path: Path) -> None:
-    """Raises UserError where the points say nothing of the figure's curves."""
+    """Raises UserError if none of the points belongs to a curve of the figure."""
     axes = (figure.panel, figure.curve, figure.axes.architecture)
     if axes != ("parametrization", "width", ("moe",)):
         raise UserError(
-            f"{path} is for a figure of MoE models with a panel per parametrization and a curve per width:"
-            " set the reference of any other to null"
+            f"{path} is for figures of MoE models with a panel per parametrization and a curve per width:"
+            " set the `reference` of other figures to null"
         )
     if not any(
         point.parametrization in figure.axes.parametrization and point.width in figure.axes.width for point in points
     ):
-        raise UserError(f"{path} has none of the figure's parametrizations and widths: name another file, or null")
+        raise UserError(
+            f"{path} has none of the figure's parametrizations and widths: set `reference` to another file, or to null"
+        )
 
 
 def _point(row: dict[str, str | None], loss: str, where: str) -> Point:
     try:
         parametrization, loss_there = row["parametrization"] or "", float(row[loss] or "")
-        width = float(row["width"] or "")  # a column of integers that lacks one is written as floats
+        width = float(row["width"] or "")  # pandas writes an integer column with a missing value as floats
         if not width.is_integer():
-            raise ValueError(f"{row['width']} is not a width")
+            raise ValueError(f"the width {row['width']} is not a whole number")
         point = Point(parametrization, int(width), LearningRate(row["learning_rate"] or ""), loss_there)
     except ValueError as error:
         raise UserError(f"{where}: {error}; give a number in every field") from None

@@ -1,4 +1,4 @@
-"""Copies results to a folder that git keeps, with what made them: the whole paper, or some figures and probes."""
+"""Copies results, with their provenance, to a folder tracked by git: the whole paper, or some figures and probes."""
 
 import argparse
 import gzip
@@ -22,36 +22,36 @@ from mup_moe.ops.cell_folder import read_result
 from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep, one_of
 
-LISTING = "paper"  # lists all results that were made
+LISTING = "paper"  # the file that lists all results of the workflow
 TABLES = {".csv", ".html", ".md", ".tex"}
 SUFFIXES = TABLES | {".pdf", ".png"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("name", help="what to call the record, such as the preset")
+    """Adds the command's options."""
+    parser.add_argument("name", help="the name of the record, such as that of the preset")
     add_sweep_arguments(parser)
-    help_probes = "probes to keep beside --figures; without those, all are kept"
-    help_claims = "of --figures and --probes, on which the claims rest, keep the claims too"
+    help_probes = "probes to record along with --figures; without --figures, all probes are recorded"
+    help_claims = "also record the claims; --figures and --probes must name everything that they rest on"
     parser.add_argument("--claims", action="store_true", help=help_claims)
-    help_tables = "keep the tables alone, not what was drawn"
+    help_tables = "record only the tables, not the drawings"
     parser.add_argument("--tables", action="store_true", help=help_tables)
     parser.add_argument("--probes", nargs="+", action="extend", default=[], metavar="NAME", help=help_probes)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Copies the results to RESULTS/recorded/NAME and writes provenance.json beside them. Raises UserError."""
+    """Copies the results to RESULTS/recorded/NAME and adds a provenance.json. Raises UserError."""
     results: Path = arguments.results
     if not RESULT_NAME.fullmatch(arguments.name):
         raise UserError(
-            f"the name {arguments.name!r} must be lower-case letters and digits, words joined by '-' or '_'"
+            f"the name {arguments.name!r} must consist of lower-case letters and digits, in words joined by '-' or '_'"
         )
     layers = read_layers(arguments)
     sweep = Sweep(layers.config, results)
     if arguments.claims and arguments.figures is None:
-        raise UserError("--claims belongs to --figures: the record of a whole sweep has its claims anyway")
+        raise UserError("--claims needs --figures: the record of a whole sweep always includes its claims")
     if arguments.figures is None and not (results / LISTING).exists():
-        raise UserError(f"{results / LISTING} does not exist: make it first, with all that it lists")
+        raise UserError(f"{results / LISTING} does not exist: make it first, with everything that it lists")
     tables = [results / "runs.csv"] if arguments.figures is None else map(sweep.runs, sweep.chosen(arguments.figures))
     cells = dict.fromkeys(name for table in tables for name in read_runs(table).index)
     summaries = {name: read_result(results / "cells" / name) for name in cells}
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         _check_claims(sweep, {*sweep.chosen(arguments.figures), *probes})
     made_by = provenance_of(results, list(summaries.values()))
     folder = results / "recorded" / arguments.name
-    # In place once it is whole; a hidden folder is what an attempt has left that ended before.
+    # The record moves into place once it is complete; a hidden folder is left over from an interrupted attempt.
     made, before = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     if before.exists() and not folder.exists():
         before.replace(folder)
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         for source in sources if alone else [*sources, *_of_paper(results, suffixes)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
-            if source.name == "values.csv":  # megabytes, which compress to a quarter
+            if source.name == "values.csv":  # several megabytes, which compress to a quarter
                 target.with_suffix(".csv.gz").write_bytes(gzip.compress(source.read_bytes(), mtime=0))
             else:
                 shutil.copy2(source, target)
@@ -90,43 +90,45 @@ def run(arguments: argparse.Namespace) -> None:
             folder.replace(before)
         made.replace(folder)
     except OSError as error:
-        raise UserError(f"{folder} is as it was, for a copy failed ({error}): mend that, and record again") from error
+        raise UserError(f"a copy failed ({error}) and {folder} is unchanged: fix the cause and record again") from error
     shutil.rmtree(before, ignore_errors=True)
 
 
 def _check_config(sweep: Sweep, summaries: Mapping[str, Any], probes: Iterable[str]) -> None:
-    """Raises UserError where a cell was trained, or a probe measured, by another config."""
+    """Raises UserError if a cell was trained, or a probe measured, with another config."""
     digests = {cell.id: sweep.request(cell).digest for cells in sweep.figures.values() for cell in cells}
     other = [name for name, summary in summaries.items() if summary["request"] != digests.get(name)]
     if other:
         raise UserError(
-            f"{len(other)} of {len(summaries)} cells were trained by another config, such as {other[0]}: give the one"
-            " that they were trained by, with all of its --preset and --config"
+            f"{len(other)} of {len(summaries)} cells were trained with another config, such as {other[0]}: give the"
+            " config that they were trained with, including its --preset and all of its --config"
         )
     for name in probes:
         measured = read_json(sweep.probe_values(name).with_suffix(".json"))
         if measured["requests"] != {c.id: sweep.request(c).digest for c in sweep.config.probes[name].cells()}:
-            raise UserError(f"the probe {name} was measured by another config: give the one that it was measured by")
+            raise UserError(
+                f"the probe {name} was measured with another config: give the config that it was measured with"
+            )
 
 
 def _check_claims(sweep: Sweep, kept: Container[str]) -> None:
-    """Raises UserError for claims that rest on what is not kept, or are not of this config and these runs."""
+    """Raises UserError if the claims rest on unrecorded results, or do not follow from this config and these runs."""
     claims, results = sweep.config.claims, sweep.results
     slopes = [slope.probe for claim in claims.table.values() for slope in claim.slopes]
     for name in [*claims.figures, *slopes]:
         if name not in kept:
-            raise UserError(f"the claims rest on {name}, which is not recorded: name it in --figures or --probes")
+            raise UserError(f"the claims rest on {name}, which is not recorded: add it to --figures or --probes")
     tests = [test for of_claim in all_tests(sweep.config, results).values() for test in of_claim]
     path = results / "claims/tests.csv"
     if not path.exists() or path.read_text(encoding="utf-8") != csv_text(Test._fields, tests):
-        raise UserError(f"{path} is not what this config says of these runs: make results/claims.csv again")
+        raise UserError(f"{path} does not match this config and these runs: make results/claims.csv again")
 
 
 def _keep_config(layers: Layers, folder: Path) -> list[str]:
-    """Puts what a config was laid together from into a folder: the names of the files there, the lowest first."""
+    """Copies the layers of a config to a folder; returns the names of the files there, the lowest layer first."""
     names: list[str] = []
     for path in [layers.base, *preset_files(layers.base.parent / "presets", layers.preset), *layers.files]:
-        # A user's file may be called as one of ours.
+        # A user's file may have the same name as one of ours.
         names.append(path.name if path.name not in names else f"{len(names)}-{path.name}")
         shutil.copy2(path, folder / names[-1])
     if layers.entries:
@@ -136,7 +138,7 @@ def _keep_config(layers: Layers, folder: Path) -> list[str]:
 
 
 def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
-    """The tables of one figure; alone: also those that the paper has of all figures together."""
+    """Yields the tables of one figure; alone: also those that the whole paper combines over all figures."""
     yield from _of_kind(sweep, name)
     yield from [sweep.results / name / "reference.csv"] if sweep.config.figures[name].reference else []
     if alone:
@@ -144,7 +146,7 @@ def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
 
 
 def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
-    """The table that the kind of a figure has of its own."""
+    """Yields the files of the table that is specific to a figure's kind."""
     kind = sweep.config.kinds[name]
     suffixes = ("csv", "md", "html") if KINDS[kind].table else ()
     yield from (sweep.results / name / f"{kind}.{suffix}" for suffix in suffixes)
@@ -169,7 +171,7 @@ def _of_paper(results: Path, suffixes: Container[str]) -> Iterator[Path]:
 
 
 def provenance_of(results: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What made the cells: the commit, and every distinct machine, set of versions, code and tokens."""
+    """Returns the provenance of the cells: the commit, and every distinct machine, set of versions, code and tokens."""
     corpora = sorted(results.glob("data/*/manifest.json"))
     return {
         "commit": _git("rev-parse", "HEAD"),

@@ -16,14 +16,14 @@ from mup_moe.config.cell import LearningRate
 from mup_moe.files import write_csv
 from mup_moe.options import read_layers, takes
 
-add_arguments = takes("name", "a figure of the config that has a reference")
+add_arguments = takes("name", "a figure of the config that has a `reference`")
 
 COLUMNS = ("parametrization", "width", "learning_rate", "published_loss", "our_loss", "difference")
-SAME = 1e-9  # relative: learning rates that differ by less are one, spelled differently
+SAME = 1e-9  # relative tolerance: learning rates that differ by less are the same one, spelled differently
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a row per published point. Raises UserError for runs or a reference that do not serve."""
+    """Writes a row per published point. Raises UserError for unusable runs or an unusable reference."""
     name, config = arguments.name, read_layers(arguments).config
     path = find_reference(config, name)
     points = read_published(path, config.analysis.loss)
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_reference(path: Path) -> list[Point]:
-    """The published points of the CSV that `reference` wrote. Raises UserError."""
+    """Reads the published points from the CSV that `reference` wrote. Raises UserError."""
     types = {"parametrization": str, "width": int, "learning_rate": str, "published_loss": float}
     table = read_table(path, types)[list(types)]
     return [
@@ -43,7 +43,7 @@ def read_reference(path: Path) -> list[Point]:
 
 
 def published_curves(points: Iterable[Point]) -> dict[str, dict[int, Curve]]:
-    """Parametrization -> width (ascending) -> the published curve, as if of one seed."""
+    """Returns parametrization -> width (ascending) -> the published curve, treated as one seed."""
     found: dict[str, dict[int, list[Point]]] = {}
     for point in sorted(points):
         found.setdefault(point.parametrization, {}).setdefault(point.width, []).append(point)
@@ -59,7 +59,7 @@ def published_curves(points: Iterable[Point]) -> dict[str, dict[int, Curve]]:
 
 
 def compare(points: Iterable[Point], curves: Mapping[Any, Mapping[int, Curve]]) -> Iterator[tuple[Any, ...]]:
-    """A row (COLUMNS) per point; None where no cell of ours stands there, or where it diverged or was left out."""
+    """Yields a row (COLUMNS) per point; our loss is None where our cell does not exist, diverged or was left out."""
     for point in points:
         curve = curves.get(point.parametrization, {}).get(point.width)
         ours = None if curve is None else _loss_there(curve, point.learning_rate)
@@ -67,7 +67,7 @@ def compare(points: Iterable[Point], curves: Mapping[Any, Mapping[int, Curve]]) 
 
 
 def _loss_there(curve: Curve, learning_rate: float) -> float | None:
-    """The mean loss over seeds at exactly this learning rate."""
+    """Returns the mean loss over seeds at exactly this learning rate."""
     for log2_lr, loss in zip(curve.log2_lr.tolist(), curve.mean.tolist(), strict=True):
         if math.isclose(2.0**log2_lr, learning_rate, rel_tol=SAME) and math.isfinite(loss):
             return float(loss)

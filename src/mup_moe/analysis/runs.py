@@ -1,4 +1,4 @@
-"""Reading tables, runs.csv among them, and the losses of a figure as one array."""
+"""Reads tables such as runs.csv, and arranges the losses of a figure as curves."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -17,17 +17,17 @@ Row = TypeVar("Row")
 
 
 def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
-    """A CSV that must have `columns`, each with its type: str, int, float or bool. Raises UserError.
+    """Reads a CSV that must have `columns`, each with its type: str, int, float or bool. Raises UserError.
 
-    Other columns are text. Text is what the file says, since a name may be "null", "007" or "1e5"; an empty field is
-    "". A float of an empty field is NaN.
+    Other columns are text. Text is read literally, since a name may be "null", "007" or "1e5"; an empty field is "". An
+    empty float field is NaN.
     """
     types = defaultdict(lambda: str, columns)
     missing = {name: ["", "nan"] for name, type_ in columns.items() if type_ is float}
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
+        raise UserError(f"{path} does not exist: make it with the rule that writes it") from None
     except OSError as error:
         raise cannot_be_read(path, error) from None
     except ValueError as error:
@@ -40,30 +40,29 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
 
 
 def read_rows(path: Path, kind: Callable[..., Row]) -> list[Row]:
-    """A CSV as rows of a kind, a NamedTuple whose fields are columns of it. Raises UserError."""
+    """Reads a CSV as rows of a kind: a NamedTuple with the columns as fields. Raises UserError."""
     types = get_type_hints(kind)
     table = read_table(path, types)[list(types)]
     return [kind(*row) for row in table.itertuples(index=False, name=None)]
 
 
 def read_runs(path: Path) -> pd.DataFrame:
-    """runs.csv, indexed by cell id. Raises UserError."""
+    """Reads runs.csv, indexed by cell id. Raises UserError."""
     columns = {"cell": str, "status": str, "train_loss": float, "valid_loss": float}
     return read_table(path, columns).drop_duplicates("cell").set_index("cell")
 
 
 def lacks(cell: Cell) -> UserError:
-    """What to raise where a figure's runs.csv has no row for one of its cells."""
+    """Returns the error for a figure's runs.csv that has no row for one of its cells."""
     return UserError(
         f"the runs lack cell {cell.id}, which the figure draws: delete its runs.csv and run the same command again"
     )
 
 
 def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, Curve]]:
-    """Panel value -> curve value (ascending) -> curve; diverged cells are NaN.
+    """Returns panel value -> curve value (ascending) -> curve; diverged cells are NaN.
 
-    Cells that `runs` lacks are ABSENT where the config leaves foreign ones out. Raises UserError for
-    them where it does not.
+    Cells that `runs` lacks are ABSENT if the config leaves out foreign cells. Otherwise they raise UserError.
     """
     figure = spec.figure
     ids = [cell.id for cell in figure.cells()]
@@ -73,8 +72,8 @@ def figure_curves(runs: pd.DataFrame, spec: FigureSpec) -> dict[Any, dict[int, C
     chosen = runs.reindex(ids)
     losses = chosen[spec.analysis.loss].where(chosen["status"] == "finished").to_numpy(dtype=float)
     losses = np.where(chosen["status"].isna(), ABSENT, losses)
-    # The cells are the product of the axes, so the losses are an array with one dimension per axis;
-    # all but four have length one, once groups of roles that are not tuned have their own learning rates left out.
+    # The cells are the product of the axes, so the losses are an array with one dimension per axis.
+    # After dropping the learning rates of groups of roles that are not tuned, all but four axes have length one.
     array = losses.reshape([len(figure.axes.values(axis)) for axis in AXES])
     if not figure.tunes:
         array = array.take([0], axis=AXES.index("learning_rate_of"))

@@ -1,6 +1,6 @@
-"""Writes what a set-up sees: the nats that it loses when one group of roles has another learning rate.
+"""Writes what a set-up can see: the nats that it loses when one group of roles has another learning rate.
 
-A set-up that loses nothing cannot tell a right rule for these roles from a wrong one.
+A set-up that loses nothing cannot distinguish a right rule for these roles from a wrong one.
 """
 
 import argparse
@@ -25,11 +25,11 @@ add_arguments = takes("figure", "its name in the config")
 
 
 class SensitivityRow(NamedTuple):
-    """One group of roles at one factor of its learning rate, everything else as its rule has it.
+    """One group of roles at one factor of its learning rate, with everything else as its rule says.
 
-    settings: tells set-ups apart, whatever they are called. log2_factor: octaves. log2_lr: the global learning
-    rate, the best of those measured. loss, lost: nats, the mean over seeds; lost over factor 1, infinite where a
-    seed diverged.
+    settings: a digest that identifies the set-up, whatever its name. log2_factor: octaves. log2_lr: the best of the
+    measured global learning rates. loss, lost: nats, the mean over seeds; lost is relative to factor 1, and infinite
+    if a seed diverged.
     """
 
     figure: str
@@ -45,7 +45,7 @@ class SensitivityRow(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/FIGURE/sensitivity.csv, .md and .html. Raises UserError for runs that lack a cell."""
+    """Writes RESULTS/FIGURE/sensitivity.csv, .md and .html. Raises UserError if the runs lack a cell."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.figure, sweep.config.figures, "figures")
     rows = list(sensitivity_rows(read_runs(sweep.runs(name)), name, sweep))
@@ -55,10 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def sensitivity_rows(runs: pd.DataFrame, name: str, sweep: Sweep) -> Iterator[SensitivityRow]:
-    """A row per model, group of roles and factor, 1 among them.
+    """Yields a row per model, group of roles and factor, including factor 1.
 
-    A seed that lacks a cell at a learning rate does not count there. Raises UserError for a cell that `runs` lacks
-    where the config does not leave foreign ones out.
+    A seed with a missing cell at a learning rate does not count at that learning rate. Raises UserError for a cell that
+    `runs` lacks unless the config leaves out foreign cells.
     """
     figure, column = sweep.config.figures[name], sweep.config.analysis.loss
     settings = sweep.setup_digest(figure.setup)
@@ -87,19 +87,19 @@ def sensitivity_rows(runs: pd.DataFrame, name: str, sweep: Sweep) -> Iterator[Se
 
 
 def lost_at(rows: Iterable[SensitivityRow], octaves: float) -> dict[str, float]:
-    """Group of roles -> nats lost with its learning rate so many octaves too high; NaN beyond what was tried."""
+    """Returns group of roles -> nats lost with its learning rate this many octaves too high; NaN if not measured."""
     found: dict[str, float] = {}
     for group, of_group in _by_group(rows).items():
         x, y = [row.log2_factor for row in of_group], [row.lost for row in of_group]
-        # Between two factors, one of which diverged, interp says NaN.
+        # interp returns NaN between two factors if one of them diverged.
         found[group] = float(np.interp(octaves, x, y, left=np.nan, right=np.nan)) if x else math.nan
     return found
 
 
 def seen(rows: Sequence[SensitivityRow], octaves: float, margin: float) -> str:
-    """What a sweep over so many octaves of width can see, in a sentence.
+    """Says in a sentence what a sweep over this many octaves of width can see.
 
-    There a rule that leaves a group's learning rate as it is has it so many octaves too high.
+    At its far end, a rule that leaves a group's learning rate unchanged has it this many octaves too high.
     """
     lost = lost_at(rows, octaves)
     sees = [group for group, nats in lost.items() if nats >= margin]
@@ -111,7 +111,7 @@ def seen(rows: Sequence[SensitivityRow], octaves: float, margin: float) -> str:
 
 
 def measured(paths: Iterable[Path]) -> dict[str, list[SensitivityRow]]:
-    """What tables say of set-ups, by their settings; the first table that has one wins. Raises UserError."""
+    """Reads the sensitivities of set-ups from tables, by their settings; the first match wins. Raises UserError."""
     found: dict[str, list[SensitivityRow]] = {}
     for path in paths:
         rows = read_rows(path, SensitivityRow)
@@ -128,7 +128,7 @@ def _by_group(rows: Iterable[SensitivityRow]) -> Mapping[str, list[SensitivityRo
 
 
 def _page(rows: Sequence[SensitivityRow]) -> str:
-    """A table for each model: groups of roles by factors, in nats lost, and nats per octave to either side."""
+    """Returns a table per model: nats lost by group of roles and factor, and nats per octave to either side."""
     parts = []
     for model in dict.fromkeys((row.parametrization, row.width) for row in rows):
         of_model = [row for row in rows if (row.parametrization, row.width) == model]

@@ -1,4 +1,4 @@
-"""Slopes of what a probe measured, log2 of the quantity on log2 of the axis, with their intervals."""
+"""Computes slopes of a probe's measurements, log2 of the quantity on log2 of the axis, with their intervals."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,15 +18,16 @@ from mup_moe.sweep import one_of
 add_arguments = takes("probe", "its name in the config")
 
 VALUES = {"parametrization": str, "seed": int, "step": int, "quantity": str, "block": str, "value": float}
-# What a probe may go over: the column of that name has each model's.
+# The axes that a probe may vary; the column of that name has each model's value.
 OVER = get_args(CurveAxis)
 
 
 class Slope(NamedTuple):
-    """A quantity's slope over the axis of its probe; NaN where it is 0 or not finite in all models.
+    """The slope of a quantity over the axis of its probe; NaN if the quantity is 0 or not finite in all models.
 
-    block: "" outside of the blocks. low, high: Student's interval, seeds with intercepts of their
-    own. points: models that enter; models: all. lowest, highest: on the axis, of all models.
+    block: "" outside the blocks. low, high: Student's interval (see `transfer.regress`). points: the number of models
+    with a positive, finite value; models: the number of all models. lowest, highest: the range of the axis over all
+    models.
     """
 
     parametrization: str
@@ -43,7 +44,7 @@ class Slope(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a probe's slopes. Raises UserError for values that are missing or damaged."""
+    """Writes a probe's slopes. Raises UserError for missing or damaged values."""
     sweep = read_sweep(arguments)
     name = one_of(arguments.probe, sweep.config.probes, "probes")
     found = slopes(read_values(sweep.probe_values(name)), sweep.config.analysis.confidence)
@@ -51,29 +52,29 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_values(path: Path) -> pd.DataFrame:
-    """What a probe measured. Raises UserError."""
+    """Reads what a probe measured. Raises UserError."""
     table = read_table(path, VALUES)
     axes = [axis for axis in OVER if axis in table.columns] or ["width"]
     table = read_table(path, VALUES | {axes[0]: int})
     if table.empty:
-        raise UserError(f"{path} holds no value: delete it and run the same command again")
+        raise UserError(f"{path} has no values: delete it and run the same command again")
     return table
 
 
 def columns_over(axis: str) -> list[str]:
-    """The columns of values that go over an axis."""
+    """Returns the columns of values measured over an axis."""
     first, *others = VALUES
     return [first, axis, *others]
 
 
 def over(values: pd.DataFrame) -> str:
-    """The axis that values go over: the column of theirs that is one."""
+    """Returns the axis over which values were measured, which is one of their columns."""
     axis: str = next(axis for axis in OVER if axis in values.columns)
     return axis
 
 
 def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
-    """The rows whose value is positive and finite, with log2 of their axis and of values."""
+    """Returns the rows with a positive, finite value, with log2 of the axis and of the value."""
     axis, positive = over(values), values[np.isfinite(values["value"]) & (values["value"] > 0)]
     found: pd.DataFrame = positive.assign(
         **{axis: np.log2(positive[axis].astype(float)), "value": np.log2(positive["value"])}
@@ -82,7 +83,7 @@ def log2_of_positive(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes(values: pd.DataFrame, confidence: float) -> Iterator[Slope]:
-    """A row per parametrization, quantity, block and step, in the order of the values."""
+    """Yields a slope per parametrization, quantity, block and step, in the order of the values."""
     axis = over(values)
     for key, group in values.groupby(["parametrization", "quantity", "block", "step"], sort=False):
         logs = log2_of_positive(group)

@@ -1,4 +1,4 @@
-"""How the optima of a panel's curves move along the curve axis: slope (drift), intervals and regret."""
+"""Measures how the optima of a panel's curves move along the curve axis: slope (drift), intervals and regret."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,17 +22,17 @@ from mup_moe.analysis.curve import (
 from mup_moe.config.settings import AnalysisSettings
 
 BOOTSTRAP_SEED = 0
-EQUAL = 1e-9  # less is rounding
+EQUAL = 1e-9  # smaller differences are rounding
 IntervalKind = Literal["bootstrap", "window", "bracket", "t", ""]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds around an estimate, and where they come from ("" and NaN: there are none).
+    """Bounds around an estimate and the method behind them ("" and NaN if there are none).
 
-    bootstrap: percentiles over resampled seeds, widened to hold the estimate. window: see
-    `curve.window_interval`. bracket: the neighbouring learning rates, of an optimum that the grid
-    does not enclose. t: Student's t of the regression.
+    bootstrap: percentiles over resampled seeds, widened to include the estimate. window: see
+    `curve.window_interval`. bracket: the neighboring learning rates, for an optimum without a vertex. t: Student's t of
+    the regression.
     """
 
     low: float
@@ -40,7 +40,7 @@ class Interval:
     kind: IntervalKind
 
     def hull(self, low: float, high: float) -> "Interval":
-        """The smallest interval that holds this one and [low, high]."""
+        """Returns the smallest interval that contains this one and [low, high]."""
         return Interval(min(self.low, low), max(self.high, high), self.kind)
 
 
@@ -49,10 +49,10 @@ NO_INTERVAL = Interval(np.nan, np.nan, "")
 
 @dataclass(frozen=True)
 class Transfer:
-    """A panel's result: per value of the curve axis (ascending), and the drift over them.
+    """A panel's results: one per value of the curve axis (ascending), and the drift over them.
 
-    regrets: what the base value's optimum costs; NaN without a base. drift: octaves of learning
-    rate per octave of the curve axis; NaN for fewer than two optima.
+    regrets: the cost of using the optimum of the base; NaN without a base. drift: octaves of learning rate per octave
+    of the curve axis; NaN for fewer than two optima.
     """
 
     optima: dict[int, Optimum]
@@ -63,11 +63,11 @@ class Transfer:
 
 
 def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: AnalysisSettings) -> Transfer:
-    """Optima, intervals, regrets and drift of the curves of one panel (curve value -> curve).
+    """Returns the optima, intervals, regrets and drift of the curves of one panel (curve value -> curve).
 
-    The drift is the slope of every seed's own optima on the curve axis, in log2 of both, with the
-    interval of `regress`. That of one curve's optimum is a bootstrap over seeds where there are
-    several; with few its coverage is below its level.
+    The drift is the slope of every seed's own optima on the curve axis, in log2 of both, with the interval of
+    `regress`. With several seeds, the interval of one curve's optimum is a bootstrap over seeds; with few seeds its
+    coverage is below its nominal level.
     """
     if len({curve.seeds for curve in curves.values()}) != 1:
         raise ValueError("the curves of a panel must have the same seeds")
@@ -88,7 +88,7 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
             intervals[value] = interval.hull(optima[value].log2_lr, optima[value].log2_lr)
     for value in found:
         curve, best = curves[value], optima[value]
-        if best.fit in ("edge", "grid"):  # no vertex to move about, though seeds may agree on the point
+        if best.fit in ("edge", "grid"):  # there is no vertex to vary, even if the seeds agree on the point
             between, known = Interval(*bracket(curve), "bracket"), intervals[value]
             intervals[value] = between.hull(known.low, known.high) if known.kind else between
         elif curve.seeds == 1:
@@ -100,14 +100,14 @@ def measure_transfer(curves: Mapping[int, Curve], base: int | None, analysis: An
 
 
 def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> dict[int, Interval]:
-    """Percentile intervals of each curve's optimum."""
+    """Returns percentile intervals of each curve's optimum."""
 
     def estimate(seeds: npt.NDArray[np.int64]) -> list[float]:
         return [find_optimum(curve.resampled(seeds), analysis.fit_points).log2_lr for curve in curves.values()]
 
     def statistic(seeds: npt.NDArray[np.int64], axis: Any) -> FloatArray:
         seeds = np.moveaxis(seeds, axis, -1)
-        # Few seeds have few distinct resamples: each is fitted once.
+        # Few seeds have few distinct resamples, so fit each only once.
         flat = np.sort(seeds, axis=-1).reshape(-1, seeds.shape[-1])
         distinct, which = np.unique(flat, axis=0, return_inverse=True)
         estimates = np.array([estimate(row) for row in distinct]).T
@@ -130,12 +130,12 @@ def _bootstrap(curves: Mapping[int, Curve], analysis: AnalysisSettings) -> dict[
 
 
 def regress(points: Sequence[tuple[int, float, float]], confidence: float) -> tuple[float, Interval]:
-    """The slope of points (seed, x, y), and the wider of two Student's intervals.
+    """Returns the slope of points (seed, x, y) and the wider of two Student's intervals.
 
-    One is of all points, each seed with an intercept of its own: it knows the seeds' noise. The
-    other is of the means over seeds: it knows departures from a line that all seeds share, which
-    more seeds do not make smaller. With one seed they are the same. NaN where there are not two
-    distinct x; no interval where residuals allow neither.
+    One interval comes from all points, with an intercept per seed, and reflects the seeds' noise. The other comes from
+    the means over seeds and reflects departures from a line that all seeds share, which more seeds do not reduce. With
+    one seed they are the same. The slope is NaN without two distinct x; there is no interval if the residuals allow
+    neither.
     """
     table = pd.DataFrame(points, columns=["seed", "x", "y"], dtype=float)
     table = table[np.isfinite(table["y"])]
@@ -143,17 +143,17 @@ def regress(points: Sequence[tuple[int, float, float]], confidence: float) -> tu
     slope, of_points = _line(within, len(table) - table["seed"].nunique() - 1, confidence)
     means = table.groupby("x", as_index=False)["y"].mean()
     _, of_means = _line(means, len(means) - 2, confidence)
-    margin = float(np.nanmax([of_points, of_means, -1.0]))  # -1: neither allows one
+    margin = float(np.nanmax([of_points, of_means, -1.0]))  # -1: there is neither
     return slope, NO_INTERVAL if margin < 0 else Interval(slope - margin, slope + margin, "t")
 
 
 def _line(table: pd.DataFrame, freedom: int, confidence: float) -> tuple[float, float]:
-    """The slope of y on x with so many degrees of freedom, and its margin; NaN where there is none."""
+    """Returns the slope of y on x and its margin for these degrees of freedom; NaN if there is none."""
     if table.empty or np.ptp(table["x"]) == 0:
         return np.nan, np.nan
     line = stats.linregress(table["x"], table["y"])
-    # No residual to judge by: too few points, or all y equal, such as optima all at one edge.
+    # The residuals give no error estimate: too few points, or all y equal, such as optima all at one edge.
     if freedom < 1 or not np.isfinite(line.stderr) or np.ptp(table["y"]) < EQUAL:
         return float(line.slope), np.nan
-    error = line.stderr * np.sqrt((len(table) - 2) / freedom)  # linregress knows of one intercept only
+    error = line.stderr * np.sqrt((len(table) - 2) / freedom)  # linregress assumes a single intercept
     return float(line.slope), float(error * stats.t.ppf((1 + confidence) / 2, freedom))

@@ -1,10 +1,10 @@
-"""Whether a claim of the paper replicates, by the criteria that the config fixes.
+"""Decides whether a claim of the paper replicates, by the criteria that the config fixes.
 
-A test is a number with its interval and an expectation; `judge` compares them, and what the
-measurement cannot bear stays inconclusive: also a drift in a panel from which a cell was left out,
-wherever it lay, since results must not improve by what is taken away. That a panel keeps its best learning rate counts
-only where controls, which are wrong in what the claim is about, do not: else the sweep cannot tell. A claim is
-replicated if all its tests are, not replicated if one is not, and otherwise inconclusive.
+A test is a number with its interval and an expectation, which `judge` compares. A test that the measurement cannot
+decide is inconclusive. So is any drift in a panel with a left-out cell, since leaving out cells must never improve a
+result. A panel that keeps its best learning rate counts only if its controls, which are wrong in what the claim is
+about, do not keep theirs; otherwise the sweep cannot tell. A claim is replicated if all its tests are, not replicated
+if any test is not, and otherwise inconclusive.
 """
 
 import math
@@ -27,10 +27,11 @@ CANNOT_TELL = "this sweep cannot tell"  # the reason where a wrong rule passes a
 
 
 def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdict:
-    """What an interval says of an expectation, whatever the scale; inconclusive without an interval.
+    """Compares an interval with an expectation, whatever the size of the sweep; inconclusive without an interval.
 
-    keeps, drifts: within +-margin; refuted where the two do not meet. moves, falls: 0 is excluded (falls:
-    from below) and the interval reaches beyond the margin; refuted within it (falls: or above 0).
+    keeps, drifts: replicated if the interval is within +-margin, refuted if the two do not overlap. moves, falls:
+    replicated if the interval excludes 0 (falls: is below 0) and extends beyond the margin, refuted if it is within the
+    margin (falls: or above 0).
     """
     if math.isnan(low) or math.isnan(high):
         return "inconclusive"
@@ -45,15 +46,15 @@ def judge(expect: Expectation, low: float, high: float, margin: float) -> Verdic
 
 
 class Test(NamedTuple):
-    """One test of a claim, or what one of its controls comes to by the same test.
+    """One test of a claim, or the same test applied to one of its controls.
 
-    kind: "drift", "slope" or "control". estimate, low, high: a drift in octaves of learning rate per octave of
-    the axis, or a slope; NaN where there is none. expected: what is subtracted before the
-    comparison with the margin. excess, excess_low, excess_high: nats at the far end of the axis (`analysis.excess`)
-    of a panel that is to keep its best learning rate, over the lowest loss there, and of a control, over its rule; NaN
-    elsewhere. octaves: of the axis, over the points that
-    entered; tokens: of a cell, 0 for a slope. missing: cells that were left out of the runs. verdict: replicated, not
-    replicated, or inconclusive for the `reason`; a control's own, which is not the claim's.
+    kind: "drift", "slope" or "control". estimate, low, high: a drift in octaves of learning rate per octave of the
+    axis, or a slope; NaN if there is none. expected: subtracted before the comparison with the margin. excess,
+    excess_low, excess_high: nats at the far end of the axis (`analysis.excess`); for a panel that should keep its best
+    learning rate, over the lowest loss there; for a control, over the loss of its rule; otherwise NaN. octaves: the
+    range of the axis over the points that count. tokens: per cell, 0 for a slope. missing: cells that were left out of
+    the runs. verdict: replicated, not replicated, or inconclusive for the given `reason`; the verdict of a control does
+    not count toward that of the claim.
     """
 
     claim: str
@@ -80,7 +81,7 @@ class Test(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What tests are read from: figure -> its optima, the most tokens of a cell, its curves; probe -> slopes."""
+    """The results that tests use: figure -> its optima, the most tokens of a cell, its curves; probe -> slopes."""
 
     optima: Mapping[str, Sequence[OptimumRow]]
     tokens: Mapping[str, int]
@@ -90,7 +91,7 @@ class Evidence:
 
 
 def read_evidence(config: Config, results: Path) -> Evidence:
-    """Reads what the tests of all claims rest on. Raises UserError."""
+    """Reads the results that the tests of all claims rest on. Raises UserError."""
     figures = config.claims.figures
     specs = {name: FigureSpec.of(config, name) for name in figures}
     probes = dict.fromkeys(slope.probe for claim in config.claims.table.values() for slope in claim.slopes)
@@ -111,13 +112,13 @@ def _most_tokens(runs: Path) -> int:
 
 
 def all_tests(config: Config, results: Path) -> dict[str, list[Test]]:
-    """The tests of every claim of a config, by the claim's name. Raises UserError as `read_evidence` does."""
+    """Returns the tests of every claim of a config by the claim's name. Raises UserError as `read_evidence` does."""
     settings, evidence = config.claims, read_evidence(config, results)
     return {name: list(tests_of(name, claim, settings, evidence)) for name, claim in settings.table.items()}
 
 
 def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence: Evidence) -> Iterator[Test]:
-    """Every test of a claim, and after a test its controls; a slope is tested in each block."""
+    """Yields every test of a claim, each followed by its controls; a slope is tested in each block."""
     for drift in claim.drifts:
         test = _drift_test(name, drift, settings, evidence)
         where = drift.controls
@@ -132,7 +133,7 @@ def tests_of(name: str, claim: ClaimSettings, settings: ClaimsSettings, evidence
 def _drift_test(
     name: str, drift: DriftTest, settings: ClaimsSettings, evidence: Evidence, control_of: DriftTest | None = None
 ) -> Test:
-    """One panel by a test's criterion, whatever its controls say. control_of: the test that it is a control of."""
+    """Tests one panel by a criterion, before its controls are considered. control_of: the test that it controls."""
     rows = [row for row in evidence.optima[drift.figure] if row.panel == drift.panel]
     test = Test(
         claim=name,
@@ -159,9 +160,9 @@ def _drift_test(
         missing=sum(row.missing for row in rows),
     )
     if test.missing:
-        reason = f"{test.missing} of the panel's cells are missing, having been left out: their say is not known"
+        reason = f"{test.missing} of the panel's cells are missing because they were left out: their effect is unknown"
         return test._replace(reason=reason)
-    # A control is to fail here, which takes no larger a sweep than this one.
+    # A control is supposed to fail, so its failure counts in a sweep of any size.
     large = test.tokens >= settings.refuting_tokens and test.octaves >= settings.refuting_octaves
     large = large or control_of is not None
     says = judge(drift.expect, test.low - test.expected, test.high - test.expected, settings.drift_margin)
@@ -172,20 +173,19 @@ def _drift_test(
         if says == "replicated" and control_of and math.isnan(test.excess):
             return test._replace(reason=f"{drift.figure} has other seeds or ends than {control_of.figure}")
         if says == "replicated" and not test.excess_high <= settings.excess_margin:
-            return test._replace(reason="the excess at the far end of the axis neither exceeds its margin nor keeps it")
+            return test._replace(reason="the excess at the far end of the axis is neither above nor within its margin")
     seems_small = drift.expect == "drifts" or says == ("replicated" if drift.expect == "keeps" else "not replicated")
     if seems_small and any(row.at_edge or math.isnan(row.log2_lr) for row in rows):
-        reason = "an optimum lies at the grid's end, or is missing, so that the drift may be larger than it seems"
+        reason = "an optimum is at the end of the grid, or missing, so the drift may be larger than it seems"
         return test._replace(reason=reason)
     return _with_verdict(test, says, large)
 
 
 def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: DriftTest | None) -> Test:
-    """The test with its excess: a panel's over all rows of its figure and of its controls', a control's over its rule.
+    """Adds the excess to a test: a panel's over all rows of its figure and its controls, a control's over its rule.
 
-    Where panels are not of rows, but of architectures say, a panel is held against itself and its controls.
-
-    That of a control is not known where its figure has other seeds or ends than its rule's.
+    If the panels are not rows of the table but, for example, architectures, a panel is compared only with itself and
+    its controls. The excess of a control is unknown if its figure has other seeds or ends than its rule's.
     """
     spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
     other = (control_of or drift.controls or drift).figure
@@ -193,12 +193,12 @@ def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: D
     beside = _panels(evidence, other) if same_seeds else {}
     if control_of is None:
         if spec.figure.panel != "parametrization":
-            # Its other panels are other models, whose losses say nothing of this one's.
+            # The other panels are other models, with losses that are not comparable.
             beside = {
                 f"control {p}": beside[p] for p in (drift.controls.panels if drift.controls else ()) if p in beside
             }
             curves = {drift.panel: curves[drift.panel]}
-        # The figure's own curves win: that of the controls may be smaller.
+        # The figure's own curves win, since the controls' figure may be smaller.
         found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
     else:
         found = over_rule(curves[drift.panel], beside.get(control_of.panel, {}), spec.base, spec.analysis)
@@ -210,11 +210,11 @@ def _panels(evidence: Evidence, figure: str) -> Panels:
 
 
 def _with_controls(test: Test, controls: Sequence[Test]) -> Test:
-    """The test of a panel that is to keep its best learning rate, in the light of its controls."""
+    """Revises the test of a panel that should keep its best learning rate in the light of its controls."""
     if test.verdict != "replicated":
         return test
     if not controls:
-        return test._replace(verdict="inconclusive", reason="no control says whether a wrong rule would pass")
+        return test._replace(verdict="inconclusive", reason="no control shows whether a wrong rule would pass")
     passing = [control.panel for control in controls if control.verdict == "replicated"]
     if passing:
         titles = " and ".join(map(panel_title, passing))
@@ -261,24 +261,24 @@ def _slope_tests(name: str, slope: SlopeTest, settings: ClaimsSettings, evidence
 
 
 def _with_verdict(test: Test, says: Verdict, large: bool, what: str = "interval") -> Test:
-    """The test with what its interval or excess says, unless that refutes and the sweep is not large enough to."""
+    """Returns the test with its verdict; a refutation is inconclusive if the sweep is too small for one."""
     if says == "not replicated" and not large:
         scale = f"{test.octaves:.1f} octaves" + (f" and {test.tokens:,} tokens a cell" if test.tokens else "")
         reason = f"the {what} speaks against the claim, but {scale} are too small a sweep to refute it"
         return test._replace(reason=reason)
     if math.isnan(test.low):
-        return test._replace(reason="too few points, or all alike, leave no interval")
+        return test._replace(reason="there is no interval: the points are too few, or all equal")
     reason = "the interval neither meets the criterion nor rules it out" if says == "inconclusive" else ""
     return test._replace(verdict=says, reason=reason)
 
 
 def without_controls(tests: Sequence[Test]) -> list[Test]:
-    """The tests that make a claim's verdict."""
+    """Returns the tests that determine a claim's verdict."""
     return [test for test in tests if test.kind != "control"]
 
 
 def verdict_of(tests: Sequence[Test]) -> Verdict:
-    """A claim's verdict from those of its tests."""
+    """Returns a claim's verdict from those of its tests."""
     verdicts = {test.verdict for test in without_controls(tests)}
     if "not replicated" in verdicts:
         return "not replicated"

@@ -12,20 +12,20 @@ _COLUMNS = {"claim": str, "says": str, "controls": str, "verdict": str}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    help_folders = "folders that have a claims.csv, such as results/recorded/default"
+    """Adds the command's options."""
+    help_folders = "folders that contain a claims.csv, such as results/recorded/default"
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help=help_folders)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints a row per claim, a column per folder. Raises UserError for a table that is missing or damaged."""
+    """Prints a row per claim and a column per folder. Raises UserError for a missing or damaged table."""
     names = [folder.name for folder in arguments.folders]
     named = zip(names if len(set(names)) == len(names) else map(str, arguments.folders), arguments.folders, strict=True)
     print(side_by_side({name: folder / "claims.csv" for name, folder in named}), end="")
 
 
 def side_by_side(tables: Mapping[str, Path]) -> str:
-    """Verdicts by the name of their sweep, with what became of the controls. Raises UserError."""
+    """Returns a Markdown table of the verdicts of each sweep, noting controls that pass. Raises UserError."""
     read = {name: read_table(path, _COLUMNS).set_index("claim") for name, path in tables.items()}
     claims = dict.fromkeys(claim for table in read.values() for claim in table.index)
     rows = []

@@ -1,1 +1,1 @@
-"""What the user asks for: settings, cells, and the reading of config.yaml."""
+"""What the user asks for: reads config.yaml into settings and cells."""

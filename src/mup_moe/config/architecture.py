@@ -1,4 +1,4 @@
-"""Architectures beside our own: a model of transformers, whose fields follow the axes of a sweep; needs no torch."""
+"""Architectures from transformers, with config fields that follow the axes of a sweep; needs no torch."""
 
 import json
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from mup_moe.config.roles import RoleTable, evaluate, names_in
 if TYPE_CHECKING:
     from mup_moe.config.settings import ModelSettings
 
-# What the fields of an architecture may refer to: axes of its cells, and what the set-up and the corpus say.
+# What the fields of an architecture may refer to: axes of its cells, settings of the set-up, and the vocabulary.
 AXIS_NAMES = ("width", "experts", "granularity")
 SETTING_NAMES = ("top_k", "blocks", "sequence", "ffn_ratio")
 NAMES = (*AXIS_NAMES, *SETTING_NAMES, "vocabulary")
-# What a set-up's `model` says of its cells beside: the rest is about our own model.
+# Settings of a set-up's `model` that apply to these architectures too; the rest only concern our own model.
 SHARED_SETTINGS = (
     *("base_width", "base_experts", *SETTING_NAMES, "fixed_sparsity", "init", "init_scale", "scale_residual_init"),
     *("balance_loss", "balance_loss_times_top_k", "z_loss"),
@@ -25,7 +25,7 @@ _KEYS = ("model_type", "roles", "fields")
 
 @dataclass(frozen=True)
 class Architecture:
-    """An entry of `architectures`. fields: of the architecture's config, as JSON; roles: its role table."""
+    """An entry of `architectures`. fields: the fields of the model's config, as JSON. roles: its role table."""
 
     name: str
     model_type: str
@@ -34,7 +34,7 @@ class Architecture:
 
     @classmethod
     def parse(cls, name: str, entry: Mapping[str, Any], roles: Mapping[str, Any]) -> Self:
-        """Reads an entry. roles: the section of role tables, or a table in the entry itself. Raises ValueError."""
+        """Reads an entry, which names a table of the section `roles` or contains its own. Raises ValueError."""
         key = f"`architectures.{name}"
         for word in entry:
             if word not in _KEYS:
@@ -45,21 +45,22 @@ class Architecture:
         if not isinstance(fields, Mapping) or not fields:
             raise ValueError(f"{key}.fields` is missing: give the fields of the model's config")
         if isinstance(table, str) and table not in roles:
-            raise ValueError(f"{key}.roles` is {table!r}, which `roles` does not list")
+            raise ValueError(f"{key}.roles` is {table!r}, which `roles` does not list: correct the name, or add it")
         parsed = RoleTable.parse(table, roles[table]) if isinstance(table, str) else RoleTable.parse(name, table)
         for field, value in fields.items():
             if _is_expression(value) and (strange := names_in(value) - set(NAMES)):
                 raise ValueError(
-                    f"{key}.fields.{field}` refers to {', '.join(sorted(strange))}: it may refer to {', '.join(NAMES)}"
+                    f"{key}.fields.{field}` refers to {', '.join(sorted(strange))} but may only refer to"
+                    f" {', '.join(NAMES)}"
                 )
         return cls(name, kind, parsed, json.dumps(fields, sort_keys=True))
 
     def as_data(self) -> dict[str, Any]:
-        """The entry as plain data, with its role table; `parse` reads it back."""
+        """Returns the entry as plain data, with its role table; `parse` reads it back."""
         return {"model_type": self.model_type, "roles": self.roles.as_data(), "fields": json.loads(self.fields)}
 
     def fields_of(self, cell: Cell, settings: "ModelSettings", vocabulary: int) -> dict[str, Any]:
-        """The fields of a cell's config. Raises ValueError for one that is not a whole number."""
+        """Returns the fields of a cell's config. Raises ValueError if an expression is not a positive whole number."""
         values = {name: getattr(cell, name) for name in AXIS_NAMES}
         values |= {name: getattr(settings, name) for name in SETTING_NAMES} | {"vocabulary": vocabulary}
         values["top_k"] = settings.active_experts(cell.experts)
@@ -71,15 +72,15 @@ class Architecture:
                 if number.denominator != 1 or number < 1:
                     raise ValueError(
                         f"`architectures.{self.name}.fields.{field}` is {value} = {float(number):g} at width"
-                        f" {cell.width}, which is not a whole number from 1"
+                        f" {cell.width} but must be a whole number of at least 1"
                     )
                 value = int(number)
             found[field] = value
         return found
 
     def check(self, cell: Cell, settings: "ModelSettings") -> None:
-        """Raises ValueError, with a sentence, for a cell that this architecture cannot be built for."""
-        # No size of a layer depends on the vocabulary.
+        """Raises ValueError, with a sentence, for a cell for which this architecture cannot be built."""
+        # The layer sizes do not depend on the vocabulary.
         sizes = [
             self.roles.sizes_of(self.fields_of(of_one, settings, 1)) for of_one in (cell, settings.base_cell(cell))
         ]
@@ -87,17 +88,17 @@ class Architecture:
         for size in needed:
             if size not in sizes[0]:
                 raise ValueError(
-                    f"`architectures.{self.name}.fields` do not say the {size} of roles {self.roles.name!r}:"
-                    " give the field that `sizes` there names"
+                    f"`architectures.{self.name}.fields` do not determine the {size} of roles {self.roles.name!r}:"
+                    " add the field that `sizes` there names"
                 )
         if sizes[0]["head_size"] != sizes[1]["head_size"]:
             raise ValueError(
                 f"`architectures.{self.name}` has heads of size {sizes[0]['head_size']} at width {cell.width} and"
-                f" {sizes[1]['head_size']} at `base_width`: keep it fixed, for the model scales its attention logits"
-                " by itself"
+                f" {sizes[1]['head_size']} at `base_width`: keep the size fixed, since the model itself scales its"
+                " attention logits"
             )
 
 
 def _is_expression(value: Any) -> bool:
-    """Whether a field follows the sweep; any other text, such as the name of an activation, is its value."""
+    """Whether a field is an expression that follows the sweep; other text, such as an activation, is a plain value."""
     return isinstance(value, str) and bool(names_in(value) & set(NAMES))

@@ -12,9 +12,9 @@ from mup_moe.parametrization import GROUPS
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _LONGEST_ID = 200
 _POWER = re.compile(r"2\^(-?\d+(?:\.\d+)?)")
-# The paper's; any other is an entry of `architectures`.
+# The paper's architectures; any other one is an entry of `architectures`.
 ARCHITECTURES = ("moe", "dense")
-# The least and most of an axis: far beyond any sweep, so that nothing computed from it overflows.
+# The limits of an axis: far beyond any real sweep, but tight enough that nothing computed from them overflows.
 _RANGES: dict[str, tuple[float, float, str]] = {
     "width": (1, 2**20, "2^20"),
     "experts": (1, 2**20, "2^20"),
@@ -25,11 +25,11 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 
 class LearningRate(float):
-    """A positive, finite learning rate, exact through its own text.
+    """A positive, finite learning rate with an exact text form.
 
-    Accepts a number or text ("0.001", "2^-9", "2^-6.5"). `str` gives the canonical spelling:
-    a power of two whose exponent is a multiple of 1/4 as "2^-9", anything else as the shortest
-    decimal that reads back to the same float.
+    Accepts a number or text ("0.001", "2^-9", "2^-6.5"). `str` gives the canonical spelling: a power of two with an
+    exponent that is a multiple of 1/4 as "2^-9", and anything else as the shortest decimal that reads back to the same
+    float.
     """
 
     def __new__(cls, value: float | str) -> "LearningRate":
@@ -53,8 +53,8 @@ class LearningRate(float):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """How pydantic validates a field of this type."""
-        # Imported here: the trainer builds learning rates on machines without pydantic.
+        """Returns the schema by which pydantic validates a field of this type."""
+        # Imported here because the trainer creates learning rates on machines without pydantic.
         from pydantic_core import core_schema
 
         number_or_text = core_schema.union_schema(
@@ -74,23 +74,23 @@ class GroupRate(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "GroupRate":
-        """Reads its text, such as "experts-lr2^-3". Raises ValueError."""
+        """Parses text such as "experts-lr2^-3". Raises ValueError."""
         group, mark, factor = text.rpartition("-lr")
         if not mark or group not in GROUPS:
             raise ValueError(f"{text!r} is not the learning rate of a group of roles: write experts-lr2^-3")
         found = cls(group, LearningRate(factor))
         if str(found) != text:
-            raise ValueError(f"{text!r} is spelt {str(found)!r}")
+            raise ValueError(f"{text!r} is not in canonical form: write {str(found)!r}")
         return found
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One point of the sweep. Every field but `setup` is an axis that a figure may span.
+    """One point of the sweep. Every field except `setup` is an axis that a figure may span.
 
-    `experts` counts the experts at granularity 1: `experts * granularity` are instantiated. A
-    dense cell has neither, and says so with experts = granularity = 1. `learning_rate_of` is empty, or
-    multiplies the learning rate of a group of roles: `GroupRate.parse` reads it.
+    `experts` is the number of experts at granularity 1; the model has `experts * granularity`. A dense cell has no
+    experts, which is written as experts = granularity = 1. `learning_rate_of` is empty, or names a group of roles and a
+    factor on its learning rate: `GroupRate.parse` reads it.
     """
 
     setup: str
@@ -106,13 +106,15 @@ class Cell:
     def __post_init__(self) -> None:
         for name in ("setup", "architecture", "parametrization"):
             if not NAME.fullmatch(getattr(self, name)):
-                raise ValueError(f"{name} {getattr(self, name)!r} must be lower-case words joined by '-'")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} must be lower-case letters and digits, in words joined by '-'"
+                )
         for axis in _RANGES:
             check_range(axis, getattr(self, axis))
         if len(self.id) > _LONGEST_ID:
-            raise ValueError(f"{self.id[:60]}... is longer than a file's name may be: shorten its names")
+            raise ValueError(f"{self.id[:60]}... is too long for a file name: shorten its names")
         if self.architecture == "dense" and (self.experts, self.granularity) != (1, 1):
-            raise ValueError("a dense cell has no experts: set experts and granularity to [1]")
+            raise ValueError("a dense cell has no experts: set `experts` and `granularity` to [1]")
         if self.learning_rate_of:
             GroupRate.parse(self.learning_rate_of)
 
@@ -120,42 +122,41 @@ class Cell:
     def id(self) -> str:
         """The cell's name, exact and safe as a file name: `Cell.parse(cell.id) == cell`.
 
-        A later axis is appended after the seed and left out at its default, so that adding one
-        renames nothing.
+        New axes are appended after the seed and left out at their default, so that adding one renames no cell.
         """
         return self.name()
 
     def name(self, without: Collection[str] = ()) -> str:
-        """The id, or what is left of it without some axes: the name of cells that differ in those alone."""
+        """Returns the id without some axes: a shared name for cells that differ only in those axes."""
         parts = {part: str(getattr(self, part)) for part in _MARKS if part not in without}
         return "_".join(f"{_MARKS[part]}{value}" for part, value in parts.items() if value)
 
     @classmethod
     def parse(cls, text: str) -> "Cell":
-        """The cell of an id. Raises ValueError for text that no cell has as its id."""
+        """Returns the cell with this id. Raises ValueError for text that is not a cell's id."""
         match = _ID.fullmatch(text)
         if not match:
             marks = {part: mark for part, mark in _MARKS.items() if part != "learning_rate_of"}
             scheme = "_".join(f"{mark}{part.removeprefix('learning_').upper()}" for part, mark in marks.items())
-            raise ValueError(f"{text!r} is not a cell's id, which reads {scheme}")
+            raise ValueError(f"{text!r} is not a cell's id: write it as {scheme}")
         setup, kind, rules, width, experts, granularity, rate, seed, group = match.groups()
         counts = (int(width), int(experts), int(granularity))
         cell = cls(setup, kind, rules, *counts, LearningRate(rate), int(seed), group or "")
         if cell.id != text:
-            raise ValueError(f"{text!r} is not a cell's id: that cell is called {cell.id!r}")
+            raise ValueError(f"{text!r} is not a cell's id: the id of that cell is {cell.id!r}")
         return cell
 
 
 def check_range(axis: str, value: Any) -> None:
-    """Raises ValueError, with a sentence, for what is no value of a numeric axis."""
+    """Raises ValueError, with a sentence, for a value outside the limits of a numeric axis."""
     least, most, shown = _RANGES.get(axis, (value, value, ""))
     if not least <= value <= most:
-        # Not as a LearningRate, whose own spelling ends within this range.
+        # Not formatted as a LearningRate, since its spelling fails outside this range.
         value = float(value) if isinstance(value, float) else value
-        raise ValueError(f"{axis} {value} must lie between {least} and {shown}")
+        raise ValueError(f"{axis} is {value} but must be between {least} and {shown}")
 
 
-# What each field's value follows in an id.
+# The prefix of each field's value in an id.
 _MARKS = {
     **dict.fromkeys(("setup", "architecture", "parametrization"), ""),
     **{"width": "w", "experts": "e", "granularity": "g", "learning_rate": "lr", "seed": "s"},
@@ -168,6 +169,6 @@ AXES = tuple(field.name for field in fields(Cell) if field.name != "setup")
 
 
 def grid(setup: str, axes: Mapping[str, Sequence[Any]]) -> Iterator[Cell]:
-    """All cells of a set-up over the product of `axes` (axis name -> its values)."""
+    """Yields all cells of a set-up over the product of `axes` (axis name -> its values)."""
     for values in itertools.product(*(axes[axis] for axis in AXES)):
         yield Cell(setup, *values)

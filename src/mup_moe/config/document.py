@@ -1,4 +1,4 @@
-"""A YAML or JSON file as plain values: what no setting can be is refused before anything looks at it."""
+"""Reads a YAML or JSON file as plain values, and rejects values that no setting can have before anything uses them."""
 
 import json
 import re
@@ -12,31 +12,31 @@ import yaml
 from mup_moe.encoding import NO_TEXT
 from mup_moe.files import UserError
 
-# Far beyond any config, and little enough that whatever lies within is refused in seconds.
+# Far beyond any real config, but small enough that checking any document takes only seconds.
 _MOST_LEVELS = 20
 _MOST_CHARACTERS = 2 * 10**6
 _MOST_MERGED_KEYS = 10_000
-_LONGEST_TEXT = 4096  # a path's
+_LONGEST_TEXT = 4096  # the length of the longest path
 _LONGEST_KEY = 100
 _LONGEST_SENTENCE = 400
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
-_LARGEST_EXACT = 2**53  # of a float's integers
-# YAML 1.1 takes 1.0e-8 for a number, and 1e-8 for text.
+_LARGEST_EXACT = 2**53  # floats represent integers exactly up to here
+# YAML 1.1 reads 1.0e-8 as a number, but 1e-8 as text.
 _EXPONENT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)[eE][-+]?[0-9]+")
-# Octal, and minutes and seconds.
+# Octal numbers, and minutes and seconds.
 _SURPRISING = re.compile("[-+]?0[0-9_]+|.*:.*")
 
 
 class ConfigError(UserError):
-    """A mistake in the configuration, told in one sentence per key."""
+    """A mistake in the configuration, described in one sentence per key."""
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds, or a JSON one (.json); no tag of it runs code. Raises ConfigError."""
+    """Reads the mapping in a YAML or JSON (.json) file; no YAML tag can run code. Raises ConfigError."""
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        # No encoding by its mark but UTF-8: Snakemake, which reads the file too, does not know others.
+        # UTF-8 only, with or without a byte-order mark: Snakemake reads the file too and supports no other encoding.
         text = path.read_text(encoding="utf-8-sig")
         if kind == "JSON":
             document = json.loads(text, parse_float=_number, object_pairs_hook=_without_repetition)
@@ -46,13 +46,13 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ConfigError(
             cut(f"{path} cannot be read as {kind}: it is not UTF-8, so save it in that encoding")
         ) from None
-    # A scalar that is none of its type makes PyYAML raise whatever Python does.
+    # For a scalar that is invalid for its type, PyYAML passes on whatever Python raises.
     except Exception as error:
         raise ConfigError(cut(f"{path} cannot be read as {kind}: {_problem(error)}")) from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
     if "__use_yte__" in document:
-        raise ConfigError(f"{path} has `__use_yte__`, by which Snakemake runs code in a config: remove it")
+        raise ConfigError(f"{path} has `__use_yte__`, which makes Snakemake run code in the config: remove it")
     try:
         check_values(document)
     except ConfigError as error:
@@ -61,12 +61,12 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def document_text(document: Mapping[str, Any]) -> str:
-    """YAML that `read_document` reads back to the same document."""
+    """Returns YAML that `read_document` reads back to the same document."""
     return yaml.dump(dict(document), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 def read_value(text: str, key: str) -> Any:
-    """The value that a line of YAML says, as `key` of a file would have it. Raises ConfigError."""
+    """Reads a line of YAML as the value of `key`, as if it were in a file. Raises ConfigError."""
     try:
         value = _EntryLoader(text).get_single_data()
     except Exception as error:  # as above
@@ -79,12 +79,12 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         repeated = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"the key {repeated!r} is there twice")
+        raise ValueError(f"the key {repeated!r} appears twice")
     return document
 
 
 def _number(text: str) -> int | float:
-    """A number with a fraction or an exponent; 1e4 is an integer, as people mean it."""
+    """Reads a number with a fraction or an exponent; 1e4 is an integer, as people expect."""
     value = float(text)
     whole = "e" in text.lower() and value.is_integer() and abs(value) <= _LARGEST_EXACT
     return int(value) if whole else value
@@ -98,7 +98,7 @@ def _problem(error: Exception) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but that no key may stand twice, and merges (<<) may not multiply."""
+    """PyYAML's safe loader, which also rejects repeated keys and merges (<<) of too many keys."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -106,12 +106,12 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else key
             if name in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} appears twice", key.start_mark)
             seen.add(name)
         return node
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number of YAML's, or of our `_EXPONENT`, but for those that YAML 1.1 reads otherwise than people do."""
+        """Reads a YAML number, or one of our `_EXPONENT`; rejects those that YAML 1.1 reads differently than people."""
         if _SURPRISING.fullmatch(node.value):
             problem = f"{node.value} is not a plain number: put it in quotes if it is text"
             raise yaml.MarkedYAMLError(None, None, problem, node.start_mark)
@@ -127,11 +127,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _EntryLoader(_Loader):
-    """Of what Snakemake hands on: it spells null as None where a profile has `config` as a mapping."""
+    """Reads entries from Snakemake, which writes null as None if a profile has `config` as a mapping."""
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
-    """Quotes what `_Loader` would take for a number, and writes again what is there twice."""
+    """Quotes text that `_Loader` would read as a number, and repeats shared values instead of using aliases."""
 
     def ignore_aliases(self, _data: Any) -> bool:
         return True
@@ -146,19 +146,19 @@ _EntryLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("None$")
 
 
 def check_values(document: object) -> None:
-    """Refuses what no setting can be, endless values among it. Raises ConfigError naming the key."""
+    """Rejects values that no setting can have, such as self-referencing ones. Raises ConfigError naming the key."""
     if not isinstance(document, Mapping):
         raise ConfigError(f"the config is {show(document)} but must hold a mapping of keys to values")
     room = _MOST_CHARACTERS
     pending: list[tuple[tuple[str, ...], object]] = [((), document)]
     while pending:
         path, value = pending.pop()
-        # What an alias (*) stands for counts wherever it stands.
+        # The target of an alias (*) counts at every place where the alias appears.
         room -= 10 + (len(value) if isinstance(value, str) else 0)
         if room < 0:
             raise ConfigError(f"`{path[0]}` holds more than {_MOST_CHARACTERS:,} characters: shorten it")
         if len(path) > _MOST_LEVELS:
-            raise ConfigError(f"`{path[0]}` has more than {_MOST_LEVELS} levels, or holds itself: flatten it")
+            raise ConfigError(f"`{path[0]}` has more than {_MOST_LEVELS} levels, or contains itself: flatten it")
         key = ".".join(path)
         match value:
             case Mapping():
@@ -170,7 +170,7 @@ def check_values(document: object) -> None:
             case str():
                 _check_text(value, key)
             case int() if value.bit_length() > 64:
-                raise ConfigError(f"`{key}` is an integer that does not fit 64 bits: lower it")
+                raise ConfigError(f"`{key}` is an integer that does not fit in 64 bits: make it smaller")
             case None | int() | float():
                 pass
             case _:
@@ -193,22 +193,22 @@ def _check_text(text: str, key: str) -> None:
     if len(text) > _LONGEST_TEXT:
         raise ConfigError(f"`{key}` has more than {_LONGEST_TEXT} characters: shorten it")
     if NO_TEXT.search(text):
-        raise ConfigError(f"`{key}` is {show(text)}, which holds NUL or half a surrogate pair: remove it")
+        raise ConfigError(f"`{key}` is {show(text)}, which contains NUL or half a surrogate pair: remove it")
 
 
 def show(value: object) -> str:
-    """A value as a sentence shows it: in few characters."""
+    """Formats a value for a sentence, in few characters."""
     try:
         return _REPR.repr(value)
-    except ValueError:  # an integer of more digits than Python spells out
+    except ValueError:  # an integer with more digits than Python converts to text
         return f"a very large {type(value).__name__}"
 
 
 def cut(sentence: str) -> str:
-    """The sentence, or as much of it as one reads, in one line."""
+    """Returns the sentence in one line, shortened if it is too long to read."""
     return in_one_line(sentence if len(sentence) <= _LONGEST_SENTENCE else f"{sentence[:_LONGEST_SENTENCE]}...")
 
 
 def in_one_line(text: str) -> str:
-    """The text with what cannot be printed as Python spells it."""
+    """Returns the text with unprintable characters escaped as in Python."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -1,4 +1,4 @@
-"""Which cells share a process."""
+"""Groups cells into jobs, which share a process."""
 
 import math
 from collections import Counter
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
-    """The items in as few parts as hold `most` each, of sizes that differ by one at most: 7 by 6 are 4 and 3."""
+    """Splits items into as few parts as possible, of at most `most` items and nearly equal size: 7 by 6 is 4 and 3."""
     count = math.ceil(len(items) / most) if items else 0
     bounds = [round(part * len(items) / count) for part in range(count + 1)] if count else []
     return [items[first:last] for first, last in pairwise(bounds)]
@@ -22,14 +22,14 @@ def even_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
 def jobs(
     figures: Mapping[str, Collection[Cell]], lockstep: Collection[str], cells_per_job: int = 1
 ) -> dict[str, list[Cell]]:
-    """The cells of all figures by the job that trains them, each in one; the job is named by what they share.
+    """Returns the cells of all figures by job; each cell is in one job, which is named after what its cells share.
 
-    Cells share a job when they differ in the axes `lockstep` only and the same figures show them, so
-    that what one figure needs never waits for what another one does. Without axes, no cell shares.
-    Jobs of fewer than `cells_per_job` cells are put together, as long as their cells have the set-up,
-    the parametrizations and the figures in common. Cells that are more than MOST_CELLS_PER_JOB are cut into
-    several jobs. They come in the order of the figures, which changes
-    nothing else of them: a job's name means the same cells whichever file lists a figure first.
+    Cells share a job if they differ only in the axes `lockstep` and the same figures show them, so that one figure
+    never waits for cells that only another one needs. Without axes, every job has one cell. Jobs of fewer than
+    `cells_per_job` cells are put together if their cells have the same set-up, figures and, unless it is an axis of
+    `lockstep`, parametrization. More than MOST_CELLS_PER_JOB cells are split into several jobs. The jobs come in the
+    order of the figures. That order affects nothing else: a job's name means the same cells whichever figure comes
+    first.
     """
     place = {cell: number for number, cell in enumerate(dict.fromkeys(chain.from_iterable(figures.values())))}
     shown_in: dict[Cell, list[str]] = {}
@@ -49,23 +49,23 @@ def jobs(
             differing = (axis for axis in AXES if len({getattr(cell, axis) for cell in cells}) > 1)
             shared = cells[0].name(without={*lockstep, *differing})
             named[shared] += 1
-            # A second one of this name has other figures, or other values of what differs.
+            # A second job with this name has other figures, or other values on the axes that differ.
             result[shared if named[shared] == 1 else f"{shared}~{named[shared]}"] = cells
     return dict(sorted(result.items(), key=lambda job: min(place[cell] for cell in job[1])))
 
 
 def _cut(curve: Sequence[Cell]) -> Sequence[Sequence[Cell]]:
-    """A curve in parts that a job takes."""
+    """Splits a curve into parts that fit a job."""
     if len(curve) <= MOST_CELLS_PER_JOB:
         return [curve]
-    # By seed: the cells of one that is added later join the last part, and the others have nothing to do.
+    # Sorted by seed: the cells of a seed that is added later are in the last parts, and other jobs have nothing to do.
     return even_parts(sorted(curve, key=lambda cell: cell.seed), MOST_CELLS_PER_JOB)
 
 
 def _put_together(curves: Sequence[Sequence[Cell]], least: int) -> list[list[Cell]]:
-    """Neighbouring curves in lists of at least so many cells each; what is left over at the end joins the last.
+    """Puts neighboring curves together in lists of at least `least` cells; the remainder joins the last list.
 
-    None of the lists is longer than a job takes, even if that leaves another one short.
+    No list has more cells than a job may have, even if that leaves another one short.
     """
     together: list[list[Cell]] = []
     left = sum(map(len, curves))

@@ -1,6 +1,6 @@
-"""The kinds of figures. A new one is a line of KINDS and a module of its name, which has `draw`.
+"""The kinds of figures. A new one needs an entry in KINDS and a module of the same name with `draw`.
 
-Standard library only, so that a Snakefile can import it.
+Uses only the standard library, so that a Snakefile can import it.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,18 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a kind of figure reads, and what the report says of it; the module `mup_moe.figures.KIND` draws it.
+    """The files that a kind of figure reads, and its text in the report; the module `mup_moe.figures.KIND` draws it.
 
-    That module has `draw(config, name, results) -> Figure`, called within `style.drawing_style`.
+    That module has `draw(config, name, results) -> Figure`, which is called within `style.drawing_style`.
 
-    reads: files in the folder of results. {name} is the figure's own name; {figure} means one file for each figure
-    that it shows, {reference} for those that have a `reference`, {cell} for each of their cells.
-    category: the heading in the report; they are sorted. {heading} is that of a figure's subject (HEADINGS).
-    axes: what may have several values, besides panel, curve, learning_rate and seed.
-    caption: what to look for, in the report, as reStructuredText; a long one is in workflow/report/figure.rst instead.
-    of: the section of the config whose entries are of this kind.
-    table: whether the command of the kind's name makes a table of a figure, RESULTS/NAME/KIND.csv, .md and .html.
+    reads: files in the results folder. {name} is the figure's own name. {figure} stands for one file per figure that it
+    shows, {reference} for one per figure with a `reference`, and {cell} for one per cell.
+    category: the heading in the report, where headings are sorted. {heading} is that of a figure's subject (HEADINGS).
+    axes: the axes that may have several values, besides panel, curve, learning_rate and seed.
+    caption: what to look for in the figure, as reStructuredText in the report; a long one is in
+    workflow/report/figure.rst instead.
+    of: the section of the config with entries of this kind.
+    table: whether the command with the kind's name makes a table of a figure, RESULTS/NAME/KIND.csv, .md and .html.
     """
 
     reads: tuple[str, ...]
@@ -30,7 +31,7 @@ class Kind:
     table: bool = False
 
 
-# By what a figure is about: the curves' axis, or models that are all dense.
+# Headings by a figure's subject: the axis of its curves, or "dense" if all models are dense.
 HEADINGS = {
     "width": "2 Learning-rate transfer over widths",
     "experts": "3 Experts and granularity",
@@ -41,26 +42,27 @@ _TRANSFER_READS = ("{figure}/runs.csv", "{figure}/optima.csv", "{reference}/refe
 _PROBE_READS = ("{name}/values.csv", "{name}.csv")
 
 ATTRIBUTION = """
-What each group of roles contributes to transfer. A row *without* a group leaves it as under SP, a row *only* with it
-leaves everything else so. Look at the rows that lack what a claim is about: where such a row lies in both grey bands,
-as the rule itself does, this sweep cannot tell whether the rule is right there.
+The contribution of each group of roles to transfer. A row *without* a group leaves that group as under SP; a row with
+*only* a group leaves everything else as under SP. Look at the rows that lack what a claim is about: if such a row is in
+both gray bands, as the rule itself is, this sweep cannot tell whether the rule is right for that group.
 """
 SENSITIVITY = """
-What this set-up sees: the nats that it loses when one group of roles is trained with another learning rate. Look for
-lines that stay below the dotted one: of their roles a sweep of this set-up says nothing.
+What this set-up can see: the nats that it loses when one group of roles is trained with another learning rate. Look for
+lines that stay below the dotted one: a sweep of this set-up shows nothing about their roles.
 """
 TREND = """
-The drift of the best learning rate over widths, against the steps of training, a line per base width. Transfer is a
-statement about a limit: look at whether the drift comes closer to 0 with more steps and from a wider base.
+The drift of the best learning rate over widths against the number of training steps, with a line per base width.
+Transfer is a statement about a limit: check whether the drift approaches 0 with more steps and from a wider base.
 """
 COMPARISON = """
-Rules side by side, on the same seeds: how the best learning rate moves over the axis, what keeping that of the base
-costs at its far end, and how the loss there differs from that of the first rule. Look for intervals that exclude 0.
+Rules side by side, on the same seeds: how the best learning rate moves over the axis, what the base's best learning
+rate costs at the far end, and how the loss there differs from that of the first rule. Look for intervals that exclude
+0.
 """
 CONTRIBUTIONS = """
-What an MoE layer adds to the residual stream at initialisation, and what the first steps of training change in it
-through the tensors of one role, for the same tokens. Above its size over the axis; below its slope by step (log₂ on
-log₂). Look at which of the rules keep all of it, and at the dotted lines, which are predicted.
+What an MoE layer adds to the residual stream at initialization, and how the first training steps change it through the
+tensors of one role, for the same tokens. Above: its size over the axis. Below: its slope by step (log₂ on log₂). Check
+which rules keep all sizes constant, and compare with the dotted lines, which are predictions.
 """
 
 CLAIMS = """

@@ -1,34 +1,34 @@
-"""Entries of the config that start from another one of their section by `like`."""
+"""Entries of the config that extend another entry of their section with `like`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Far beyond any config.
+# Far beyond any real config.
 _LONGEST_CHAIN = 100
-# Of a section, the part whose values replace inherited ones whole: a tensor has one role.
+# The part of a section in which values replace inherited ones entirely, since a tensor has only one role.
 _REPLACING = {"roles": "tensors"}
 
 
 def without_like(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry says itself."""
+    """Returns an entry without its `like`."""
     return {key: value for key, value in entry.items() if key != "like"}
 
 
 def lineage(section: str, table: Mapping[str, Any], name: str) -> list[Any]:
-    """The entry of a name, last, and before it those that it starts from. Raises ValueError naming the key."""
+    """Returns the entry with this name, preceded by those that it extends. Raises ValueError naming the key."""
     names = [name]
     while isinstance(own := table[names[-1]], Mapping) and "like" in own:
         key, parent = f"`{section}.{names[-1]}.like`", own["like"]
         if not isinstance(parent, str) or parent not in table or parent in names:
-            raise ValueError(f"{key} is {parent!r}, which must name another entry, without a circle")
+            raise ValueError(f"{key} is {parent!r} but must name another entry, without a cycle")
         if len(names) > _LONGEST_CHAIN:
-            raise ValueError(f"{key} goes on a chain of more than {_LONGEST_CHAIN} entries")
+            raise ValueError(f"{key} continues a chain of more than {_LONGEST_CHAIN} entries: shorten it")
         names.append(parent)
     return [table[of_one] for of_one in reversed(names)]
 
 
 def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
-    """Documents laid over each other key by key; the later one wins."""
+    """Merges documents key by key; later ones win."""
     merged: dict[str, Any] = {}
     for document in documents:
         for key, value in document.items():
@@ -38,7 +38,7 @@ def overlay(*documents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inherited(section: str, table: Mapping[str, Any], name: str) -> Any:
-    """An entry laid over those that it starts from. Raises ValueError naming the key."""
+    """Returns an entry merged with those that it extends. Raises ValueError naming the key."""
     merged, *rest = lineage(section, table, name)
     if not isinstance(merged, Mapping):
         return merged

@@ -1,4 +1,4 @@
-"""Reading config.yaml: any mistake ends in one sentence that names the key."""
+"""Validates the config; any mistake is reported in one sentence that names the key."""
 
 import difflib
 import json
@@ -17,22 +17,22 @@ from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization
 
 DEFAULT_PRESET = "default"  # config.yaml itself
 _ADAPTER = pydantic.TypeAdapter(Config)
-# Sections whose entries may start from another one by `like`; parametrizations resolve their own.
+# Sections in which entries may extend another one with `like`; parametrizations resolve their own.
 _LIKE = ("roles", "architectures", "corpora", "setups", "figures", "probes")
-# Far beyond any config.
+# Far beyond any real config.
 _LARGEST_POWER = 16
 _MOST_SENTENCES = 20
-# Of a union's types, as pydantic's locations have them.
+# Names of a union's types in pydantic's locations.
 _TYPE_NAME = re.compile(r"(int|float|str|none)$|literal\[|function-|union\[|tuple\[")
 
 
 def read_preset(folder: Path, name: object) -> dict[str, Any]:
-    """The overlay `name` in the folder of presets; nothing for the default. Raises ConfigError."""
+    """Reads the preset `name` from the folder of presets; empty for the default. Raises ConfigError."""
     return without_like(overlay(*map(read_document, preset_files(folder, name))))
 
 
 def preset_files(folder: Path, name: object, below: tuple[object, ...] = ()) -> list[Path]:
-    """The files of a preset, the one that it starts from by `like` first. Raises ConfigError."""
+    """Returns the files of a preset, starting with those that it extends with `like`. Raises ConfigError."""
     if name == DEFAULT_PRESET:
         return []
     known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -46,7 +46,7 @@ def preset_files(folder: Path, name: object, below: tuple[object, ...] = ()) -> 
 
 
 def validate(document: Mapping[str, Any]) -> Config:
-    """The typed config of a parsed YAML document. Raises ConfigError."""
+    """Returns the typed config of a parsed YAML document. Raises ConfigError."""
     check_values(document)
     try:
         resolved = _inherit(document)
@@ -55,7 +55,7 @@ def validate(document: Mapping[str, Any]) -> Config:
     except pydantic.ValidationError as error:
         sentences = _sentences(error, document, resolved)
         more = len(sentences) - _MOST_SENTENCES
-        rest = [f"and {more} more such mistakes"] if more > 0 else []
+        rest = [f"and {more} more mistakes"] if more > 0 else []
         raise ConfigError("\n".join([*map(cut, sentences[:_MOST_SENTENCES]), *rest])) from None
     except ValueError as error:
         raise ConfigError(cut(str(error))) from None
@@ -63,7 +63,7 @@ def validate(document: Mapping[str, Any]) -> Config:
 
 
 def _check_table(rows: Mapping[str, Parametrization]) -> None:
-    """Refuses powers whose factors would overflow. Raises ValueError naming the key."""
+    """Rejects powers with factors that would overflow. Raises ValueError naming the key."""
     for name, row in rows.items():
         factors = [(role, getattr(rule, factor)) for role, rule in row.rules.items() for factor in FACTORS]
         for role, factor in (*factors, (ATTENTION_LOGITS, row.attention_logits)):
@@ -75,12 +75,12 @@ def _check_table(rows: Mapping[str, Parametrization]) -> None:
 
 
 def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with every `like` of `_LIKE`'s sections resolved. Raises ValueError naming the key."""
+    """Returns the document with every `like` in the sections `_LIKE` resolved. Raises ValueError naming the key."""
     resolved = dict(document)
     for section in _LIKE:
         if isinstance(table := document.get(section), Mapping):
             resolved[section] = {name: inherited(section, table, name) for name in table}
-    # A preset may be about other claims.
+    # A preset may remove claims by setting them to null.
     claims = document.get("claims")
     if isinstance(claims, Mapping) and isinstance(table := claims.get("table"), Mapping):
         kept = {name: claim for name, claim in table.items() if claim is not None}
@@ -89,21 +89,21 @@ def _inherit(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sentences(error: pydantic.ValidationError, document: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[str]:
-    """One sentence per key; where a key may be of several types, what each of them asks for."""
+    """Returns one sentence per key; if a key may have several types, it states the requirement of each."""
     by_key: dict[tuple[str, ...], list[Any]] = {}
     for problem in error.errors():
         by_key.setdefault(_key(problem["loc"], resolved), []).append(problem)
-    # A mistake that entries inherit is told where it is made.
-    told = {(key, problems[0]["msg"]) for key, problems in by_key.items()}
+    # Report a mistake that entries inherit only where it is made.
+    reported = {(key, problems[0]["msg"]) for key, problems in by_key.items()}
     return [
         _sentence(key, problems)
         for key, problems in by_key.items()
-        if (_inherited_from(key, document), problems[0]["msg"]) not in told
+        if (_inherited_from(key, document), problems[0]["msg"]) not in reported
     ]
 
 
 def _inherited_from(key: tuple[str, ...], document: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """The same key of the entry that this one starts from by `like`, if it does."""
+    """Returns the same key in the entry that this one extends with `like`; None if it extends none."""
     if len(key) < 2 or key[0] not in _LIKE:
         return None
     section = document[key[0]]
@@ -131,7 +131,7 @@ def _sentence(path: tuple[str, ...], problems: list[Any]) -> str:
 
 
 def _key(location: tuple[int | str, ...], document: Any) -> tuple[str, ...]:
-    """The key at which pydantic found a mistake: its location without the names of a union's types."""
+    """Returns the key at which pydantic found a mistake: its location without the names of a union's types."""
     key = []
     for part in location:
         try:
@@ -146,7 +146,7 @@ def _key(location: tuple[int | str, ...], document: Any) -> tuple[str, ...]:
 def _unknown_key(path: tuple[str, ...]) -> str:
     *section, key = path
     known = list(_known_keys(Config))
-    # NAME and NUMBER are anything.
+    # NAME and NUMBER match anything.
     at = re.compile(r"\.".join(f"({re.escape(part)}|NAME|NUMBER)" for part in section))
     near = difflib.get_close_matches(key, [name for place, name in known if at.fullmatch(".".join(place))], n=1)
     if near:
@@ -158,7 +158,7 @@ def _unknown_key(path: tuple[str, ...]) -> str:
 
 
 def _known_keys(kind: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every key that a config of this type can have, after the path of its section."""
+    """Yields every key that a config of this type can have, with the path of its section first."""
     if is_dataclass(kind):
         if len(place) == 2 and place[0] in _LIKE:
             yield place, "like"

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-_ENTRY_BYTES = 4  # parameters and what is kept beside them are float32
+_ENTRY_BYTES = 4  # parameters and optimizer state are float32
 
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """What is known of an optimizer where there is no torch."""
+    """What is known of an optimizer without torch."""
 
-    state: tuple[str, ...]  # names of the tensors that it keeps beside each parameter, each as large as that
-    made_by: str  # "module:name" of what makes it, called as `ReplicaOptimizer` is
+    state: tuple[str, ...]  # names of the tensors that it keeps per parameter, each as large as the parameter
+    made_by: str  # "module:name" of its factory, called like `ReplicaOptimizer`
 
     @property
     def bytes_per_parameter(self) -> int:
-        """Of a parameter and its state, as a checkpoint holds them."""
+        """The bytes per parameter entry and its state in a checkpoint."""
         return _ENTRY_BYTES * (1 + len(self.state))
 
 

@@ -1,6 +1,6 @@
-"""Role tables: which role each tensor of an architecture has, and which of its axes it sums over; needs no torch.
+"""Role tables: the role of each tensor of an architecture, and the meaning of its axes; needs no torch.
 
-A table is data (config.yaml, `roles`), found by patterns over the names of parameters.
+A table is data (config.yaml, `roles`); its entries match parameters by patterns over their names.
 """
 
 import ast
@@ -15,13 +15,13 @@ from typing import Any, Self
 
 from mup_moe.parametrization import ROLES, VARIABLES
 
-# What a coordinate check looks at, by the module whose output it is.
+# The quantities that a coordinate check observes, each the output of a module.
 QUANTITIES = ("embedding", "attention", "feed-forward", "router logits", "output logits")
-# What an axis is to the product with the tensor: it is summed over, is an output, numbers experts or replicas, or is
-# looked up.
+# The role of an axis in the product with the tensor: "in" is summed over, "out" is an output, "row" is looked up;
+# "expert" and "replica" number experts and replicas.
 AXES = ("in", "out", "expert", "row", "replica")
 GATES = ("softmax", "sigmoid")
-# Of a size of the layer; the others a tensor has itself.
+# The sizes of the layer; fan_in and fan_out come from the tensor itself.
 SIZES = tuple(name for name in VARIABLES if name not in ("fan_in", "fan_out"))
 _KEYS = ("model_types", "gates", "sizes", "follow_width", "observe", "tensors")
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -30,11 +30,11 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_LONGEST = 200  # of a pattern or an expression
+_LONGEST = 200  # characters of a pattern or an expression
 
 
 def evaluate(expression: str, values: Mapping[str, Any]) -> Fraction | None:
-    """What "2*width/granularity" comes to; None where a name in it has no value. Raises ValueError."""
+    """Evaluates an expression such as "2*width/granularity"; None if a name in it has no value. Raises ValueError."""
 
     def value(node: ast.expr) -> Fraction | None:
         match node:
@@ -43,7 +43,7 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Fraction | None:
             case ast.Name(id=name):
                 found = values.get(name)
                 if found is not None and (not isinstance(found, int | float) or not math.isfinite(found)):
-                    raise ValueError(f"`{name}` is {found!r}, not a number")
+                    raise ValueError(f"`{name}` is {found!r} but must be a number")
                 return None if found is None else Fraction(found)
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 first, second = value(left), value(right)
@@ -53,7 +53,7 @@ def evaluate(expression: str, values: Mapping[str, Any]) -> Fraction | None:
     try:
         return value(_parsed(expression))
     except ZeroDivisionError:
-        raise ValueError(f"{expression!r} divides by 0") from None
+        raise ValueError(f"{expression!r} divides by 0: correct it") from None
 
 
 @cache
@@ -67,7 +67,7 @@ def _parsed(expression: str) -> ast.expr:
 
 
 def names_in(expression: str) -> set[str]:
-    """The names in an expression; none in text that is not one."""
+    """Returns the names in an expression; empty for text that is not an expression."""
     try:
         return {node.id for node in ast.walk(_parsed(expression)) if isinstance(node, ast.Name)}
     except ValueError:
@@ -76,64 +76,65 @@ def names_in(expression: str) -> set[str]:
 
 @cache
 def compiled(pattern: str) -> re.Pattern[str]:
-    """What matches the end of a name that a pattern describes, from a dot or the name's begin; groups are its `*`.
+    """Compiles a pattern to a regular expression that matches whole names ending in it; the groups are its `*`.
 
-    `*` is one part between dots, `{a,b}` is a or b. Raises ValueError.
+    The match starts at the beginning of the name or after a dot. `*` is one part between dots, `{a,b}` is a or b.
+    Raises ValueError.
     """
     if not re.fullmatch(r"[\w.*]*(\{[\w.*]+(,[\w.*]+)*\}[\w.*]*)*", pattern) or not 0 < len(pattern) <= _LONGEST:
-        raise ValueError(f"{pattern!r} is not a pattern: write parts of a name, `*` for any one, {{a,b}} for a or b")
+        raise ValueError(f"{pattern!r} is not a pattern: write parts of a name, `*` for any part, {{a,b}} for a or b")
     return re.compile(r"(?:.*\.)?" + regex_text(pattern, part=r"([^.]+)"))
 
 
 def regex_text(pattern: str, part: str = r"[^.]+") -> str:
-    """A pattern in the language of regular expressions. part: what stands for its `*`."""
+    """Converts a pattern to a regular expression. part: the expression that replaces `*`."""
     text = {"*": part, "{": "(?:", "}": ")", ",": "|"}
     return "".join(text.get(piece, re.escape(piece)) for piece in re.split(r"([*{},])", pattern))
 
 
 @dataclass(frozen=True)
 class RoleEntry:
-    """A pattern over names, and what the tensors of these names are."""
+    """A pattern over names, and the role and axes of the tensors that it matches."""
 
     pattern: str
     role: str
     axes: tuple[str, ...]
-    fill: float | None = None  # what the tensor starts from in place of random numbers
-    into_residual: bool = False  # its output is added to the residual stream
+    fill: float | None = None  # the constant initial value, instead of random numbers
+    into_residual: bool = False  # whether the output is added to the residual stream
 
     @classmethod
     def parse(cls, pattern: str, entry: Any) -> Self:
-        """Reads `{ROLE: AXES}`, with `fill` and `residual` beside it. Raises ValueError."""
+        """Reads `{ROLE: AXES}`, optionally with `fill` and `residual`. Raises ValueError."""
         compiled(pattern)
         if not isinstance(entry, Mapping):
-            raise ValueError(f"`{pattern}` is {entry!r} but must give a role its axes, such as {{attention: out in}}")
+            raise ValueError(f"`{pattern}` is {entry!r} but must map a role to its axes, such as {{attention: out in}}")
         roles = [key for key in entry if key not in ("fill", "residual")]
         if len(roles) != 1 or roles[0] not in ROLES:
-            raise ValueError(f"`{pattern}` must have one role, of {', '.join(ROLES)}, but has {entry!r}")
+            raise ValueError(f"`{pattern}` is {entry!r} but must have exactly one role, one of {', '.join(ROLES)}")
         axes = tuple(str(entry[roles[0]]).split())
-        # A number alone has no axis.
+        # A single number has no axes.
         if not set(axes) <= set(AXES) or not (axes or roles[0] == "norm"):
-            raise ValueError(f"`{pattern}` has the axes {entry[roles[0]]!r}: write {', '.join(AXES)} for each")
+            raise ValueError(f"`{pattern}` has the axes {entry[roles[0]]!r} but each must be one of {', '.join(AXES)}")
         if roles[0] not in ("embedding", "norm") and "in" not in axes:
-            raise ValueError(f"`{pattern}` has no axis `in`: say which one the product with this matrix sums over")
+            raise ValueError(f"`{pattern}` has no axis `in`: mark the axis that the product with this matrix sums over")
         fill, residual = entry.get("fill"), entry.get("residual", False)
         known = fill is None or (isinstance(fill, int | float) and not isinstance(fill, bool) and math.isfinite(fill))
         if not known or not isinstance(residual, bool):
-            raise ValueError(f"`{pattern}`: `fill` is a number, and `residual` is true or false")
+            raise ValueError(f"`{pattern}`: `fill` must be a number, and `residual` must be true or false")
         return cls(pattern, roles[0], axes, fill if fill is None else float(fill), residual)
 
     def matches(self, name: str) -> bool:
-        """Whether a parameter's name is one of these."""
+        """Whether the pattern matches a parameter's name."""
         return compiled(self.pattern).fullmatch(name) is not None
 
 
 @dataclass(frozen=True)
 class RoleTable:
-    """The roles of all tensors of an architecture, and where a config of it has the sizes that rules refer to.
+    """The roles of all tensors of an architecture, and where its config has the sizes that rules refer to.
 
-    model_types: of transformers' configs that it is for. gates: how router logits become an expert's score. sizes: for
-    each of `SIZES`, expressions over the config's fields, of which the first that has a value counts. follow_width: the
-    fields that a narrower model has less of. observe: for each of `QUANTITIES`, a pattern over names of modules.
+    model_types: the transformers model types that the table is for. gates: how router logits become expert scores.
+    sizes: for each of `SIZES`, expressions over the config's fields; the first one with a value counts. follow_width:
+    the fields that are smaller in a narrower model. observe: for each of `QUANTITIES`, a pattern over module names.
     """
 
     name: str = field(compare=False)
@@ -153,7 +154,7 @@ class RoleTable:
                 or not isinstance(tensors := table.get("tensors"), Mapping)
                 or not tensors
             ):
-                raise ValueError("`tensors` is missing: give patterns over names, and a role for each")
+                raise ValueError("`tensors` is missing: map patterns over names to roles")
             for key in table:
                 if key not in _KEYS:
                     raise ValueError(f"`{key}` is not a known key: the keys are {', '.join(_KEYS)}")
@@ -181,7 +182,7 @@ class RoleTable:
             raise ValueError(f"`roles.{name}`: {error}") from None
 
     def entry(self, parameter: str) -> RoleEntry:
-        """The one entry for a parameter's name. Raises ValueError where none matches, or several do."""
+        """Returns the one entry for a parameter's name. Raises ValueError if none or several match."""
         found = [entry for entry in self.entries if entry.matches(parameter)]
         if len(found) == 1:
             return found[0]
@@ -191,18 +192,20 @@ class RoleTable:
         raise ValueError(f"`{parameter}` has no role in roles {self.name!r}: add a pattern for it")
 
     def sizes_of(self, fields: Mapping[str, Any]) -> dict[str, int]:
-        """The sizes that a config with these fields has. Raises ValueError for one that is not whole."""
+        """Returns the sizes for a config with these fields. Raises ValueError if one is not a positive whole number."""
         found = {}
         for size, texts in self.sizes:
             value = next((value for text in texts if (value := evaluate(text, fields)) is not None), None)
             if value is not None:
                 if value.denominator != 1 or value < 1:
-                    raise ValueError(f"`{size}` is {float(value):g} by roles {self.name!r}, not a whole number from 1")
+                    raise ValueError(
+                        f"`{size}` is {float(value):g} by roles {self.name!r} but must be a whole number of at least 1"
+                    )
                 found[size] = int(value)
         return found
 
     def as_data(self) -> dict[str, Any]:
-        """All that a model's numbers depend on, as plain data that `parse` reads back."""
+        """Returns everything that a model's numbers depend on, as plain data that `parse` reads back."""
         tensors = {}
         for entry in self.entries:
             of_one: dict[str, Any] = {entry.role: " ".join(entry.axes)}
@@ -215,7 +218,7 @@ class RoleTable:
 def _mapping(table: Mapping[str, Any], key: str, known: Sequence[str]) -> Mapping[str, Any]:
     found = table.get(key, {})
     if not isinstance(found, Mapping) or not set(found) <= set(known):
-        raise ValueError(f"`{key}` is {found!r} but must give a value to some of {', '.join(known)}")
+        raise ValueError(f"`{key}` is {found!r} but must be a mapping with keys from {', '.join(known)}")
     return found
 
 

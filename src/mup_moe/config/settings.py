@@ -1,8 +1,8 @@
-"""The settings that config.yaml holds, as frozen values that refuse to be wrong.
+"""The settings of config.yaml as frozen values that validate themselves.
 
-No field has a default here: defaults live in config.yaml. A `neutral` value is not a default, but what
-a request means that is older than the setting. Types are checked where YAML enters (`config.load`),
-ranges and relations here, so that they hold on every path, on a machine without pydantic too.
+Defaults are in config.yaml, not here. A `neutral` value is not a default: it is what a request means that predates the
+setting. `config.load` checks types when YAML is read. Ranges and relations are checked here, so that they always hold,
+even on a machine without pydantic.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from mup_moe.config.roles import RoleTable
 from mup_moe.parametrization import GROUPS, Parametrization, control, parse_table
 
 DROPLESS = "dropless"
-# What results/ holds beside the figures' and probes' own files.
+# Names in results/ other than the files of figures and probes.
 RESERVED = {"benchmarks", "cells", "claims", "data", "logs", "optima", "paper", "plan", "recorded", "report", "runs"}
 RESERVED |= {"table1", "table2"}
 RESULT_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
@@ -30,15 +30,15 @@ RESULT_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class _Range:
-    """What a number may be, beside the type of its field: `Annotated[int, _at_least(1)]`."""
+    """The range of a number, in addition to the type of its field: `Annotated[int, _at_least(1)]`."""
 
     least: float
     most: float
     words: str
 
     def check(self, name: str, value: Any) -> None:
-        """Raises ValueError for what lies beyond; null, and a word in place of a number, do not."""
-        # Written so that NaN fails too.
+        """Raises ValueError for a number outside the range; null, and a word instead of a number, are allowed."""
+        # Written so that NaN is rejected too.
         if value not in (None, DROPLESS, "auto") and not self.least <= value <= self.most:
             raise ValueError(f"`{name}` is {value} but must {self.words}")
 
@@ -47,17 +47,17 @@ def _at_least(least: float, most: float = 2**53) -> _Range:
     return _Range(least, most, f"be at least {least} and at most {most}")
 
 
-# Far beyond any sweep, so that nothing computed from a setting overflows; float32 holds the numbers.
+# Far beyond any real sweep, but tight enough that nothing computed from a setting overflows; float32 holds the numbers.
 _POSITIVE = _Range(1e-37, 1e37, "be positive: 1e-37 to 1e+37")
 _FINITE = _Range(-1e37, 1e37, "be finite")
-_FRACTION = _Range(math.ulp(0.0), math.nextafter(1.0, 0.0), "lie between 0 and 1")
+_FRACTION = _Range(math.ulp(0.0), math.nextafter(1.0, 0.0), "be between 0 and 1")
 _MOST_CELLS = 100_000
-_MOST_ENTRIES = 2**50  # of a tensor
-_LONGEST_NAME = 100  # of what is a file's name too
+_MOST_ENTRIES = 2**50  # in one tensor
+_LONGEST_NAME = 100  # for names that also name files
 
 
 class _Section:
-    """Tells pydantic, where YAML enters, to convert nothing and to know every key; checks ranges anywhere."""
+    """Base of all sections: pydantic converts nothing and rejects unknown keys; ranges are checked everywhere."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
 
@@ -68,17 +68,17 @@ class _Section:
 
 
 def neutral(value: Any) -> Any:
-    """A field whose setting is newer than some results.
+    """Declares a field for a setting that is newer than some results.
 
-    At this value everything is as before the setting existed: it is left out of a request's identity, so that
-    the results from before stay.
+    At this value everything is as before the setting existed. The value is left out of a request's identity, so that
+    earlier results stay valid.
     """
     metadata = {"neutral": value}
     return field(default_factory=dict, metadata=metadata) if value == {} else field(default=value, metadata=metadata)
 
 
 def without_neutral(settings: Any) -> dict[str, Any]:
-    """Settings as plain data, by name, without those at their neutral value; equal for equal settings."""
+    """Returns settings as plain data, by name, without those at their neutral value; equal for equal settings."""
     ours = {of_field.name: of_field.metadata for of_field in fields(settings)}
     return {
         name: value
@@ -93,25 +93,25 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 def _require_listed(section: str, known: Collection[str], key: str, name: str, verb: str = "names") -> None:
-    _require(name in known, f"`{key}` {verb} {name!r}, which `{section}` does not list")
+    _require(name in known, f"`{key}` {verb} {name!r}, which `{section}` does not list: correct the name, or add it")
 
 
 def _check_name(key: str, name: str, pattern: re.Pattern[str], words: str) -> None:
     _require(
         bool(pattern.fullmatch(name)) and len(name) <= _LONGEST_NAME,
-        f"`{key}.{name}`: a name is lower-case letters and digits, words joined by {words},"
+        f"`{key}.{name}`: a name must be lower-case letters and digits, in words joined by {words},"
         f" at most {_LONGEST_NAME} characters",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings(_Section):
-    """Where documents come from and how they become tokens."""
+    """The source of the documents, and how they become tokens."""
 
     source: Literal["python", "text", "c4"]
     tokenizer: Literal["bpe", "gpt2"]
     validation_fraction: Annotated[float, _FRACTION]
-    vocabulary: Annotated[int | None, _at_least(257, 2**24)] = None  # 256 bytes and the end of text
+    vocabulary: Annotated[int | None, _at_least(257, 2**24)] = None  # 256 bytes and the end-of-text token
     tokenizer_files: tuple[str, str] | None = None
     files: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -120,24 +120,25 @@ class CorpusSettings(_Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tokenizer == "bpe":
-            _require(self.vocabulary is not None, "`vocabulary` is needed by tokenizer bpe")
+            _require(self.vocabulary is not None, "tokenizer bpe needs `vocabulary`: set it")
         else:
-            _require(self.vocabulary is None, "`vocabulary` is fixed by tokenizer gpt2: remove it")
+            _require(self.vocabulary is None, "tokenizer gpt2 has a fixed `vocabulary`: remove it")
         _require(
-            self.tokenizer == "gpt2" or self.tokenizer_files is None, "`tokenizer_files` belongs to tokenizer gpt2"
+            self.tokenizer == "gpt2" or self.tokenizer_files is None,
+            "`tokenizer_files` is only for tokenizer gpt2: remove it",
         )
-        _require(self.source != "text" or bool(self.files), "`files` is needed by source text")
-        _require(self.source != "python" or not self.files, "`files` has no meaning for source python")
+        _require(self.source != "text" or bool(self.files), "source text needs `files`: list them")
+        _require(self.source != "python" or not self.files, "`files` is not for source python: remove it")
         _require(
             self.source != "c4" or bool(self.files) or self.max_bytes is not None,
-            "`max_bytes` is needed by source c4 without local shards in `files`: the whole corpus is 800 GB",
+            "source c4 without local shards in `files` needs `max_bytes`: set it, since the whole corpus is 800 GB",
         )
-        _require(self.source == "python" or not self.packages, "`packages` has a meaning for source python only")
+        _require(self.source == "python" or not self.packages, "`packages` is only for source python: remove it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(_Section):
-    """The model of a set-up, but for what its cells vary."""
+    """The model of a set-up, except for the axes of its cells."""
 
     base_width: Annotated[int, _at_least(1, 2**20)]
     base_experts: Annotated[int, _at_least(1, 2**20)]
@@ -175,22 +176,22 @@ class ModelSettings(_Section):
         )
         _require(
             self.gates != "sqrt" or self.renormalize_gates,
-            "`gates` sqrt is over the chosen experts alone: set `renormalize_gates` to true",
+            "`gates` sqrt normalizes over the chosen experts only: set `renormalize_gates` to true",
         )
 
     def active_experts(self, experts: int) -> int:
-        """How many experts a token has at granularity 1, of so many."""
+        """Returns how many of `experts` experts a token uses at granularity 1."""
         return self.top_k * experts // self.base_experts if self.fixed_sparsity else self.top_k
 
     def base_cell(self, cell: Cell) -> Cell:
-        """The cell at whose shape all factors are 1: base width, base experts, granularity 1."""
+        """Returns the cell at which all factors are 1: base width, base experts, granularity 1."""
         experts = 1 if cell.architecture == "dense" else self.base_experts
         return replace(cell, width=self.base_width, experts=experts, granularity=1)
 
     def check(self, cell: Cell, architecture: Architecture | None = None) -> None:
-        """Raises ValueError, with a sentence, for a cell that this model cannot be built for.
+        """Raises ValueError, with a sentence, for a cell for which this model cannot be built.
 
-        architecture: the entry that the cell names, where it is not one of ours.
+        architecture: the entry of `architectures` that the cell names, unless the architecture is one of ours.
         """
         if architecture is not None:
             architecture.check(cell, self)
@@ -206,8 +207,8 @@ class ModelSettings(_Section):
             head_size = self.head_size or width // divisor
             _require(
                 self.positions != "rotary" or head_size % 2 == 0,
-                f"`positions` rotary pairs the entries of a head, but its size is {head_size} at `{key}` {width}:"
-                f" change `{name}` so that it is even",
+                f"`positions` rotary needs an even head size, but it is {head_size} at `{key}` {width}:"
+                f" change `{name}`",
             )
         size = self.ffn_ratio * cell.width
         _require(
@@ -222,16 +223,16 @@ class ModelSettings(_Section):
                 )
             _require(
                 not self.fixed_sparsity or self.top_k * cell.experts % self.base_experts == 0,
-                f"`fixed_sparsity` needs a whole number of experts per token: `top_k` {self.top_k} times `experts`"
+                f"`fixed_sparsity` needs a whole number of experts per token, but `top_k` {self.top_k} times `experts`"
                 f" {cell.experts} is not divisible by `base_experts` {self.base_experts}",
             )
-        # A dense layer is as large as top_k.
+        # A dense layer is as large as top_k experts.
         counts = {"experts": cell.experts, "base_experts": self.base_experts, "top_k": self.top_k}
         (wide, width), (many, experts) = (max(of.items(), key=lambda item: item[1]) for of in (widths, counts))
         _require(
             experts * self.ffn_ratio * width**2 <= _MOST_ENTRIES,
             f"`{wide}` {width}, `{many}` {experts} and `ffn_ratio` {self.ffn_ratio} make a tensor of more than"
-            f" {_MOST_ENTRIES} entries",
+            f" {_MOST_ENTRIES} entries: reduce them",
         )
 
 
@@ -260,7 +261,7 @@ class TrainingSettings(_Section):
             part = getattr(self, name)
             _require(part <= self.steps, f"`{name}` {part} is more than `steps` {self.steps}")
         for beta in self.adam_betas:
-            _require(0 <= beta < 1, f"`adam_betas` has {beta}, which must lie in [0, 1)")
+            _require(0 <= beta < 1, f"`adam_betas` has {beta} but must have values in [0, 1)")
         known = ", ".join(OPTIMIZERS)
         _require(self.optimizer in OPTIMIZERS, f"`optimizer` is {self.optimizer!r} but must be one of {known}")
 
@@ -275,12 +276,12 @@ class SetupSettings(_Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """The tokens of one step of one cell."""
+        """The number of tokens of one step of one cell."""
         return self.training.batch_size * self.model.sequence
 
     @property
     def tokens_per_run(self) -> int:
-        """The tokens that one cell is trained on."""
+        """The number of tokens on which one cell is trained."""
         return self.training.steps * self.tokens_per_step
 
 
@@ -295,7 +296,7 @@ class AxesSettings(_Section):
     granularity: tuple[int, ...]
     learning_rate: tuple[LearningRate, ...]
     seed: tuple[int, ...]
-    # Group of roles -> factors on its learning rate. They are tried one group at a time, beside none.
+    # Group of roles -> factors on its learning rate, tried for one group at a time, in addition to no factor.
     learning_rate_of: Mapping[str, tuple[LearningRate, ...]] = neutral({})
 
     def __post_init__(self) -> None:
@@ -310,16 +311,16 @@ class AxesSettings(_Section):
             _require(times == 1, f"`{axis}` lists {often} more than once")
 
     def values(self, axis: str) -> tuple[Any, ...]:
-        """An axis of `Cell`, as its cells have it."""
+        """Returns the values of an axis as they appear in `Cell`."""
         if axis != "learning_rate_of":
             return tuple(getattr(self, axis))
         rates = self.learning_rate_of.items()
-        # Factor 1 is that of a cell that names none.
+        # A cell that names no group has factor 1 already.
         return ("", *(str(GroupRate(group, by)) for group, factors in rates for by in factors if float(by) != 1))
 
     @property
     def size(self) -> int:
-        """The number of their combinations."""
+        """The number of combinations of values."""
         return math.prod(len(self.values(axis)) for axis in AXES)
 
 
@@ -335,7 +336,7 @@ class CellsSettings(_Section):
     axes: AxesSettings
 
     def cells(self) -> list[Cell]:
-        """The product of the axes, the first axis outermost, in the order of the config."""
+        """Returns the product of the axes, the first axis outermost, in the order of the config."""
         return list(grid(self.setup, {axis: self.axes.values(axis) for axis in AXES}))
 
 
@@ -345,9 +346,9 @@ class FigureSettings(CellsSettings):
 
     panel: PanelAxis
     curve: CurveAxis
-    reference: str | None = None  # a CSV of published losses to lay over the curves
+    reference: str | None = None  # a CSV of published losses to overlay on the curves
     kind: str = neutral("transfer")
-    tunes: str = neutral("")  # the group of roles whose own learning rate is tuned, at one global one; "": the global
+    tunes: str = neutral("")  # tune this group's learning rate at one global rate; "": tune the global rate
 
     def __post_init__(self) -> None:
         known = [kind for kind in KINDS if KINDS[kind].of == "figures"]
@@ -357,8 +358,11 @@ class FigureSettings(CellsSettings):
             values = self.axes.values(axis)
             free = axis in (self.panel, self.curve, self.rate, "seed", *KINDS[self.kind].axes)
             _require(free or len(values) == 1, f"`{axis}` has {len(values)} values but is neither panel nor curve")
-        _require(not self.tunes or self.kind == "transfer", f"`tunes` is for kind transfer, not {self.kind}")
-        _require(not self.tunes or self.reference is None, "`reference` is of global learning rates: `tunes` has none")
+        _require(not self.tunes or self.kind == "transfer", f"`tunes` is only for kind transfer, not for {self.kind}")
+        _require(
+            not self.tunes or self.reference is None,
+            "`reference` has global learning rates, which `tunes` does not vary: remove one of the two",
+        )
         _require(
             not self.tunes
             or (tuple(self.axes.learning_rate_of) == (self.tunes,) and len(self.axes.values(self.rate)) > 1),
@@ -367,7 +371,7 @@ class FigureSettings(CellsSettings):
 
     @property
     def rate(self) -> str:
-        """The axis of the learning rate that is tuned."""
+        """The axis of the tuned learning rate."""
         return "learning_rate_of" if self.tunes else "learning_rate"
 
 
@@ -376,14 +380,14 @@ Measure = Literal["activations", "covariance", "contributions"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(CellsSettings):
-    """What is measured inside of models over their first steps, against an axis.
+    """A measurement inside models over their first steps, against an axis.
 
-    `activations` is the coordinate check (Tensor Programs V), `covariance` that of Lemma B.1, `contributions` what each
-    role of an MoE layer adds to its output.
+    `activations` is the coordinate check (Tensor Programs V). `covariance` measures the covariance of Lemma B.1.
+    `contributions` measures what each role of an MoE layer adds to its output.
     """
 
     measure: Measure
-    steps: tuple[int, ...]  # measured after so many training steps
+    steps: tuple[int, ...]  # the numbers of training steps after which to measure
     over: CurveAxis = neutral("width")
 
     def __post_init__(self) -> None:
@@ -393,60 +397,64 @@ class ProbeSettings(CellsSettings):
         )
         over = self.over
         _require(
-            len(self.axes.values(over)) >= 2, f"`axes.{over}` needs two values or more: a slope is measured over them"
+            len(self.axes.values(over)) >= 2,
+            f"`axes.{over}` needs at least two values, since slopes are over this axis",
         )
         for axis in ("architecture", "width", "experts", "granularity", "learning_rate", "learning_rate_of"):
-            _require(axis == over or len(self.axes.values(axis)) == 1, f"`axes.{axis}` of a probe has one value")
+            _require(axis == over or len(self.axes.values(axis)) == 1, f"`axes.{axis}` of a probe must have one value")
         _require(
             self.measure == "activations" or self.steps[0] == 0,
-            f"`steps` of measure {self.measure} must begin with 0: changes are measured from there",
+            f"`steps` of measure {self.measure} must begin with 0, since changes are measured from there",
         )
         _require(
             self.measure != "covariance" or over == "width",
-            f"`measure` covariance is of Lemma B.1, which is about width: `over` is {over}",
+            f"`over` is {over}, but `measure` covariance tests Lemma B.1, which is about width: set it to width",
         )
         _require(
             self.measure == "activations" or self.axes.architecture == ("moe",),
-            f"`measure` {self.measure} is that of experts: set `axes.architecture` to [moe]",
+            f"`measure` {self.measure} needs experts: set `axes.architecture` to [moe]",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Controls(_Section):
-    """Rows that break what a claim is about, each in a panel of a figure over the same values."""
+    """Rows that are wrong in what a claim is about, each in a panel of a figure over the same values."""
 
     figure: str
     panels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _require(bool(self.panels), "`panels` of `controls` is empty: name those that break the claim")
+        _require(
+            bool(self.panels), "`panels` of `controls` is empty: name rows that are wrong in what the claim is about"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftTest(_Section):
-    """What a claim says of the drift of the best learning rate in one panel of a figure.
+    """What a claim predicts for the drift of the best learning rate in one panel of a figure.
 
-    A panel that keeps it is told from one that cannot move by its controls; without them it replicates nothing.
+    Controls distinguish a panel that keeps its best learning rate from one where nothing can move it. Without controls,
+    such a test replicates nothing.
     """
 
     figure: str
     panel: str
     expect: Literal["keeps", "moves", "falls", "drifts"]
     controls: Controls | None = None
-    drift: Annotated[float | None, _FINITE] = None  # octaves per octave, of a test that `drifts`
+    drift: Annotated[float | None, _FINITE] = None  # octaves per octave, for a test that `drifts`
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.expect == "keeps" or self.controls is None, "`controls` belong to a test that `keeps`")
+        _require(self.expect == "keeps" or self.controls is None, "`controls` are only for `expect` keeps: remove them")
         _require(
             (self.expect == "drifts") == (self.drift is not None),
-            "`drift` is what a test that `drifts` expects, and belongs to such a test alone",
+            "`drift` is the expected drift of a test with `expect` drifts: give it there, and only there",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeTest(_Section):
-    """What a claim says of a quantity's slope (log2 on log2 of width) at one step of a probe."""
+    """What a claim predicts for a quantity's slope (log2 on log2 of the probe's axis) at one step of a probe."""
 
     probe: str
     parametrization: str
@@ -457,15 +465,15 @@ class SlopeTest(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimSettings(_Section):
-    """A claim of the paper in our words, and the tests whose verdicts make its own."""
+    """A claim of the paper in our words, and the tests that determine its verdict."""
 
     says: str
-    decided_by: str  # what would decide it, where a sweep does not
+    decided_by: str  # what would decide the claim if this sweep does not
     drifts: tuple[DriftTest, ...] = ()
     slopes: tuple[SlopeTest, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(self.drifts or self.slopes), "a claim without `drifts` or `slopes` tests nothing")
+        _require(bool(self.drifts or self.slopes), "a claim without `drifts` or `slopes` tests nothing: add a test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,13 +483,13 @@ class ClaimsSettings(_Section):
     drift_margin: Annotated[float, _POSITIVE]  # octaves of learning rate per octave of the axis
     excess_margin: Annotated[float, _POSITIVE]  # nats per token at the far end of the axis
     slope_margin: Annotated[float, _POSITIVE]
-    refuting_tokens: Annotated[int, _at_least(0)]  # a cell's, from which on a sweep can speak against a claim
-    refuting_octaves: Annotated[float, _at_least(0)]  # of the axis, likewise
+    refuting_tokens: Annotated[int, _at_least(0)]  # the least tokens per cell for a sweep to refute a claim
+    refuting_octaves: Annotated[float, _at_least(0)]  # the least octaves of the axis for that
     table: dict[str, ClaimSettings]
 
     @property
     def figures(self) -> list[str]:
-        """The figures that the tests of all claims rest on, their controls among them."""
+        """The figures that the tests of all claims rest on, including their controls."""
         drifts = [drift for claim in self.table.values() for drift in claim.drifts]
         controls = [drift.controls.figure for drift in drifts if drift.controls]
         return list(dict.fromkeys([*(drift.figure for drift in drifts), *controls]))
@@ -507,7 +515,7 @@ class AnalysisSettings(_Section):
     foreign_cells: Literal["stop", "leave_out"]
 
 
-# Each cell of a job is a lock, and most systems let a process have 1,024 files open.
+# A job holds a lock file per cell, and most systems limit a process to 1,024 open files.
 MOST_CELLS_PER_JOB = 500
 # How the steps of training are issued to the device.
 STEPS = ("eager", "compiled", "graph")
@@ -515,7 +523,7 @@ STEPS = ("eager", "compiled", "graph")
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionSettings(_Section):
-    """How cells are run; nothing here may change a result beyond rounding."""
+    """How cells are run; no setting here may change a result beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"]
     threads: Annotated[int, _at_least(1, 2**12)]
@@ -530,9 +538,10 @@ class ExecutionSettings(_Section):
         super().__post_init__()
         _require(len(set(self.lockstep)) == len(self.lockstep), "`lockstep` lists an axis more than once")
         _require(
-            self.cells_per_job == 1 or bool(self.lockstep), "`cells_per_job` is for cells in lockstep: list its axes"
+            self.cells_per_job == 1 or bool(self.lockstep),
+            "`cells_per_job` is only for cells in lockstep: list axes in it",
         )
-        _require(self.step != "graph" or self.device != "cpu", "`step` graph is for GPUs: set `device` to auto or cuda")
+        _require(self.step != "graph" or self.device != "cpu", "`step` graph needs a GPU: set `device` to auto or cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -545,13 +554,13 @@ class Config(_Section):
     figures: dict[str, FigureSettings]
     compositions: dict[str, tuple[str, ...]]  # figures drawn as one
     trends: dict[str, tuple[str, ...]]  # figures whose drifts are drawn as one
-    comparisons: dict[str, dict[str, ComparedRule]]  # rules side by side, by what they are called
+    comparisons: dict[str, dict[str, ComparedRule]]  # rules side by side, by title
     probes: dict[str, ProbeSettings]
     claims: ClaimsSettings
     analysis: AnalysisSettings
     execution: ExecutionSettings
-    preset: str  # laid over the rest before it is validated; kept as the name of what runs
-    roles: dict[str, dict[str, Any]] = neutral({})  # which tensors of an architecture are what
+    preset: str  # merged into the config before validation; kept as the name of the run's preset
+    roles: dict[str, dict[str, Any]] = neutral({})  # the role tables of architectures
     architectures: dict[str, dict[str, Any]] = neutral({})
 
     def __post_init__(self) -> None:
@@ -561,7 +570,7 @@ class Config(_Section):
         for name, table in self.roles.items():
             RoleTable.parse(name, table)
         for name in self.built:
-            _require(name not in ARCHITECTURES, f"`architectures.{name}`: {name} is an architecture of ours; rename it")
+            _require(name not in ARCHITECTURES, f"`architectures.{name}` has the name of a built-in one: rename it")
         self._check_result_names()
         for name, setup in self.setups.items():
             _require_listed("corpora", self.corpora, f"setups.{name}.corpus", setup.corpus, "is")
@@ -573,7 +582,9 @@ class Config(_Section):
                 self._check_parts(f"{section}.{name}", parts)
         for name, parts in self.trends.items():
             tuned = {self.figures[part].tunes for part in parts}
-            _require(len(tuned) == 1, f"`trends.{name}` has figures that tune different learning rates")
+            _require(
+                len(tuned) == 1, f"`trends.{name}` has figures with different `tunes`: list figures that tune the same"
+            )
         for name, rules in self.comparisons.items():
             self._check_comparison(f"comparisons.{name}", rules)
         for name, probe in self.probes.items():
@@ -581,7 +592,8 @@ class Config(_Section):
             steps = self.setups[probe.setup].training.steps
             _require(
                 probe.steps[-1] <= steps,
-                f"`probes.{name}.steps` goes to {probe.steps[-1]}, but the set-up {probe.setup} trains {steps} steps",
+                f"`probes.{name}.steps` goes up to {probe.steps[-1]}, but the set-up {probe.setup} only trains"
+                f" {steps} steps",
             )
         for name, claim in self.claims.table.items():
             self._check_claim(f"claims.table.{name}", claim)
@@ -593,16 +605,16 @@ class Config(_Section):
 
     @cached_property
     def built(self) -> dict[str, Architecture]:
-        """The architectures beside our own. Raises ValueError naming the key."""
+        """The architectures of the config, other than our own. Raises ValueError naming the key."""
         return {name: Architecture.parse(name, entry, self.roles) for name, entry in self.architectures.items()}
 
     def architecture(self, cell: Cell) -> Architecture | None:
-        """The entry of a cell's architecture; None where it is one of ours, or unknown."""
+        """Returns the entry of a cell's architecture; None if it is one of ours, or unknown."""
         return self.built.get(cell.architecture)
 
     @property
     def kinds(self) -> dict[str, str]:
-        """The kind (a key of KINDS) of everything that can be drawn, by its name."""
+        """The kind (a key of KINDS) of everything that can be drawn, by name."""
         return {
             **{name: figure.kind for name, figure in self.figures.items()},
             **dict.fromkeys(self.compositions, "composition"),
@@ -614,7 +626,7 @@ class Config(_Section):
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The figures that each composition, trend and comparison is made of."""
+        """The figures of each composition, trend and comparison."""
         compared = {
             name: tuple(dict.fromkeys(rule.figure for rule in rules.values()))
             for name, rules in self.comparisons.items()
@@ -623,9 +635,9 @@ class Config(_Section):
 
     def _check_parts(self, key: str, parts: tuple[str, ...]) -> None:
         for part in parts:
-            _require(part in self.figures, f"`{key}` names {part!r}, which `figures` does not list")
+            _require_listed("figures", self.figures, key, part)
             kind = self.figures[part].kind
-            _require(kind == "transfer", f"`{key}` names {part!r} of kind {kind}, not transfer")
+            _require(kind == "transfer", f"`{key}` names {part!r} of kind {kind}: name figures of kind transfer")
         _require(bool(parts), f"`{key}` is empty: list figures")
         _require(len(set(parts)) == len(parts), f"`{key}` lists a figure more than once")
 
@@ -636,28 +648,31 @@ class Config(_Section):
             base, values = self.base_of(rule.figure), figure.axes.values(figure.curve)
             _require(
                 len(values) > 1 and base == min(values),
-                f"`{key}.{title}` names {rule.figure!r}, whose `axes.{figure.curve}` has to begin with the base {base}"
-                " and go beyond it",
+                f"`{key}.{title}` names {rule.figure!r}, but there `axes.{figure.curve}` must have the base {base} as"
+                " its smallest value, and larger ones",
             )
             panels = [str(panel) for panel in figure.axes.values(figure.panel)]
             _require(
-                rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, which is no panel of {rule.figure!r}"
+                rule.panel in panels, f"`{key}.{title}` names {rule.panel!r}, which is not a panel of {rule.figure!r}"
             )
         parts = tuple(dict.fromkeys(rule.figure for rule in rules.values()))
         self._check_parts(key, parts)
         for first, other in itertools.pairwise(parts):
             ours, its = self._compared_by(first), self._compared_by(other)
             for what, value in ours.items():
-                _require(its[what] == value, f"`{key}` compares {first!r} with {other!r}, which has another `{what}`")
+                _require(
+                    its[what] == value,
+                    f"`{key}` compares {first!r} with {other!r}, which has another `{what}`: make them the same",
+                )
 
     def base_of(self, figure: str) -> int:
-        """The value of a figure's curve axis at which the parametrizations of its set-up agree."""
+        """Returns the value of a figure's curve axis at which the parametrizations of its set-up agree."""
         model = self.setups[self.figures[figure].setup].model
         bases = {"width": model.base_width, "experts": model.base_experts, "granularity": 1}
         return bases[self.figures[figure].curve]
 
     def _compared_by(self, name: str) -> dict[str, Any]:
-        """What figures have in common whose rules are compared."""
+        """Returns what figures must have in common for their rules to be compared."""
         figure = self.figures[name]
         setup = self.setups[figure.setup]
         same = [axis for axis in AXES if axis not in (figure.panel, figure.rate)]
@@ -675,10 +690,13 @@ class Config(_Section):
         sizes = {f"figures.{name}": figure.axes.size for name, figure in self.figures.items()}
         sizes |= {f"probes.{name}": probe.axes.size for name, probe in self.probes.items()}
         cells, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__)
-        _require(cells <= _MOST_CELLS, f"`{largest}.axes` make it {cells} cells in all, more than {_MOST_CELLS}")
+        _require(
+            cells <= _MOST_CELLS,
+            f"the config has {cells} cells, more than {_MOST_CELLS}: shorten `{largest}.axes`, the largest",
+        )
 
     def _check_result_names(self) -> None:
-        _require(bool(self.figures), "`figures` is empty: name at least one")
+        _require(bool(self.figures), "`figures` is empty: add at least one")
         owner: dict[str, str] = dict.fromkeys(RESERVED, "the workflow")
         for section in ("figures", "compositions", "trends", "comparisons", "probes"):
             for name in getattr(self, section):
@@ -714,8 +732,8 @@ class Config(_Section):
         for name in ("setup", "curve", "tunes"):
             _require(
                 getattr(ours, name) == getattr(theirs, name),
-                f"`{key}` names {controls.figure!r}, whose `{name}` is not that of {figure!r}: controls are compared"
-                " with the panel that they belong to",
+                f"`{key}` names {controls.figure!r}, which has another `{name}` than {figure!r}: use the same, since"
+                " controls are compared with the panel that they belong to",
             )
 
     def _check_panel(self, key: str, figure: str, panel: str) -> None:
@@ -729,7 +747,7 @@ class Config(_Section):
             _require_listed("parametrizations", [made.name] if made else [], key, name, verb)
 
     def _check_claim(self, key: str, claim: ClaimSettings) -> None:
-        # A panel or step that is not measured leaves the claim open; a name that nothing has is a mistake.
+        # A panel or step that is not measured leaves the claim open, but an unknown name is a mistake.
         for drift in claim.drifts:
             self._check_panel(f"{key}.drifts", drift.figure, drift.panel)
             if drift.controls:

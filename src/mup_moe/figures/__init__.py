@@ -1,1 +1,1 @@
-"""The figures, drawn from tables of results."""
+"""Draws the figures from tables of results."""

@@ -16,15 +16,15 @@ from mup_moe.figures.widths import ROW_HEIGHT, Y_LABELS, label_powers, label_siz
 TITLES = {"feed-forward": "feed-forward (MoE)"}
 
 
-def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (as every kind has it)
-    """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
+def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (every kind has this signature)
+    """Draws a probe of the config. Raises UserError for missing or damaged values or slopes."""
     return draw_activations(*read_probe(name, results))
 
 
 def draw_activations(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
-    """A row per parametrization, a column per quantity; a line per step over the widths.
+    """Draws a row per parametrization and a column per quantity, with a line per step over the widths.
 
-    Lines are geometric means over seeds and blocks. Flat lines are what muP promises after a step.
+    Lines are geometric means over seeds and blocks. muP promises flat lines after a step.
     """
     rules, quantities = values["parametrization"].unique(), values["quantity"].unique()
     steps = sorted(values["step"].unique())

@@ -11,19 +11,19 @@ from mup_moe.figures.dots import Column, draw_dots
 from mup_moe.figures.plotting import Figure
 from mup_moe.figures.style import INK, group_colours
 
-REACH = 6.0  # margins: an excess beyond is drawn at the end of the axis
+REACH = 6.0  # in margins: a larger excess is drawn at the end of the axis
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A figure of the config. Raises UserError for an attribution.csv that is missing or damaged."""
+    """Draws a figure of the config. Raises UserError for a missing or damaged attribution.csv."""
     rows = read_rows(results / name / "attribution.csv", AttributionRow)
     return draw_rows(rows, config.claims.drift_margin, config.claims.excess_margin)
 
 
 def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin: float) -> Figure:
-    """The rows from top to bottom as given; grey bands are what passes the test of a claim.
+    """Draws the rows from top to bottom in the given order; gray bands show what passes the test of a claim.
 
-    A dot is black for a row of the table, and has the colour of its group of roles for a control.
+    The dot of a row of the table is black; that of a control has the color of its group of roles.
     """
     colours = {"": INK, **group_colours()}
     drifts = Column(

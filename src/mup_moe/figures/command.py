@@ -7,11 +7,11 @@ from mup_moe.figures.shown import kind_of
 from mup_moe.figures.style import drawing_style, save
 from mup_moe.options import read_layers, takes
 
-add_arguments = takes("name", "one of the config's figures, compositions or probes")
+add_arguments = takes("name", "one of the config's figures, compositions, trends, comparisons or probes")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/NAME.pdf and .png. Raises UserError where a file that the figure reads lacks a part of it."""
+    """Writes RESULTS/NAME.pdf and .png. Raises UserError if a file that the figure reads lacks part of its data."""
     config = read_layers(arguments).config
     kind = importlib.import_module(f"mup_moe.figures.{kind_of(config, arguments.name)}")
     with drawing_style():

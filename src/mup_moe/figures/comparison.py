@@ -13,12 +13,12 @@ from mup_moe.figures.style import INK
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A comparison of the config. Raises UserError for a comparison.csv that is missing or damaged."""
+    """Draws a comparison of the config. Raises UserError for a missing or damaged comparison.csv."""
     return draw_rows(read_rows(results / name / "comparison.csv", ComparisonRow), config.claims.drift_margin)
 
 
 def draw_rows(rows: Sequence[ComparisonRow], drift_margin: float) -> Figure:
-    """The rules from top to bottom as given; the grey band is what keeps the best learning rate."""
+    """Draws the rules from top to bottom in the given order; the gray band shows drifts within the margin."""
     first = rows[0]
     end, base = (axis_value(first.axis, value) for value in (first.end, first.base))
     drifts = [(row.drift, row.drift_low, row.drift_high) for row in rows]

@@ -1,4 +1,4 @@
-"""Draws several figures as one, (a), (b), ... below each other; those of several set-ups with their names."""
+"""Draws several figures as one, (a), (b), ... below each other; set-ups are named if there are several."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mup_moe.figures.transfer import draw_content, read_content
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A composition of the config. Raises UserError as `transfer.draw` does, for each of its figures."""
+    """Draws a composition of the config. Raises UserError as `transfer.draw` does, for each of its figures."""
     contents = [read_content(config, part, results) for part in config.compositions[name]]
     widths, heights = zip(*(content.size for content in contents), strict=True)
     figure = new_figure(max(widths), sum(heights))

@@ -1,4 +1,4 @@
-"""Draws what the tensors of MoE layers do to their output: sizes over the axis, and their slopes by step."""
+"""Draws how the tensors of MoE layers change their output: sizes over the axis, and their slopes by step."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mup_moe.figures.widths import read_probe
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
+    """Draws a probe of the config. Raises UserError for missing or damaged values or slopes."""
     predictions = [
         Prediction(test.quantity, (test.step,), test.slope, test.parametrization) for test in predicted(config, name)
     ]

@@ -12,18 +12,18 @@ from mup_moe.figures.sizes import Prediction, draw_sizes
 from mup_moe.figures.widths import read_probe
 
 _LATER = range(2, 1000)
-# What Lemma B.1 and its neighbourhood predict under muP.
+# The predictions of Lemma B.1 and its neighborhood under muP.
 PREDICTED = (
     *(Prediction(of, range(1), -0.5) for of in ("inner product", "cosine", "router logits")),
     *(Prediction(of, _LATER, 0.0) for of in ("inner product", "cosine", "router logits", "router-logit change")),
 )
 
 
-def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (as every kind has it)
-    """A probe of the config. Raises UserError for values or slopes that are missing or damaged."""
+def draw(config: Config, name: str, results: Path) -> Figure:  # noqa: ARG001 (every kind has this signature)
+    """Draws a probe of the config. Raises UserError for missing or damaged values or slopes."""
     return draw_covariance(*read_probe(name, results))
 
 
 def draw_covariance(values: pd.DataFrame, slopes: Sequence[Slope]) -> Figure:
-    """As `draw_sizes`, with what the lemma predicts."""
+    """Draws what `draw_sizes` does, with the predictions of the lemma."""
     return draw_sizes(values, slopes, PREDICTED, "predicted under \N{GREEK SMALL LETTER MU}P")

@@ -1,4 +1,4 @@
-"""A line per row of a table, a panel per quantity: a dot with its interval."""
+"""Draws a table as dots with intervals: a line per row, a panel per quantity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ LINE_HEIGHT = 0.2  # inches
 
 @dataclass(frozen=True)
 class Column:
-    """One quantity of all rows. points: value, low, high of each; NaN where there is none.
+    """One quantity of all rows. points: value, low and high of each row; missing ones are NaN.
 
-    band: what is grey. floor, ceiling: the ends of the panel, where what lies beyond is drawn, with its value written
-    beside it. A value whose upper bound is infinite is an arrow, and its interval ends at the panel's.
+    band: the range with a gray background. floor, ceiling: the limits of the panel. A value above the ceiling is drawn
+    at the ceiling, with the number next to it. A value with an infinite upper bound is drawn as an arrow, and its
+    interval ends at the ceiling, or at the value if there is no ceiling.
     """
 
     title: str
@@ -53,13 +54,13 @@ def draw_dots(
             axes.plot(ends, [place] * 2, marker="|" if low < high else "", **look)
             axes.plot(at, place, marker=">" if beyond or np.isinf(high) else "o", **look)
             if beyond:
-                # Above the line, which an interval may reach along.
+                # Above the line, which may show an interval.
                 where: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 7}
                 axes.annotate(f"{value:.2f}", (at, place), (-3, 1.5), **where)
         axes.set_title(column.title, loc="left", fontsize=RC["axes.titlesize"], fontweight="bold")
         axes.set_xlabel(column.label)
         if len(columns) > 2:
-            # Narrow panels: labels such as -0.005 are to lie apart.
+            # Panels are narrow here, and labels such as -0.005 must not overlap.
             axes.xaxis.set_major_locator(MaxNLocator(2, symmetric=True))
         axes.grid(axis="y", color=BAND, lw=0.6)
         axes.set_axisbelow(True)

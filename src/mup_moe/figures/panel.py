@@ -1,4 +1,4 @@
-"""Draws one panel: curves, their optima joined by a line, and a strip of what is off the scale."""
+"""Draws one panel: curves, their optima joined by a line, and a strip with marks for points off the scale."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,10 @@ SUMMARY_HEIGHT = 2 * 1.35 * SUMMARY_POINTS + 4  # points
 
 @dataclass(frozen=True)
 class Scale:
-    """The axes that panels share. Losses lie below `top`; from there to `upper` is the strip.
+    """The axes that panels share. Losses are drawn below `top`; the strip extends from there to `upper`.
 
-    lanes: one per curve in the strip; 0: there is no strip. lr: the ends of log2 learning rate.
+    lanes: the number of curves with a lane in the strip; 0 means that there is no strip. lr: the limits of log2
+    learning rate.
     """
 
     bottom: float
@@ -36,19 +37,19 @@ class Scale:
     lr: tuple[float, float]
 
     def lane(self, index: int) -> float:
-        """The height of a curve's marks in the strip."""
+        """Returns the height of a curve's marks in the strip."""
         return self.top + (self.upper - self.top) * (index + 0.5) / self.lanes
 
 
 @dataclass(frozen=True)
 class Style:
-    """Colour per curve value, and the value whose curve is dashed."""
+    """The color per curve value, and the value that has a dashed curve."""
 
     palette: Mapping[int, Any]
     base: int | None
 
     def line(self, value: int) -> dict[str, Any]:
-        """How the curve of a value is drawn."""
+        """Returns the line style of a value's curve."""
         return {"color": self.palette[value], "ls": (0, (4, 1.5)) if value == self.base else "-"}
 
 
@@ -71,8 +72,8 @@ def draw_panel(
                 heights = np.full(marked.sum(), scale.lane(lane))
                 axes.plot(curve.log2_lr[marked], heights, color=style.palette[value], zorder=6, **mark)
     if scale.lanes:
-        # Opaque and above the curves: what leaves the scale ends here, and the marks say so.
-        # Twice as high as the strip, and cut by the panel: a clip's edge lets a sliver of a curve through.
+        # Opaque and above the curves: curves that leave the scale end here, and the marks show which.
+        # Twice as high as the strip and clipped by the panel: at the edge of a clip a sliver of a curve would show.
         width, height = scale.lr[1] - scale.lr[0], 2 * (scale.upper - scale.top)
         axes.add_patch(Rectangle((scale.lr[0], scale.top), width, height, fc=SHADE, ec="none", zorder=5))
     _draw_optima(axes, rows, scale, style)
@@ -89,9 +90,9 @@ def draw_panel(
 
 
 def summary(rows: Sequence[OptimumRow], base: int | None) -> str:
-    """Two lines on transfer: the drift with its interval, and the regret at the far end of the axis.
+    """Returns two lines on transfer: the drift with its interval, and the regret at the far end of the axis.
 
-    Where the base lies within the axis, that is the end at which the regret is greater.
+    If the base is inside the range of the axis, the far end is the one with the greater regret.
     """
     last = rows[-1]
     found = sum(np.isfinite(row.log2_lr) for row in rows)
@@ -105,7 +106,7 @@ def summary(rows: Sequence[OptimumRow], base: int | None) -> str:
             lines[0] += f" [{signed(last.drift_low)}, {signed(last.drift_high)}]"
     ends = [row for row in (last, rows[0]) if row.value != base and not np.isnan(row.regret)]
     if ends:
-        # The largest value comes first, and stays where both cost the same.
+        # The largest value comes first, so it wins a tie.
         end = max(ends, key=lambda row: row.regret)
         bound = "\N{GREATER-THAN OR EQUAL TO} " if end.regret_at_least else ""
         lines[1] = f"regret {bound}{end.regret:.3f} nats at {axis_value(end.axis, end.value)}"
@@ -113,7 +114,7 @@ def summary(rows: Sequence[OptimumRow], base: int | None) -> str:
 
 
 def _draw_curve(axes: Axes, curve: Curve, line: Mapping[str, Any]) -> None:
-    # Per run of converged learning rates, so that no line crosses a diverged one.
+    # One line per run of converged learning rates, so that no line crosses a diverged one.
     for start, stop in finite_runs(curve.mean):
         sns.lineplot(
             x=np.tile(curve.log2_lr[start:stop], curve.seeds),
@@ -123,7 +124,7 @@ def _draw_curve(axes: Axes, curve: Curve, line: Mapping[str, Any]) -> None:
             marker="o",
             markersize=2.6,
             markeredgewidth=0,
-            errorbar=("pi", 100) if curve.seeds > 1 else None,  # from the least to the greatest
+            errorbar=("pi", 100) if curve.seeds > 1 else None,  # from the minimum to the maximum
             err_kws={"alpha": 0.25, "lw": 0},
             legend=False,
             zorder=2,
@@ -138,7 +139,7 @@ def _draw_optima(axes: Axes, rows: Sequence[OptimumRow], scale: Scale, style: St
         colour = style.palette[row.value]
         if row.value == style.base:
             axes.plot([row.log2_lr] * 2, [scale.bottom, scale.top], color=FAINT, lw=0.7, ls=DOTTED, zorder=1)
-        # A bound beyond the grid is infinite: its line runs out of the panel.
+        # A bound beyond the grid is infinite, so its line runs out of the panel.
         ends = np.clip([row.log2_lr_low, row.log2_lr_high], *scale.lr)
         axes.plot(ends, [row.best_loss] * 2, color=colour, lw=0.9, marker="|", ms=4, mew=0.9, zorder=3.5)
         axes.plot(row.log2_lr, row.best_loss, mfc="white" if row.at_edge else colour, zorder=4, **OPTIMUM)

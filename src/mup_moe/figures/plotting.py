@@ -1,7 +1,7 @@
-"""Matplotlib and seaborn with their own defaults, whatever a user has set: all that draws imports them from here.
+"""Matplotlib and seaborn with their own defaults, whatever a user has set; all drawing code imports them from here.
 
-Matplotlib reads its settings once, as it is first imported: from the environment, from the working folder and
-from the home. A backend that is not installed, or a file that is not UTF-8, would end that import.
+Matplotlib reads its settings once, when it is first imported: from the environment, the working folder and the home
+folder. A backend that is not installed, or a file that is not UTF-8, would make that import fail.
 """
 
 import os
@@ -15,7 +15,7 @@ os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": os.devnull}
 with chdir(sysconfig.get_path("stdlib")):
     import matplotlib as matplotlib
 
-    # A user's style sheets lie below that folder.
+    # A user's style sheets are below that folder.
     with patch.object(matplotlib, "get_configdir", return_value=os.devnull):
         import matplotlib.style
         import seaborn

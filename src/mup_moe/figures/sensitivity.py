@@ -1,4 +1,4 @@
-"""Draws what a set-up sees: nats lost by a factor on the learning rate of one group of roles, a line per group."""
+"""Draws what a set-up can see: nats lost against a factor on one group's learning rate, a line per group of roles."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,16 @@ from mup_moe.figures.style import DOTTED, FAINT, NARROW, RC, WIDTH, draw_legend,
 from mup_moe.figures.widths import label
 
 HEIGHT = 2.6  # inches, of the panels
-TOP = 4.0  # margins that stay on the scale
+TOP = 4.0  # in margins: the scale ends here
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A figure of the config. Raises UserError for a sensitivity.csv that is missing or damaged."""
+    """Draws a figure of the config. Raises UserError for a missing or damaged sensitivity.csv."""
     return draw_rows(read_rows(results / name / "sensitivity.csv", SensitivityRow), config.claims.excess_margin)
 
 
 def draw_rows(rows: Sequence[SensitivityRow], margin: float) -> Figure:
-    """A panel per model; the dotted line is the loss from which on a set-up sees a group of roles."""
+    """Draws a panel per model; above the dotted line, the set-up can see a group of roles."""
     models = list(dict.fromkeys((row.parametrization, row.width) for row in rows))
     groups = list(dict.fromkeys(row.group for row in rows))
     colours = group_colours()

@@ -1,4 +1,4 @@
-"""Draws what a probe measured: sizes over its axis, and their slopes by step."""
+"""Draws a probe's measurements: sizes over its axis, and their slopes by step."""
 
 import math
 from collections.abc import Container, Sequence
@@ -21,7 +21,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 
 @dataclass(frozen=True)
 class Prediction:
-    """A slope that is predicted of a quantity after some steps; parametrization "": whatever the rule."""
+    """The predicted slope of a quantity after some steps; parametrization "" means any rule."""
 
     quantity: str
     steps: Container[int]
@@ -32,10 +32,10 @@ class Prediction:
 def draw_sizes(
     values: pd.DataFrame, slopes: Sequence[Slope], predictions: Sequence[Prediction], predicted: str
 ) -> Figure:
-    """A column per quantity. Above: its size over the axis at the first and the last step. Below: its slope by step.
+    """Draws a column per quantity: above, its size over the axis at the first and last step; below, its slope by step.
 
-    A colour and marker per parametrization; sizes are geometric means over seeds and blocks, slopes
-    are drawn block by block with their intervals. predicted: what the legend calls predictions.
+    Each parametrization has a color and a marker. Sizes are geometric means over seeds and blocks; slopes are drawn
+    block by block with their intervals. predicted: the legend entry for predictions.
     """
     axis = over(values)
     rules, quantities = list(values["parametrization"].unique()), values["quantity"].unique()
@@ -57,7 +57,7 @@ def draw_sizes(
             )
         above.set_title(quantity.replace("-logit ", "-logit\n").replace(" by ", "\nby "), linespacing=1.1)
         low, high = above.get_ylim()
-        if math.floor(high) - math.ceil(low) < 1:  # less than two powers in view
+        if math.floor(high) - math.ceil(low) < 1:  # fewer than two powers in view
             widen(above, 3.0)
         label_powers(above)
         below.axhline(0, color=FAINT, lw=0.4, zorder=0)
@@ -87,7 +87,7 @@ def draw_sizes(
 
 
 def _draw_slopes(axes: Any, found: Sequence[Slope], style: dict[str, Any], rules: Sequence[str]) -> None:
-    """Points with intervals beside each other: steps at whole numbers, rules and blocks around them."""
+    """Draws points with intervals side by side: steps at whole numbers, rules and blocks around them."""
     steps = sorted({slope.step for slope in found})
     blocks = sorted({slope.block for slope in found})
     slots = len(rules) * len(blocks)

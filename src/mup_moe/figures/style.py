@@ -1,4 +1,4 @@
-"""How all figures look, the paper that they are drawn on, and how they are saved."""
+"""The style of all figures, their sizes, and how they are saved."""
 
 import math
 import textwrap
@@ -18,9 +18,9 @@ from mup_moe.parametrization import GROUPS
 WIDTH = 7.0  # inches: the text width of a paper
 NARROW = 4.6  # inches, of a figure of one panel
 LINE = 0.15  # inches, of a line of text
-MARGIN = 0.1  # inches, beside what is fitted
+MARGIN = 0.1  # inches, kept free next to fitted text
 INK, FAINT = "#222222", "#8c8c8c"
-BAND = "#ececec"  # what lies within a margin
+BAND = "#ececec"  # the background of values within a margin
 DOTTED = (0, (1, 2))
 LEGEND: dict[str, Any] = {"frameon": False, "handletextpad": 0.5, "columnspacing": 1.4, "borderaxespad": 0.2}
 RC: dict[Any, Any] = {
@@ -36,47 +36,47 @@ RC: dict[Any, Any] = {
 
 
 def group_colours() -> dict[str, Any]:
-    """A colour for each group of roles, the same in every figure."""
+    """Returns a color for each group of roles, the same in every figure."""
     return dict(zip(GROUPS, sns.color_palette("colorblind", len(GROUPS)), strict=True))
 
 
 @contextmanager
 def drawing_style() -> Iterator[None]:
-    """Fonts, lines and ticks of all figures: what is drawn and saved inside looks the same anywhere."""
+    """Sets the fonts, lines and ticks of all figures, so that figures drawn and saved inside look the same anywhere."""
     with matplotlib.style.context(["default", sns.axes_style("ticks"), RC]):
         yield
 
 
 def shades(values: Sequence[int]) -> dict[int, Any]:
-    """A colour per value, light to dark; crest is perceptually uniform and told apart by lightness alone."""
+    """Returns a color per value, light to dark; crest is perceptually uniform and varies in lightness."""
     colours = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(values)))
     return dict(zip(values, map(tuple, colours), strict=True))
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that lays out what is drawn into it without overlaps."""
+    """Returns an empty figure of this size in inches, with a layout that avoids overlaps."""
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.03, hspace=0.05)
     return Figure(figsize=(width, height), layout=layout)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PDF and a PNG of this name, which has no ending; equal figures give equal bytes."""
+    """Writes a PDF and a PNG; `path` has no suffix. Equal figures give equal bytes."""
     # Dates and versions would make equal figures differ.
     with atomic_write(path.with_name(f"{path.name}.pdf")) as file:
         figure.savefig(file, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     drawn, dpi = BytesIO(), 200
     figure.savefig(drawn, format="png", dpi=dpi)
     with atomic_write(path.with_name(f"{path.name}.png")) as file, Image.open(drawn) as image:
-        # A third of the size: few colours are drawn, and their edges need no more than 256.
+        # This cuts the size to a third: few colors are drawn, and 256 suffice even for their edges.
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "png", optimize=True, dpi=(dpi, dpi))
 
 
 def draw_legend(
     figure: Figure | SubFigure, handles: Mapping[str, Any], title: Mapping[str, Any] | None = None, **options: Any
 ) -> None:
-    """A legend of handles by name, outside the panels, in as few rows as fit into the figure's width.
+    """Draws a legend of handles by name, outside the panels, in as few rows as fit the figure's width.
 
-    title: how the first name differs from the others.
+    title: text properties in which the first name differs from the others.
     """
     for rows in range(1, len(handles) + 1):
         columns = math.ceil(len(handles) / rows)
@@ -89,7 +89,7 @@ def draw_legend(
 
 
 def wrap(text: Text, pixels: float) -> None:
-    """Breaks a text, upright or not, into as few lines as are so long at most."""
+    """Breaks a text, rotated or not, into as few lines as possible, none longer than this."""
     whole = text.get_text()
     for characters in range(len(whole), 0, -1):
         text.set_text("\n".join(textwrap.wrap(whole, characters)))
@@ -98,6 +98,6 @@ def wrap(text: Text, pixels: float) -> None:
 
 
 def add_lines(figure: Figure | SubFigure, lines: int) -> None:
-    """Makes the whole figure higher by lines of text, so that its panels keep their height."""
+    """Makes the whole figure taller by some lines of text, so that its panels keep their height."""
     whole = figure.get_figure(root=True)
     whole.set_figheight(whole.get_figheight() + lines * LINE)

@@ -1,4 +1,4 @@
-"""Where axes have labels: at two places or more if there are two values, none of them over another."""
+"""Places axis labels without overlap, with at least two labels if there are two values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,22 @@ from itertools import pairwise
 
 from mup_moe.figures.plotting import Axes, Axis, FuncFormatter, MaxNLocator, ScalarFormatter
 
-CHARACTER, GAP = 0.071, 0.03  # inches: a digit of 8 points, and the least space between two labels
-USUAL = 4  # characters of a label
-POWER = 0.24  # inches, of a label such as 2^-10
+CHARACTER, GAP = 0.071, 0.03  # inches: the width of an 8-point digit, and the least space between two labels
+USUAL = 4  # characters in a usual label
+POWER = 0.24  # inches, the width of a label such as 2^-10
 NICE = (1, 2, 5, 10)
 
-Ticks = dict[float, str]  # where on the axis -> what it says
+Ticks = dict[float, str]  # place on the axis -> text
 Limits = tuple[float, float]
 
 
 def labels(axis: Axis) -> list[str]:
-    """What the labels of an axis say."""
+    """Returns the texts of an axis's labels."""
     return axis.get_major_formatter().format_ticks(list(axis.get_majorticklocs()))
 
 
 def excess(*texts: str) -> float:
-    """What the longest label takes from a panel's width, in inches, beyond one of USUAL characters."""
+    """Returns the width, in inches, that the longest label takes beyond a label of USUAL characters."""
     return max([0.0, *(_width(text) - CHARACTER * USUAL for text in texts)])
 
 
@@ -30,20 +30,20 @@ def _width(label: str) -> float:
 
 
 def label_axis(axes: Axes, ticks: Mapping[float, str], inches: float) -> None:
-    """Labels the horizontal axis of a panel; upright where two labels are too long to lie beside each other."""
+    """Labels the horizontal axis of a panel; rotates the labels if two would overlap."""
     axes.set_xticks(list(ticks), list(ticks.values()))
     if not keep_apart(ticks, axes.get_xlim(), inches - excess(*ticks.values())):
         axes.tick_params(axis="x", labelrotation=90)
 
 
 def keep_apart(ticks: Mapping[float, str], limits: Limits, inches: float) -> bool:
-    """Whether labels do not touch each other on an axis that is so long."""
+    """Whether labels do not touch each other on an axis of this length."""
     unit = inches / (limits[1] - limits[0])
     return all((b - a) * unit - (_width(ticks[a]) + _width(ticks[b])) / 2 >= GAP for a, b in pairwise(sorted(ticks)))
 
 
 def thinned(ticks: Mapping[float, str], limits: Limits, inches: float, most: int | None = None) -> Ticks:
-    """Every n-th tick, for the least n that keeps labels apart and their number within `most`; else the two ends."""
+    """Returns every n-th tick, for the least n with at most `most` labels and no overlap; otherwise the two ends."""
     places = sorted(ticks)
     for n in range(math.ceil(len(places) / (most or len(places))), len(places)):
         chosen = {place: ticks[place] for place in places[::n]}
@@ -53,7 +53,7 @@ def thinned(ticks: Mapping[float, str], limits: Limits, inches: float, most: int
 
 
 def rate_ticks(log2_rates: Sequence[float], limits: Limits, inches: float) -> Ticks:
-    """Ticks of an axis in log2 of the learning rate: powers of 2 where two are in view, else decimal numbers."""
+    """Returns ticks of an axis in log2 of the learning rate: powers of 2 if two are in view, else decimal numbers."""
     octaves = range(math.ceil(limits[0]), math.floor(limits[1]) + 1)
     for step in (2**power for power in range(20)):
         powers: Ticks = {octave: f"$2^{{{octave}}}$" for octave in octaves if octave % step == 0}
@@ -73,7 +73,7 @@ def rate_ticks(log2_rates: Sequence[float], limits: Limits, inches: float) -> Ti
 
 
 def number_formatter(limits: Limits) -> FuncFormatter | ScalarFormatter:
-    """Writes each number in full: nothing of it is left to a sum or a power at the end of the axis."""
+    """Returns a formatter that writes each number in full, without an offset or exponent at the end of the axis."""
     if max(map(abs, limits)) >= 1e5:
         return FuncFormatter(lambda number, _: f"{number:.7g}")
     return ScalarFormatter(useOffset=False)

@@ -1,6 +1,6 @@
-"""Draws one figure: loss against learning rate, a panel per rule, a curve per width, the optima joined.
+"""Draws one figure: loss against learning rate, with a panel per rule, a curve per width, and the optima joined.
 
-Published losses that the figure's reference names lie over the curves of their panel and width.
+Published losses from the figure's reference are overlaid on the curves of the same panel and width.
 """
 
 import math
@@ -46,13 +46,13 @@ from mup_moe.figures.style import (
 )
 from mup_moe.figures.ticks import NICE, excess, label_axis, labels, number_formatter, rate_ticks
 
-COLUMNS = 3  # panels in a row, at most: the summaries of four run into each other
-PANEL_HEIGHT = 2.1  # inches, of the axes alone
-Y_LABEL = 0.6  # inches, of the label and numbers left of the panels
-LANE, STRIP = 0.075, 0.4  # inches, of a curve's lane in the strip, and of all lanes at most
-LR_MARGIN = 0.4  # octaves beyond the learning rates, of a grid that spans one or more
-INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: a fit's window and more
-ALIKE = 1e-7  # octaves: closer learning rates are drawn at one place
+COLUMNS = 3  # the most panels in a row: the summaries of four would run into each other
+PANEL_HEIGHT = 2.1  # inches, without labels and titles
+Y_LABEL = 0.6  # inches, for the label and numbers left of the panels
+LANE, STRIP = 0.075, 0.4  # inches: the height of a curve's lane in the strip, and of all lanes at most
+LR_MARGIN = 0.4  # octaves beyond the learning rates, for a grid that spans at least one octave
+INTERESTING = 0.6  # nats above the highest optimum that stay on the scale: more than a fit's window
+ALIKE = 1e-7  # octaves: closer learning rates are drawn at the same place
 LOSS_LABELS = {"train_loss": "training loss (nats)", "valid_loss": "validation loss (nats)"}
 
 Curves = Mapping[Any, Mapping[int, Curve]]
@@ -61,9 +61,9 @@ Rows = Mapping[Any, list[OptimumRow]]
 
 @dataclass(frozen=True)
 class Content:
-    """What a figure shows: panel -> value -> curve, panel -> rows of the optima.
+    """The data of a figure: panel -> value -> curve, panel -> rows of the optima.
 
-    published: as `curves`, of panels and values that the figure has.
+    published: like `curves`, for panels and values that the figure has.
     """
 
     spec: FigureSpec
@@ -85,7 +85,7 @@ class Content:
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A figure of the config. Raises UserError where the runs, the optima or the reference lack a part of it."""
+    """Draws a figure of the config. Raises UserError if the runs, the optima or the reference lack part of its data."""
     content = read_content(config, name, results)
     figure = new_figure(*content.size)
     draw_content(figure, content, content.size[0])
@@ -93,7 +93,7 @@ def draw(config: Config, name: str, results: Path) -> Figure:
 
 
 def read_content(config: Config, name: str, results: Path) -> Content:
-    """What a figure of the config shows. Raises UserError."""
+    """Reads the data of a figure of the config. Raises UserError."""
     spec = FigureSpec.of(config, name)
     curves = figure_curves(read_runs(results / name / "runs.csv"), spec)
     points = read_reference(results / name / "reference.csv") if config.figures[name].reference is not None else []
@@ -106,9 +106,9 @@ def read_content(config: Config, name: str, results: Path) -> Content:
 
 
 def draw_content(figure: Figure | SubFigure, content: Content, width: float, letter: str = "", more: str = "") -> None:
-    """Draws the content into a figure or a part of one, `width` inches wide.
+    """Draws the content into a figure or part of one, `width` inches wide.
 
-    letter: (a), (b), ... more: what its title says besides the axis.
+    letter: (a), (b), ... more: text that its title adds to the axis.
     """
     spec, curves = content.spec, content.curves
     lines, columns = content.grid
@@ -129,9 +129,9 @@ def draw_content(figure: Figure | SubFigure, content: Content, width: float, let
 
 
 def shared_scale(curves: Curves, rows: Rows, published: Curves) -> Scale:
-    """The scale of all panels: every optimum and what lies near one, not the cliffs by divergence.
+    """Returns the scale of all panels, which covers every optimum and losses near one, but not cliffs near divergence.
 
-    Published losses near an optimum of theirs are on it too, as far as ours keep half of the height.
+    It also covers published losses near their optimum, as long as ours keep half of the height.
     """
     every, theirs = _all_of(curves), _all_of(published)
     means = np.concatenate([curve.mean for curve in every])
@@ -165,14 +165,14 @@ def _all_of(curves: Curves) -> list[Curve]:
 
 
 def _draw_titles(figure: Figure | SubFigure, grid: Any, titles: Sequence[str], width: float) -> None:
-    """The panels' titles, in as few lines as fit above a panel."""
+    """Draws the panels' titles, each in as few lines as fit above its panel."""
     rows, columns = grid.shape
     panel = (width - Y_LABEL - excess(*labels(grid.flat[0].yaxis))) / columns - MARGIN
     for axes, text in zip(grid.flat, titles, strict=False):
         title = axes.set_title(text, loc="left", fontweight="bold", pad=SUMMARY_HEIGHT + 2)
         wrap(title, panel * figure.dpi)
         if "\n" in title.get_text():
-            title.set_verticalalignment("bottom")  # more lines grow upwards
+            title.set_verticalalignment("bottom")  # additional lines extend upward
     lines = [axes.get_title(loc="left").count("\n") for axes in grid.flat]
     add_lines(figure, sum(max(lines[row * columns : (row + 1) * columns]) for row in range(rows)))
 
@@ -200,7 +200,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
     for axes in grid[:, 0]:
         axes.set_ylabel(LOSS_LABELS[spec.analysis.loss])
     for column in range(grid.shape[1]):
-        # The lowest panel of a column, which need not be in the last row.
+        # The lowest panel of a column is not always in the last row.
         axes = grid.flat[: len(curves)][column :: grid.shape[1]][-1]
         axes.set_xlabel(f"factor on the learning rate of {spec.figure.tunes}" if spec.figure.tunes else "learning rate")
         axes.xaxis.label.set_visible(True)
@@ -208,7 +208,7 @@ def _label_axes(grid: Any, curves: Curves, scale: Scale, spec: FigureSpec, panel
 
 
 def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Style, letter: str, more: str) -> None:
-    """The curves, above the panels; in a part of a figure the line is its title."""
+    """Draws the legend of the curves above the panels; in a part of a figure it is also the title."""
     handles = {f"{letter} {axis_title(spec.figure.curve)}{more}".strip(): Line2D([], [], ls="")}
     for value in spec.values:
         handles[f"{value} (base)" if value == spec.base else f"{value}"] = Line2D([], [], lw=1.6, **style.line(value))
@@ -222,7 +222,7 @@ def _draw_curve_legend(figure: Figure | SubFigure, spec: FigureSpec, style: Styl
 
 
 def _draw_mark_legend(figure: Figure | SubFigure, content: Content, scale: Scale, style: Style) -> None:
-    """The marks that occur, below the panels."""
+    """Draws the legend of the marks that occur below the panels."""
     draw_legend(figure, dict(_marks(content, scale, style)), loc="outside lower center", handlelength=1.4)
 
 

@@ -1,6 +1,6 @@
-"""Draws how a drift depends on the length of training and on the base width: a claim about a limit is a trend.
+"""Draws how a drift depends on the length of training and on the base width, since a claim about a limit is a trend.
 
-Each figure of a trend is a point of each of its panels: its set-up has the steps and the base width.
+Each figure of a trend contributes one point to each of its panels; its set-up gives the steps and the base width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Point:
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
-    """A trend of the config. Raises UserError for optima that are missing or damaged."""
+    """Draws a trend of the config. Raises UserError for missing or damaged optima."""
     panels: dict[str, list[Point]] = {}
     for part in config.trends[name]:
         setup = config.setups[config.figures[part].setup]
@@ -46,7 +46,7 @@ def _point(base_width: int, steps: int, rows: Sequence[OptimumRow]) -> Point:
 
 
 def draw_points(panels: Mapping[str, Sequence[Point]], margin: float) -> Figure:
-    """A panel per row of the table; drift against steps, a line per base width. The band is within the margin."""
+    """Draws a panel per row of the table: drift against steps, a line per base width. The band shows the margin."""
     every = [point for points in panels.values() for point in points]
     bases, steps = (sorted({getattr(point, axis) for point in every}) for axis in ("base_width", "steps"))
     colours = shades(bases)
@@ -58,7 +58,7 @@ def draw_points(panels: Mapping[str, Sequence[Point]], margin: float) -> Figure:
         for number, base in enumerate(bases):
             line = sorted((p.steps, p.drift, p.low, p.high) for p in points if p.base_width == base)
             x, y, low, high = np.array(line).T
-            # Side by side, so that intervals of one length of training do not hide each other.
+            # Side by side, so that intervals at the same number of steps do not hide each other.
             x = x * 2 ** (0.06 * (number - (len(bases) - 1) / 2))
             errors = np.nan_to_num([y - low, high - y])
             axes.errorbar(x, y, errors, color=colours[base], lw=1.2, elinewidth=0.8, capsize=2, marker="o", ms=3.5)

@@ -1,4 +1,4 @@
-"""What the figures of probes share: panels over width or another axis, and how they are labelled."""
+"""Shared parts of the figures of probes: panels over width or another axis, and their labels."""
 
 import math
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from mup_moe.figures.style import WIDTH
 from mup_moe.figures.ticks import excess, label_axis, thinned
 
 ROW_HEIGHT = 1.45  # inches
-Y_LABELS = 0.55  # inches, of the labels beside a panel
+Y_LABELS = 0.55  # inches, of the labels next to a panel
 
 
 def read_probe(name: str, results: Path) -> tuple[pd.DataFrame, list[Slope]]:
-    """What a probe measured, and its slopes. Raises UserError for what is missing or damaged."""
+    """Reads a probe's measurements and slopes. Raises UserError for missing or damaged files."""
     return read_values(results / name / "values.csv"), read_rows(results / f"{name}.csv", Slope)
 
 
 def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
-    """An empty figure of panels, and their axes, rows by columns."""
+    """Returns an empty figure of panels and their axes, rows by columns."""
     layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.03)
     figure = Figure(figsize=(WIDTH, 0.9 + rows * ROW_HEIGHT), layout=layout)
     grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False)
@@ -33,18 +33,18 @@ def new_grid(rows: int, columns: int, sharey: Any) -> tuple[Figure, Any]:
 
 
 def means(values: pd.DataFrame) -> "pd.Series[float]":
-    """log2 of the geometric mean of what is positive and finite, by log2 of the axis."""
+    """Returns log2 of the geometric mean of positive, finite values, by log2 of the axis."""
     found: pd.Series[float] = log2_of_positive(values).groupby(over(values))["value"].mean()
     return found
 
 
 def label_sizes(grid: Any, values: pd.DataFrame, inches: float) -> None:
-    """Labels horizontal axes that are about so long."""
+    """Labels horizontal axes of about this length."""
     axis = over(values)
     ticks = {math.log2(value): str(value) for value in sorted(values[axis].unique())}
     margin = 0.05 * (max(ticks) - min(ticks)) or 0.5
     for axes in grid.flat:
-        # All values of the axis, also where a quantity has no value that can be drawn.
+        # Show all values of the axis, even where a quantity has nothing to draw.
         axes.set_xlim(min(ticks) - margin, max(ticks) + margin)
         label(axes, ticks, inches, most=4)
         axes.xaxis.set_minor_locator(NullLocator())
@@ -55,12 +55,12 @@ def label_sizes(grid: Any, values: pd.DataFrame, inches: float) -> None:
 
 
 def label(axes: Any, ticks: Mapping[float, str], inches: float, most: int | None = None) -> None:
-    """Labels a horizontal axis of about this length with as many of the ticks, `most` at most, as lie apart."""
+    """Labels a horizontal axis of about this length with as many ticks as fit without overlap, at most `most`."""
     label_axis(axes, thinned(ticks, axes.get_xlim(), inches - excess(*ticks.values()), most), inches)
 
 
 def widen(axes: Any, least: float) -> None:
-    """Has the vertical axis span `least` or more: what hardly moves should look so, between labels."""
+    """Makes the vertical axis span at least `least`, so that small changes look small and labels are in view."""
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, (low + high - least) / 2), max(high, (low + high + least) / 2))
 

@@ -1,1 +1,1 @@
-"""The parametrization table for a model of your own: any `torch.nn.Module`, with a role per parameter."""
+"""Applies the parametrization table to your own model: any `torch.nn.Module`, with a role per parameter."""

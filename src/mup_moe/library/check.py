@@ -1,4 +1,4 @@
-"""The coordinate check of a model of your own (Tensor Programs V, section D.1 and figure 5)."""
+"""The coordinate check for your own model (Tensor Programs V, section D.1 and figure 5)."""
 
 import itertools
 import math
@@ -26,11 +26,13 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class CoordinateCheck:
-    """What a coordinate check measured.
+    """The results of a coordinate check: the sizes of activations and their slopes over the width.
 
-    values: a row per width, seed, step, quantity and block, with the mean absolute entry. slopes: of log2 of the
-    values on log2 of the width, with Student's interval; under a rule that transfers none grows. Before the first
-    step, logits of the router and of the output fall with slope -1/2 under muP.
+    Under a rule that transfers, no activation grows with the width. Under muP, the router logits and output logits fall
+    with slope -1/2 before the first step. Printing the object shows the slopes after the last step.
+
+    :ivar values: A table with a row per width, seed, step, quantity and block; ``value`` is the mean absolute entry.
+    :ivar slopes: A list of the slopes of log2 of the values on log2 of the width, with Student's intervals.
     """
 
     def __init__(self, values: pd.DataFrame, confidence: float) -> None:
@@ -38,12 +40,12 @@ class CoordinateCheck:
         self.slopes: list[Slope] = list(slopes(values, confidence))
 
     def table(self) -> pd.DataFrame:
-        """The slopes: a row per rules, quantity, block and step."""
+        """Returns the slopes as a table with a row per quantity, block and step."""
         return pd.DataFrame(self.slopes)
 
     def save(self, path: str | Path) -> None:
-        """Draws the values over the widths, a line per step: writes PATH.pdf and PATH.png."""
-        # Only here is drawing needed.
+        """Draws the values over the widths, with a line per step, and writes ``path``.pdf and ``path``.png."""
+        # Only this method needs the drawing packages.
         from mup_moe.figures.activations import draw_activations
         from mup_moe.figures.style import drawing_style, save
 
@@ -51,7 +53,7 @@ class CoordinateCheck:
             save(draw_activations(self.values, self.slopes), Path(path))
 
     def __str__(self) -> str:
-        """The slopes after the last step."""
+        """Formats the slopes after the last step."""
         last = self.values["step"].max()
         rows = [slope for slope in self.slopes if slope.step == last]
         width = max(len(_place(slope)) for slope in rows)
@@ -68,9 +70,9 @@ def _place(slope: Slope) -> str:
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """The mean cross-entropy of a model that predicts each next token of tokens [B, S].
+    """Returns the mean cross-entropy, in nats, of predicting each next token of ``tokens`` [B, S].
 
-    The model gives logits [B, S, V], or has them in its output's `logits`, as models of transformers do.
+    The model must return logits [B, S, V], or an output that has them as ``logits``, as transformers models do.
     """
     output = model(tokens)
     logits: Tensor = getattr(output, "logits", output)
@@ -91,26 +93,39 @@ def coordinate_check(
     confidence: float = 0.95,
     **more: Any,
 ) -> CoordinateCheck:
-    """Trains models of several widths for a few steps, and measures the size of their activations.
+    """Trains models of several widths for a few steps and measures the size of their activations.
 
-    make_model: gives the model of a width. batches: one for each step; what is measured is always the first one, so
-    that the model alone changes. rules, roles, more: as of `parametrize`. lr: Adam's, at `base_width` (None:
-    the least). loss: of a model on a batch, in place of the cross-entropy of the next token.
+    The role table says which activations to observe (Tensor Programs V, section D.1 and figure 5). They are measured
+    before the first step and after every step.
 
-    Raises UserError for fewer than two widths, and where the role table observes nothing, or two modules as one.
+    :param make_model: Returns the model of a given width.
+    :param widths: At least two widths.
+    :param batches: One batch per training step. Activations are always measured on the first batch, so that only the
+        model changes.
+    :param rules: The rules, as in :func:`~mup_moe.parametrize`.
+    :param roles: The role table, as in :func:`~mup_moe.parametrize`; None selects the one for the model type.
+    :param lr: Adam's learning rate at ``base_width``.
+    :param seeds: The seeds of the initial values; each seed trains one model per width.
+    :param loss: Returns the loss of a model on a batch; the default is the cross-entropy of the next token.
+    :param base_width: The width of the base model; None means the smallest width.
+    :param confidence: The confidence level of the slopes' intervals.
+    :param more: Further keyword arguments of :func:`~mup_moe.parametrize`, such as ``sizes``.
+    :returns: The measured values and their slopes.
+    :raises UserError: If there are fewer than two widths, or no seed or batch; if the role table observes no module, or
+        observes several modules as the same quantity and block; or as :func:`~mup_moe.parametrize` does.
     """
     widths, seeds, batches = sorted(set(map(int, widths))), sorted(set(map(int, seeds))), list(batches)
     if len(widths) < 2 or widths[0] < 1 or not batches or not seeds:
-        raise UserError("a coordinate check needs two widths or more, a seed, and a batch for each step")
+        raise UserError("a coordinate check needs at least two positive widths, one seed, and a batch for each step")
     if not 0 < confidence < 1:
-        raise UserError(f"confidence is {confidence!r} but must lie between 0 and 1")
+        raise UserError(f"confidence is {confidence!r} but must be between 0 and 1")
     row = rules_of(rules)
     base = make_model(widths[0] if base_width is None else base_width)
     table = roles_of(roles, getattr(getattr(base, "config", None), "model_type", None))
     rows: list[tuple[Any, ...]] = []
     for width, seed in itertools.product(widths, seeds):
         with torch.random.fork_rng():
-            # Of dropout, say.
+            # Seeds dropout, for example.
             torch.manual_seed(seed)
             model = make_model(width)
             plan = parametrize(model, base, row, table, **more)
@@ -129,7 +144,7 @@ def coordinate_check(
 
 
 def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dict[tuple[str, str], float]:
-    """The mean absolute entry of each output that the role table names, by quantity and block."""
+    """Returns the mean absolute entry of each output that the role table observes, by quantity and block."""
     found: dict[tuple[str, str], float] = {}
 
     def keep(key: tuple[str, str]) -> Callable[..., None]:
@@ -141,7 +156,10 @@ def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dic
     modules = [(module, (quantity, block)) for module, quantity, block in observed(model, table)]
     for key, count in Counter(key for _, key in modules).items():
         if count > 1:
-            raise UserError(f"roles {table.name!r} observe {count} modules as {' '.join(key)}: name one of them")
+            raise UserError(
+                f"the role table {table.name!r} observes {count} modules as {' '.join(key)}: make the pattern in its"
+                " `observe` match only one"
+            )
     handles = [module.register_forward_hook(keep(key)) for module, key in modules]
     try:
         with torch.no_grad():
@@ -150,5 +168,5 @@ def _sizes(model: nn.Module, table: RoleTable, run: Callable[[], object]) -> dic
         for handle in handles:
             handle.remove()
     if not found:
-        raise UserError(f"roles {table.name!r} observe no module of the model: give `observe` patterns")
+        raise UserError(f"the role table {table.name!r} observes no module of the model: add patterns to its `observe`")
     return found

@@ -1,8 +1,8 @@
-"""What the rules come to for every parameter of a model: its initialisation, learning rate and weight decay.
+"""Applies the rules to every parameter of a model: initialization, learning rate and weight decay.
 
-The table's multipliers are folded into these, which AdamW does not notice (Tensor Programs V, appendix B): a
-weight W under a multiplier m trains as w = m W does from m times the initial values, at m times the learning rate, with
-1/m of the weight decay and of eps. So nothing of the model is hooked or wrapped.
+The table's multipliers are folded into these three, which leaves training under AdamW unchanged (Tensor Programs V,
+appendix B): a weight W with a multiplier m trains exactly like w = m W with m times the initial values, m times the
+learning rate, and 1/m of the weight decay and of eps. The model therefore needs no hooks or wrappers.
 """
 
 import math
@@ -23,35 +23,38 @@ from mup_moe.model.inventory import TensorSpec
 from mup_moe.model.scaling import Factors, factors_of
 from mup_moe.parametrization import ROLES, Parametrization, Power
 
-# What torch puts into names where it wraps a module.
+# Prefixes that torch adds to names when it wraps a module.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _OWN_LOGITS = Power.parse("1/sqrt(head_size)")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A parameter, and what the rules come to for it, relative to the base model.
+    """A parameter and its values under the rules, relative to the base model.
 
-    spec, base: the tensor in the model and in the base model. factors: with the multiplier folded in; its `init_std` is
-    that of entries drawn with variance 1/fan_in of the base model.
+    spec, base: the tensor in the model and in the base model. factors: the factors with the multiplier folded in;
+    `init_std` assumes that the base model's entries have variance 1/fan_in.
     """
 
     name: str
     spec: TensorSpec
     base: TensorSpec
     factors: Factors
-    eps: float  # over that of the optimizer
+    eps: float  # relative to the optimizer's eps
 
     @property
     def rescale(self) -> float:
-        """What the rules multiply an initial value by that does not follow the width."""
+        """The factor on initial values that do not depend on the width themselves."""
         return self.factors.init_std * (1.0 if self.spec.fill is not None else math.sqrt(self.base.fan_in))
 
 
 class Plan:
-    """The rules applied to a model: made by `parametrize`.
+    """The rules applied to a model, as made by :func:`~mup_moe.parametrize`.
 
-    Holds the model; a parameter is looked up by its name, so that the model may be compiled or sharded meanwhile.
+    The plan holds the model and looks up its parameters by name, so the model may be compiled or sharded after the plan
+    is made. Printing the plan shows a line for each kind of parameter.
+
+    :ivar entries: A mapping from the name of each parameter to its role, shapes and factors.
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, Entry], title: str) -> None:
@@ -61,13 +64,19 @@ class Plan:
         self._done = False
 
     def initialize_(self, seed: int = 0, scale: float = 1.0) -> None:
-        """Draws every parameter anew, as the rules say; `fill` of a role table sets those that are not random.
+        """Draws new initial values for every parameter, as the rules say.
 
-        The base model's entries have variance scale / fan_in. The numbers depend on the seed and the parameter's name
-        and shape alone: on any device, and sharded or not, they are the same.
+        At the base width, entries have variance ``scale`` / fan_in. Parameters with a ``fill`` in the role table start
+        from that constant instead. The random numbers depend only on the seed and on the parameter's name and shape, so
+        they are the same on any device, sharded or not.
+
+        :param seed: The seed of the random numbers.
+        :param scale: The scale of the variances.
+        :raises UserError: If ``scale`` is not positive, or if the model's parameters no longer match the plan or are on
+            the meta device.
         """
         if not 0 < scale < math.inf:
-            raise UserError(f"scale is {scale!r} but must be a positive number: that of the variances")
+            raise UserError(f"scale (of the variances) is {scale!r} but must be a positive number")
         with torch.no_grad():
             for entry, parameter in self._parameters():
                 std = entry.factors.init_std * (1.0 if entry.spec.fill is not None else math.sqrt(scale))
@@ -75,18 +84,20 @@ class Plan:
         self._done = True
 
     def rescale_(self, own: str = "constant") -> None:
-        """Rescales what the model has drawn itself, as the rules say.
+        """Rescales the model's own initial values, as the rules say.
 
-        own: how the model's own initialisation follows the width: "constant" where it does not, as transformers'
-        `initializer_range`, or "fan_in" where variances fall with fan_in, as those of `torch.nn.Linear`. Raises
-        UserError where the model was initialised by this plan already.
+        :param own: How the model's own initialization depends on the width. ``"constant"`` means not at all, like
+            ``initializer_range`` of transformers; ``"fan_in"`` means that variances fall with fan_in, like those of
+            ``torch.nn.Linear``.
+        :raises UserError: If ``own`` is neither of these, if this plan has already initialized or rescaled the model,
+            or if the model's parameters no longer match the plan or are on the meta device.
         """
         if own not in ("constant", "fan_in"):
             raise UserError(
-                f"own is {own!r} but must be constant or fan_in: how the model's own init follows the width"
+                f"own, how the model's own initialization follows the width, is {own!r} but must be constant or fan_in"
             )
         if self._done:
-            raise UserError("the model is initialised by this plan already: make a new model to rescale it")
+            raise UserError("this plan has already initialized the model: make a new model to rescale it")
         with torch.no_grad():
             for entry, parameter in self._parameters():
                 random = own == "fan_in" and entry.spec.fill is None
@@ -96,18 +107,25 @@ class Plan:
     def groups(
         self, lr: float, weight_decay: float = 0.0, eps: float = 1e-8, undecayed: Collection[str] = ()
     ) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW, or for Adam without weight decay.
+        """Returns parameter groups for AdamW, or for Adam without weight decay.
 
-        lr, weight_decay, eps: those of the base model; decay is decoupled, as in AdamW, where a step shrinks a weight
-        by lr * weight_decay. undecayed: roles without weight decay, such as "norm". SGD needs other rules: its step
-        follows the gradient's scale, which folding changes.
+        SGD needs other rules: its steps follow the scale of the gradient, which folding changes.
+
+        :param lr: The learning rate of the base model.
+        :param weight_decay: The weight decay of the base model. It is decoupled, as in AdamW, where a step shrinks a
+            weight by ``lr * weight_decay``.
+        :param eps: Adam's eps for the base model.
+        :param undecayed: Roles without weight decay, such as ``"norm"``.
+        :returns: A list of dictionaries with ``params``, ``lr``, ``weight_decay`` and ``eps``.
+        :raises UserError: If a number is negative or not finite, if ``undecayed`` names an unknown role, or if the
+            model's parameters no longer match the plan or are on the meta device.
         """
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
             if not 0 <= value < math.inf:
-                raise UserError(f"{name} is {value!r} but must be a number from 0")
+                raise UserError(f"{name} is {value!r} but must be a finite number of at least 0")
         undecayed = {undecayed} if isinstance(undecayed, str) else set(undecayed)
         if unknown := sorted(undecayed - set(ROLES)):
-            raise UserError(f"undecayed has {', '.join(unknown)}, but the roles are {', '.join(ROLES)}")
+            raise UserError(f"undecayed has unknown roles {', '.join(unknown)}: choose from {', '.join(ROLES)}")
         groups: dict[tuple[float, float, float], list[Tensor]] = {}
         for entry, parameter in self._parameters():
             decay = 0.0 if entry.spec.role in undecayed else weight_decay * entry.factors.weight_decay
@@ -125,14 +143,14 @@ class Plan:
             or parameters[name].shape != self.entries[name].spec.shape
         )
         if changed:
-            raise UserError(f"the model's parameter {changed[0]!r} is not the one of the plan: make the plan again")
+            raise UserError(f"the model's parameter {changed[0]!r} does not match the plan: make the plan again")
         if meta := [name for name, parameter in parameters.items() if parameter.is_meta]:
             raise UserError(f"the parameter {meta[0]!r} is on the meta device: call the model's `to_empty` first")
         for name, entry in self.entries.items():
             yield entry, parameters[name]
 
     def __str__(self) -> str:
-        """A line for each kind of parameter, the same in all layers; `x` is how many there are."""
+        """Formats a line for each kind of parameter, the same in all layers; column `x` counts them."""
         rows: dict[tuple[str, ...], int] = {}
         for entry in self.entries.values():
             spec, base, factors = entry.spec, entry.base, entry.factors
@@ -163,17 +181,25 @@ def parametrize(
     base_sizes: Mapping[str, int] | None = None,
     logits_scaled: bool = False,
 ) -> Plan:
-    """What the rules say of each parameter of a model (paper, Table 1), relative to the same model at the base width.
+    """Applies the rules (paper, Table 1) to each parameter of a model, relative to the same model at the base width.
 
-    model: any module; its values are not touched. base: the same module at the base width, with the same names; only
-    shapes are read, so it may be on the meta device. rules: a row of the table of config.yaml, or your own. roles: a
-    role table of config.yaml, or your own; None: the one for the model's type of transformers. sizes, base_sizes: what
-    rules refer to beside fan_in and fan_out, where the models have no `config` that says it. logits_scaled: the
-    attention scales its logits by the rule already (see below).
+    Call the methods of the returned plan to set initial values and to get parameter groups for the optimizer.
 
-    Raises UserError for a parameter that no pattern or several match; a size that the rules need and nothing gives; a
-    tensor of two names (tied weights) that the rules treat differently; and heads that grow, where the rules ask for
-    another scale of the attention logits than 1/sqrt(head_size), which is in no parameter.
+    :param model: Any module. Its values are not changed.
+    :param base: The same module at the base width, with the same parameter names. Only its shapes are read, so it may
+        be on the meta device.
+    :param rules: The name of a row of the table in config.yaml, such as ``"mup"``, or a row of your own.
+    :param roles: The name of a role table in config.yaml, such as ``"mixtral"``, or a table of your own. None selects
+        the table for the transformers model type of the model.
+    :param sizes: The model's sizes that the rules refer to, besides fan_in and fan_out. They are needed if the model
+        has no ``config`` with these sizes, and take precedence over it.
+    :param base_sizes: The same for the base model.
+    :param logits_scaled: True if the model already scales its attention logits as the rules say.
+    :returns: The plan of the model.
+    :raises UserError: If no pattern or several patterns match a parameter; if a size that the rules need is unknown; if
+        two names share one tensor (tied weights) that the rules treat differently; or if the head size differs from
+        the base model's and the rules scale attention logits other than by 1/sqrt(head_size), since no parameter
+        contains that scale.
     """
     row = rules_of(rules)
     model, base = (_unwrapped(what, given) for what, given in (("model", model), ("base", base)))
@@ -185,9 +211,9 @@ def parametrize(
     for raw, parameter in model.named_parameters(remove_duplicate=False):
         name = clean(raw)
         if name not in base_shapes:
-            raise UserError(f"the base model has no parameter {name!r}: make both of the same layers and experts")
+            raise UserError(f"the base model has no parameter {name!r}: make both with the same layers and experts")
         if not parameter.is_floating_point():
-            raise UserError(f"the parameter {name!r} is of {parameter.dtype}: make the plan before it is quantised")
+            raise UserError(f"the parameter {name!r} has dtype {parameter.dtype}: make the plan before quantization")
         try:
             pattern = table.entry(name)
             spec, at_base = (
@@ -197,7 +223,7 @@ def parametrize(
         except KeyError as error:
             raise _missing(row, table, str(error.args[0])) from None
         except ArithmeticError:
-            raise UserError(f"the rules {row.name} come to no number for `{name}`: look at their powers") from None
+            raise UserError(f"the rules {row.name} give no finite number for `{name}`: check their powers") from None
         except ValueError as error:
             raise UserError(str(error)) from None
         named.setdefault(id(parameter), []).append(Entry(name, spec, at_base, found.folded(), 1 / found.multiplier))
@@ -205,39 +231,39 @@ def parametrize(
         for other in others:
             if (first.factors, first.eps) != (other.factors, other.eps):
                 raise UserError(
-                    f"`{first.name}` ({first.spec.role}) and `{other.name}` ({other.spec.role}) are one tensor, which"
-                    f" {row.name} treats in two ways: untie them, or give both the role {first.spec.role} and scale the"
-                    " output yourself"
+                    f"`{first.name}` ({first.spec.role}) and `{other.name}` ({other.spec.role}) are one tensor, but"
+                    f" {row.name} treats them differently: untie them, or give both the role {first.spec.role} and"
+                    " scale the output yourself"
                 )
     _check_logits(row, table, ours, theirs, logits_scaled)
     entries = {first.name: first for first, *_ in named.values()}
-    return Plan(model, entries, f"rules {row.name}, roles {table.name}: factors over the base model's")
+    return Plan(model, entries, f"rules {row.name}, roles {table.name}: factors relative to the base model")
 
 
 def clean(name: str) -> str:
-    """A parameter's name without what torch put in as it wrapped modules."""
+    """Returns a parameter's name without the prefixes that torch adds when it wraps modules."""
     return _WRAPPERS.sub("", name)
 
 
 def _unwrapped(what: str, model: object) -> nn.Module:
-    """The model within what trains it on several devices."""
+    """Returns the model inside wrappers that train it on several devices."""
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     if not isinstance(model, nn.Module):
-        raise UserError(f"the {what} is of type {type(model).__name__}, not a torch.nn.Module")
+        raise UserError(f"the {what} is of type {type(model).__name__} but must be a torch.nn.Module")
     return model
 
 
 def sizes_in(table: RoleTable, model: nn.Module, given: Mapping[str, int] | None = None) -> dict[str, int]:
-    """The sizes that rules may refer to, by a model's config, and over them those that are given. Raises UserError."""
+    """Returns the sizes that rules may refer to: those of a model's config, overridden by `given`. Raises UserError."""
     given = {} if given is None else given
     if not isinstance(given, Mapping) or not all(type(size) is int and size > 0 for size in given.values()):
-        raise UserError(f"sizes are {given!r} but must be whole numbers from 1 by their names")
+        raise UserError(f"sizes are {given!r} but must map names to whole numbers of at least 1")
     config = getattr(model, "config", None)
     names = {name for _, texts in table.sizes for text in texts for name in names_in(text)}
     fields = {name: getattr(config, name, None) for name in names}
     if unknown := sorted(map(str, set(given) - set(SIZES))):
-        raise UserError(f"sizes has {', '.join(unknown)}, but the sizes of a layer are {', '.join(SIZES)}")
+        raise UserError(f"sizes has unknown names {', '.join(unknown)}: choose from {', '.join(SIZES)}")
     try:
         return table.sizes_of(fields) | dict(given)
     except ValueError as error:
@@ -246,7 +272,7 @@ def sizes_in(table: RoleTable, model: nn.Module, given: Mapping[str, int] | None
 
 def _missing(row: Parametrization, table: RoleTable, size: str) -> UserError:
     return UserError(
-        f"the rules {row.name} refer to {size}, which roles {table.name!r} do not find in the model's config: give"
+        f"the rules {row.name} refer to {size}, which roles {table.name!r} do not find in the model's config: pass"
         f" sizes={{{size!r}: ...}} and base_sizes={{{size!r}: ...}}"
     )
 
@@ -262,14 +288,15 @@ def _check_logits(
         raise _missing(row, table, str(error.args[0])) from None
     if not math.isclose(ratio, 1.0):
         raise UserError(
-            f"a head has the size {sizes['head_size']}, and {base['head_size']} in the base model: {row.name} scales"
-            f" attention logits by {row.attention_logits}, the model by 1/sqrt(head_size); keep the size of heads, or"
-            f" multiply the logits by {ratio:.4g} (the `scaling` of transformers' attention) and say logits_scaled=True"
+            f"heads have size {sizes['head_size']}, but {base['head_size']} in the base model, and {row.name} scales"
+            f" attention logits by {row.attention_logits}, not by the model's 1/sqrt(head_size): keep the head size, or"
+            f" multiply the logits by {ratio:.4g} (the `scaling` of transformers' attention) and pass"
+            " logits_scaled=True"
         )
 
 
 def _copy(whole: Tensor, parameter: nn.Parameter) -> None:
-    """Copies values into a parameter, or its own part of them into a shard; every process has drawn them all."""
+    """Copies values into a parameter, or the local part of them into a shard; every process draws all values."""
     whole = whole.to(parameter.device)
     if isinstance(parameter, DTensor):
         whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""The rows and role tables of the config.yaml that comes with the package; needs no torch."""
+"""Looks up rules and role tables in the config.yaml that ships with the package; needs no torch."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -11,22 +11,22 @@ from mup_moe.config.roles import RoleTable
 from mup_moe.files import UserError
 from mup_moe.parametrization import Parametrization, control, parse_table
 
-# A link to the checkout's own, and a copy where the package is installed.
+# In a checkout, a link to its config.yaml; in an installed package, a copy.
 _DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
 
 
 @cache
 def _document() -> Mapping[str, Any]:
-    # Only here is YAML needed.
+    # Only this function needs YAML.
     from mup_moe.config.document import read_document
 
     return read_document(_DEFAULTS)
 
 
 def rules_of(rules: str | Mapping[str, Any] | Parametrization) -> Parametrization:
-    """A row of the table by its name ("mup", "mup-without-router"), or one of your own. Raises UserError.
+    """Returns a row of the table by name ("mup", "mup-without-router"), or parses your own. Raises UserError.
 
-    A row of your own is as `parametrizations` of config.yaml has it, and may start from another one by `like`.
+    Your own row has the form of an entry of `parametrizations` in config.yaml, and may extend another one with `like`.
     """
     if isinstance(rules, Parametrization):
         return rules
@@ -46,9 +46,10 @@ def rules_of(rules: str | Mapping[str, Any] | Parametrization) -> Parametrizatio
 
 
 def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str | None = None) -> RoleTable:
-    """A role table by its name ("mixtral"), one of your own, or (None) the one for a model type of transformers.
+    """Returns a role table by name ("mixtral"), or parses your own; None selects the one for the model type.
 
-    A table of your own is as `roles` of config.yaml has it, and may start from another one by `like`. Raises UserError.
+    Your own table has the form of an entry of `roles` in config.yaml, and may extend another one with `like`. Raises
+    UserError.
     """
     if isinstance(roles, RoleTable):
         return roles
@@ -56,11 +57,9 @@ def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str 
     if roles is None:
         matching = [name for name, table in tables.items() if model_type in table.get("model_types", ())]
         if not matching:
-            what = (
-                f"for the model type {model_type!r}" if model_type else "for a model without a config of transformers"
-            )
+            what = f"for the model type {model_type!r}" if model_type else "for a model without a transformers config"
             known = [name for name, table in tables.items() if "model_types" in table]
-            raise UserError(f"there is no role table {what}: give `roles`, one of {', '.join(known)} or your own")
+            raise UserError(f"there is no role table {what}: choose `roles` from {', '.join(known)}, or give your own")
         roles = matching[0]
     _check_type("roles", roles)
     name = roles if isinstance(roles, str) else "yours"
@@ -76,9 +75,7 @@ def roles_of(roles: str | Mapping[str, Any] | RoleTable | None, model_type: str 
 
 def _check_type(what: str, given: object) -> None:
     if not isinstance(given, str | Mapping):
-        raise UserError(
-            f"{what} is of type {type(given).__name__}: give a name in config.yaml, or a mapping of your own"
-        )
+        raise UserError(f"{what} is of type {type(given).__name__}: give a name from config.yaml, or your own mapping")
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> str:

@@ -1,1 +1,1 @@
-"""The MoE transformer, its parametrization table, and what connects them: a role per tensor."""
+"""The MoE transformer, and the roles of its tensors, which connect it to the parametrization table."""

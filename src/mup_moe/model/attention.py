@@ -14,15 +14,15 @@ from mup_moe.model.inventory import ModelShape, attention_tensors
 from mup_moe.model.layers import Weight
 
 _ROTARY_BASE = 10_000.0
-# Heads of fewer entries are faster in products of our own than in torch's kernel for a CPU (float32).
+# Smaller heads are faster with our own products than with torch's CPU kernel (float32).
 _NARROW = 16
 
 
 def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
-    """softmax(q.k) v over the positions up to each one's own, [X, H, S, P]; the logits unscaled."""
+    """Returns softmax(q.k) v over each position and those before it, [X, H, S, P]; does not scale the logits."""
     *_, positions, size = shape = q_XHSP.shape
     on_cpu, narrow = q_XHSP.device.type == "cpu", size < _NARROW
-    # On a CPU torch's own kernel takes several times as long in bfloat16 as in float32 (docs/decisions.md).
+    # On a CPU, torch's own kernel takes several times as long in bfloat16 as in float32 (docs/decisions.md).
     if not on_cpu or not (narrow or q_XHSP.dtype == torch.bfloat16):
         return F.scaled_dot_product_attention(q_XHSP, k_XHSP, v_XHSP, is_causal=True, scale=1.0)
     later_SS = torch.full((positions, positions), -math.inf, dtype=q_XHSP.dtype).triu(1)
@@ -30,7 +30,7 @@ def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
         q, k, v = (t.reshape(-1, positions, size) for t in (q_XHSP, k_XHSP, v_XHSP))
         weights = torch.baddbmm(later_SS, q, k.mT).softmax(-1, dtype=torch.float32)
         return torch.bmm(weights.to(v.dtype), v).view(shape)
-    # The long axis last: rows of a few entries are a poor shape for a product.
+    # Put the long axis last: products of rows with few entries are slow.
     q, k, v = (t.mT.reshape(-1, size, positions) for t in (q_XHSP, k_XHSP, v_XHSP))
     mixed, half = [], -(-positions // 2)
     # The first half of the positions never sees the second.
@@ -41,7 +41,7 @@ def causal_attention(q_XHSP: Tensor, k_XHSP: Tensor, v_XHSP: Tensor) -> Tensor:
 
 
 def rotate(x_XHSP: Tensor) -> Tensor:
-    """Queries or keys with their positions in them (RoFormer, eq. 34), the halves of a head paired as Llama's are."""
+    """Applies rotary positions to queries or keys (RoFormer, eq. 34), pairing the halves of a head as Llama does."""
     positions, size = x_XHSP.shape[-2:]
     frequency_P = _ROTARY_BASE ** (-torch.arange(0, size, 2, device=x_XHSP.device) / size).repeat(2)
     angle_SP = torch.arange(positions, device=x_XHSP.device)[:, None] * frequency_P
@@ -59,12 +59,12 @@ class Attention(nn.Module):
         self.heads = shape.heads
         self.rotary = settings.positions == "rotary"
         self.qkv, self.out = Weight(tensors["qkv"], replicas), Weight(tensors["out"], replicas)
-        # The scale of the logits q.k, one per replica; `model.initialize` sets it.
+        # The scale of the logits q.k, one per replica, set by `model.initialize`.
         self.register_buffer("logit_scale_R", torch.full((replicas,), float("nan")), persistent=False)
         self.logit_scale_R: Tensor
 
     def forward(self, x_RND: Tensor, sequence: int) -> Tensor:
-        """Tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
+        """Maps tokens [R, N, D] to tokens [R, N, D], attending within each run of `sequence` tokens."""
         replicas, tokens, width = x_RND.shape
         q, k, v = self.qkv.times(x_RND).chunk(3, dim=-1)
         q = (q * self.logit_scale_R[:, None, None]).to(q.dtype)

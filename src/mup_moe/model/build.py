@@ -1,4 +1,4 @@
-"""Which model a shape is of."""
+"""Builds the model of a shape."""
 
 from mup_moe.config.settings import ModelSettings
 from mup_moe.model.inventory import ModelShape
@@ -7,10 +7,10 @@ from mup_moe.model.transformer import Transformer
 
 
 def build(shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> ReplicaModel:
-    """R replicas of our own model, or the one of transformers that the shape asks for, on the current device."""
+    """Returns R replicas of our own model, or the transformers model of the shape, on the current device."""
     if shape.hub is None:
         return Transformer(shape, settings, replicas)
-    # Only here is transformers needed.
+    # Only this branch needs transformers.
     from mup_moe.model.hub import HubModel
 
     return HubModel(shape, settings, replicas)

@@ -1,8 +1,8 @@
-"""Tokens to the rows of their experts, and the experts' outputs back: no scatter of tokens.
+"""Moves tokens to the rows of their experts, and the experts' outputs back, without scattering tokens.
 
-An assignment is a (k, token) pair, numbered k * N + token, and r * A more in replica r. An expert has up to C rows,
-its capacity. Rows of all replicas and experts are one list: C for each expert, filled or not, so that every shape is
-static; or, where that is faster, the filled ones alone.
+An assignment is a (k, token) pair with the number k * N + token, plus r * A in replica r. An expert has up to C rows,
+its capacity. The rows of all replicas and experts form one list. It holds C rows per expert, filled or not, so that
+every shape is static; where that is faster, it holds only the filled rows.
 
 Axes: R replicas, N tokens, D width, E experts, K experts of a token, A = K * N assignments, M rows, G = R * E.
 """
@@ -23,35 +23,35 @@ from mup_moe.model.router import Choice
 
 @dataclass(frozen=True)
 class Load:
-    """How many assignments experts have."""
+    """How the assignments are distributed over the experts."""
 
     kept_RKN: Tensor  # whether the assignment got a row
-    load_RE: Tensor  # each expert's share of the assignments, dropped ones included
+    load_RE: Tensor  # each expert's share of the assignments, including dropped ones
 
 
 @dataclass(frozen=True)
 class Routing(Load):
-    """Which assignment has which row."""
+    """Maps assignments to rows and back."""
 
-    gates_RKN: Tensor  # of each assignment; 0 where it was dropped
-    row_RKN: Tensor  # of each assignment; any row of its replica if dropped
-    assignment_M: Tensor  # in each row; any assignment if the row is empty
-    filled_M: Tensor | None  # whether the row holds one; None if all do
-    ends_G: Tensor | None  # where each expert's rows end; None if all have C
+    gates_RKN: Tensor  # the gate of each assignment; 0 if it was dropped
+    row_RKN: Tensor  # the row of each assignment; an arbitrary row of its replica if it was dropped
+    assignment_M: Tensor  # the assignment in each row; an arbitrary one if the row is empty
+    filled_M: Tensor | None  # whether the row holds an assignment; None if all rows do
+    ends_G: Tensor | None  # where each expert's rows end; None if every expert has C rows
 
 
 def capacity(tokens: int, shape: ModelShape, factor: float | str) -> int:
-    """Rows per expert at most: factor times its expected assignments, rounded up; all tokens if dropless."""
+    """Returns the most rows per expert: factor times its expected assignments, rounded up; all tokens if dropless."""
     if factor == DROPLESS:
         return tokens
-    # The small subtrahend undoes rounding: 1.1 * 100 tokens on 10 experts is 11 rows, not 12.
+    # Subtracting 1e-9 undoes rounding: 1.1 * 100 tokens on 10 experts is 11 rows, not 12.
     return min(tokens, max(1, math.ceil(float(factor) * tokens * shape.active_experts / shape.total_experts - 1e-9)))
 
 
 def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
-    """Gives each expert's `capacity` rows to first choices before second ones, and to earlier tokens before later.
+    """Fills each expert's `capacity` rows with first choices before second ones, and earlier tokens before later ones.
 
-    ragged: rows that would be empty are left out.
+    ragged: leave out rows that would be empty.
     """
     replicas, tokens, experts = choice.logits_RNE.shape
     active = choice.expert_RNK.shape[-1]
@@ -60,7 +60,7 @@ def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
     kept_RKN = rows.kept_RA.view(replicas, active, tokens)
     return Routing(
         gates_RKN=choice.gates_RNK.transpose(1, 2) * kept_RKN,
-        # One of its own replica's, for what is not finite there is for no other.
+        # A row of the same replica, so that non-finite values never reach another replica.
         row_RKN=rows.row_RA.where(rows.kept_RA, rows.first_R1).view_as(kept_RKN),
         kept_RKN=kept_RKN,
         assignment_M=rows.assignment_M,
@@ -72,15 +72,15 @@ def assign_rows(choice: Choice, capacity: int, ragged: bool = False) -> Routing:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The list of rows; its tensors are those of `Routing`."""
+    """The list of rows; tensors have the same meaning as in `Routing`."""
 
     kept_RA: Tensor
-    row_RA: Tensor  # what it would be, if dropped
+    row_RA: Tensor  # for a dropped assignment, the row that it would have had
     first_R1: Tensor  # the first row of each replica
     assignment_M: Tensor
     filled_M: Tensor | None
     ends_G: Tensor | None
-    counts_RE: Tensor  # of the assignments of each expert
+    counts_RE: Tensor  # the number of assignments of each expert
 
 
 def _filled_rows(expert_RA: Tensor, experts: int, capacity: int) -> _Rows:
@@ -117,19 +117,19 @@ def _equal_rows(expert_RA: Tensor, experts: int, capacity: int) -> _Rows:
 
 
 def _over_replicas(assignment_RX: Tensor, expert_RA: Tensor) -> Tensor:
-    """Assignments as they are numbered over all replicas."""
+    """Converts assignment numbers within a replica to numbers over all replicas."""
     replicas, assignments = expert_RA.shape
     return assignment_RX + assignments * torch.arange(replicas, device=expert_RA.device)[:, None]
 
 
 @dataclass(frozen=True)
 class _Sorted:
-    """Assignments sorted by expert, those of one expert in order of precedence."""
+    """Assignments sorted by expert, and by precedence within an expert."""
 
-    order_RA: Tensor  # the assignment at each place
-    position_RA: Tensor  # of each assignment in its expert's queue
-    starts_RE: Tensor  # of the queues, among places
-    counts_RE: Tensor  # their lengths
+    order_RA: Tensor  # the assignment at each place of the sorted list
+    position_RA: Tensor  # the position of each assignment in its expert's queue
+    starts_RE: Tensor  # the place at which each queue starts
+    counts_RE: Tensor  # the length of each queue
 
 
 def _sorted(expert_RA: Tensor, experts: int) -> _Sorted:
@@ -145,15 +145,15 @@ def _sorted(expert_RA: Tensor, experts: int) -> _Sorted:
     return _Sorted(order_RA, position_RA, starts_RE, counts_RE)
 
 
-# In two forms that give the same result: one for a CPU, which sorts fast, and one without sort and
+# Two implementations with the same result: one for a CPU, which sorts fast, and one without sort and
 # scatter, which a GPU runs in a few fused launches.
 
 
 def _queue_by_sort(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """How assignments queue for their experts, given the expert of each.
+    """Queues assignments for their experts, given the expert of each assignment.
 
     Returns the position of each assignment in its expert's queue [R, A], the assignment at each of the
-    first `capacity` positions of each queue [R, E, C] (any one beyond the queue's end), and the queues'
+    first `capacity` positions of each queue [R, E, C] (arbitrary beyond the queue's end), and the queues'
     lengths [R, E].
     """
     queue, places = _sorted(expert_RA, experts), torch.arange(capacity, device=expert_RA.device)
@@ -163,10 +163,10 @@ def _queue_by_sort(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tens
 
 
 def _queue_by_count(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_queue_by_sort`."""
+    """Returns the same as `_queue_by_sort`."""
     replicas, assignments = expert_RA.shape
     number_E1 = torch.arange(experts, device=expert_RA.device)[:, None]
-    # How many assignments of each expert there are up to each assignment.
+    # The number of assignments of each expert up to and including each assignment.
     count_REA = (expert_RA[:, None] == number_E1).to(torch.int32).cumsum(-1, dtype=torch.int32)
     position_RA = count_REA.gather(1, expert_RA[:, None])[:, 0].long() - 1
     wanted_C = torch.arange(1, capacity + 1, dtype=torch.int32, device=expert_RA.device)
@@ -176,10 +176,10 @@ def _queue_by_count(expert_RA: Tensor, experts: int, capacity: int) -> tuple[Ten
 
 
 class _GatherRows(torch.autograd.Function):
-    """y[j] = x[index[j]], for an index whose transpose is known.
+    """Computes y[j] = x[index[j]] for an index with a known transpose.
 
-    Row i of x is read by the outputs `inverse[:, i]` where `keep[:, i]` holds (None: everywhere), so that the
-    gradient is a gather too. Autograd's scatter-add is as fast on a CPU, but not deterministic on a GPU.
+    The outputs `inverse[:, i]` read row i of x where `keep[:, i]` is true (None: everywhere), so the gradient is a
+    gather too. Autograd's scatter-add is as fast on a CPU, but not deterministic on a GPU.
     """
 
     @staticmethod
@@ -198,7 +198,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
-    """The tokens in their rows, [M, D]. An empty row holds a token that nothing reads."""
+    """Returns the tokens in their rows, [M, D]. An empty row holds a token that nothing reads."""
     active, tokens = routing.row_RKN.shape[1:]
     replica_M, assignment_M = routing.assignment_M // (active * tokens), routing.assignment_M
     token_M = assignment_M % tokens + tokens * replica_M
@@ -208,7 +208,7 @@ def dispatch(x_RND: Tensor, routing: Routing) -> Tensor:
 
 
 def gather_outputs(y_MD: Tensor, routing: Routing) -> Tensor:
-    """The expert's output of each assignment, [R, K, N, D]; of a dropped one some other output."""
+    """Returns the expert output of each assignment, [R, K, N, D]; for a dropped one, some other output."""
     filled_1M = None if routing.filled_M is None else routing.filled_M[None]
     z_ID: Tensor = _GatherRows.apply(  # type: ignore[no-untyped-call]
         y_MD, routing.row_RKN.flatten(), routing.assignment_M[None], filled_1M
@@ -217,7 +217,7 @@ def gather_outputs(y_MD: Tensor, routing: Routing) -> Tensor:
 
 
 def combine(z_RKND: Tensor, gates_RKN: Tensor) -> Tensor:
-    """The gated sum of each token's experts, [R, N, D]; 0 for a token that was dropped."""
-    # Gates are float32, and so is the product, even under autocast.
+    """Returns the gated sum of each token's expert outputs, [R, N, D]; 0 for a dropped token."""
+    # Gates are float32, so the product is too, even under autocast.
     gated_RKND = z_RKND * gates_RKN[..., None]
     return gated_RKND[:, 0] if gates_RKN.shape[1] == 1 else gated_RKND.sum(1)

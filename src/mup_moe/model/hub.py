@@ -1,7 +1,7 @@
-"""Models of transformers, trained as our own are: each tensor is a `Weight`, with a role from a role table.
+"""Models from transformers, trained like our own: each tensor is a `Weight` with a role from a role table.
 
-Axes: B sequences, S positions, N = B * S tokens, E experts, K experts of a token, V vocabulary; the axis of replicas,
-R, has length 1 here.
+Axes: B sequences, S positions, N = B * S tokens, E experts, K experts of a token, V vocabulary. The replica axis R has
+length 1 here.
 """
 
 import json
@@ -31,7 +31,7 @@ _LONGEST_REASON = 300
 
 @cache
 def hub_tensors(shape: ModelShape, hub: HubShape) -> Tensors:
-    """All tensors of a model of transformers, by their names there. Raises UserError for one without a role."""
+    """Returns all tensors of a transformers model by name. Raises UserError for one without a role."""
     with torch.device("meta"):
         model = make(hub)
     active = shape.active_experts / shape.total_experts
@@ -45,36 +45,36 @@ def hub_tensors(shape: ModelShape, hub: HubShape) -> Tensors:
 
 
 def make(hub: HubShape) -> nn.Module:
-    """The model of a shape as transformers makes it. Raises UserError, for a field that it has not got too."""
+    """Returns the transformers model of a shape. Raises UserError, also for a field that its config does not have."""
     fields = json.loads(hub.fields)
     model = make_model(hub.model_type, fields)
     config: Any = model.config
-    # Attention reads head_dim from configs that do not list it.
+    # Attention reads head_dim even from configs that do not list it.
     known = {*type(config)().to_dict(), *config.attribute_map, "head_dim"}
     if unknown := sorted(set(fields) - known):
         raise UserError(
-            f"transformers has no field {', '.join(unknown)} in a config of type {hub.model_type!r}: correct its name"
+            f"transformers configs of type {hub.model_type!r} have no field {', '.join(unknown)}: correct its name"
         )
     return model
 
 
 def make_model(model_type: str, fields: Mapping[str, Any]) -> nn.Module:
-    """The model as transformers makes it, on the current device. Raises UserError for fields that it refuses."""
+    """Returns the transformers model, on the current device. Raises UserError if transformers rejects the fields."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a tiny vocabulary lacks tokens that a config names
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a tiny vocabulary lacks tokens that configs name
     try:
         config = AutoConfig.for_model(model_type, **fields)
         model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except Exception as error:  # whatever transformers raises
+    except Exception as error:  # transformers raises many types
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise UserError(f"transformers cannot make a model of type {model_type!r} of these fields: {reason}") from None
+        raise UserError(f"transformers cannot make a model of type {model_type!r} from its fields: {reason}") from None
     return model
 
 
 def observed(model: nn.Module, roles: RoleTable) -> Iterator[tuple[nn.Module, str, str]]:
-    """The modules whose outputs a coordinate check sees: (module, quantity, block); block "" outside of the blocks."""
+    """Yields the modules whose outputs are observed: (module, quantity, block); block is "" outside the blocks."""
     for quantity, pattern in roles.observe:
         expression = compiled(pattern)
         for name, module in model.named_modules():
@@ -83,24 +83,25 @@ def observed(model: nn.Module, roles: RoleTable) -> Iterator[tuple[nn.Module, st
 
 
 def tensor_of(output: Any) -> Tensor:
-    """What a module gave, without what came along with it. Raises UserError where that is not a tensor."""
+    """Returns a module's output, or the first item if it is a tuple. Raises UserError if that is not a tensor."""
     first = output[0] if isinstance(output, tuple) else output
     if not isinstance(first, Tensor):
-        raise UserError(f"a module that `observe` names gives a {type(first).__name__}: name one that gives a tensor")
+        raise UserError(f"a module in `observe` returns a {type(first).__name__}: name a module that returns a tensor")
     return first
 
 
 class HubModel(ReplicaModel):
-    """One replica of a model of transformers.
+    """One replica of a transformers model.
 
-    Its own module computes, from the tensors of `Weight`s: so that the initialisation, the optimizers, checkpoints and
-    probes are those of our own model. The auxiliary losses are ours too, from the logits and choices of its routers.
+    The transformers module does the computation, with tensors taken from `Weight`s. Initialization, optimizers,
+    checkpoints and probes are therefore shared with our own model. The auxiliary losses are ours too, computed from the
+    logits and choices of its routers.
     """
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> None:
         super().__init__(shape, settings, replicas)
         assert shape.hub is not None
-        assert replicas == 1, "a model of transformers has no axis of replicas"
+        assert replicas == 1, "a transformers model has no replica axis"
         self.roles = shape.hub.roles
         self._weights: Mapping[str, Weight] = {}
         for name, spec in hub_tensors(shape, shape.hub).items():
@@ -108,9 +109,9 @@ class HubModel(ReplicaModel):
         model = make(shape.hub)
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                # Never read: the tensors of the weights take its place.
+                # Never read: the tensors of the `Weight`s replace it.
                 setattr(module, name, nn.Parameter(parameter.detach().to("meta")))
-        # In a tuple, so that its parameters are none of this module's.
+        # In a tuple, so that its parameters are not registered with this module.
         self._model = (model,)
         self._outputs: dict[tuple[str, str], Any] = {}
         tap_of = {quantity: tap for tap, quantity in OBSERVED.items()}
@@ -129,7 +130,7 @@ class HubModel(ReplicaModel):
         return see
 
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """As of `ReplicaModel`."""
+        """Returns the losses, as `ReplicaModel.forward` does."""
         (tokens_BS,) = tokens_RBS
         tensors = {name: weight.scaled()[0] for name, weight in self._weights.items()}
         with self._seeing() as outputs:
@@ -146,7 +147,7 @@ class HubModel(ReplicaModel):
             self._outputs.clear()
 
     def _routed(self, output: Any) -> Routed:
-        """What a router of transformers did: it gives its logits [N, E], gates [N, K] and experts [N, K]."""
+        """Converts the output of a transformers router: its logits [N, E], gates [N, K] and experts [N, K]."""
         logits_RNE, gates_RNK, expert_RNK = (tensor.flatten(0, -2)[None] for tensor in output)
         _, share_RNE = scores_of(logits_RNE.float(), self.roles.gates)
         choice = Choice(logits_RNE.float(), share_RNE, expert_RNK, gates_RNK)
@@ -156,7 +157,7 @@ class HubModel(ReplicaModel):
 
 
 def _add(root: nn.Module, path: str, leaf: Any) -> Any:
-    """Puts a module at a path of names, below modules that only hold it."""
+    """Adds a module at a dotted path, creating empty parent modules as needed."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:

@@ -1,4 +1,4 @@
-"""The tensors that training starts from."""
+"""Initial values of all tensors."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from mup_moe.parametrization import Parametrization
 def initialize(
     model: ReplicaModel, base: ModelShape, replicas: Sequence[tuple[Parametrization, int]]
 ) -> list[dict[str, Factors]]:
-    """Fills every tensor of every replica, given as (parametrization, seed); returns their factors.
+    """Fills every tensor of every replica, given as (parametrization, seed), and returns each replica's factors.
 
-    The numbers drawn depend on the seed, the tensor's name and its shape alone, so parametrizations
-    that agree on a tensor start from the same values, on every device.
+    The random numbers depend only on the seed and the tensor's name and shape. Parametrizations that agree on a
+    tensor therefore start from the same values, on every device.
     """
     table = [factors(rules, model.shape, base, model.settings) for rules, _ in replicas]
     with torch.no_grad():
         for name, weight in weights_of(model).items():
             for seed in dict.fromkeys(seed for _, seed in replicas):
-                # Drawn once for all replicas of a seed, on the CPU: a large model has many numbers.
+                # Drawn on the CPU, once for all replicas of a seed, since a large model takes many random numbers.
                 unit = draw(weight.spec, name, seed).to(weight.value.device)
                 for replica, (_, its_seed) in enumerate(replicas):
                     if its_seed == seed:
@@ -42,7 +42,7 @@ def initialize(
 
 
 def draw(spec: TensorSpec, name: str, seed: int) -> Tensor:
-    """What a tensor is in units of its standard deviation, or its fill."""
+    """Returns a tensor's initial values in units of its standard deviation, or its fill."""
     if spec.fill is not None:
         return torch.full(spec.shape, spec.fill)
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()

@@ -1,7 +1,6 @@
-"""A model's sizes, and every tensor of it with what a parametrization and a count need to know; needs no torch.
+"""A model's sizes, and its tensors with all that parametrizations and parameter counts need; needs no torch.
 
-A name is the tensor's path in the model: it enters the random numbers that the tensor starts from, and
-checkpoints.
+A tensor's name is its path in the model. The name seeds the tensor's initial values and identifies it in checkpoints.
 """
 
 import json
@@ -17,15 +16,15 @@ from mup_moe.config.roles import RoleEntry, RoleTable
 from mup_moe.config.settings import ModelSettings
 from mup_moe.parametrization import ROLES
 
-# Roles that are looked up or multiplied elementwise rather than by a matrix product.
+# Roles that are looked up or multiplied elementwise, without a matrix product.
 _NO_MATMUL = ("embedding", "norm")
-# What the tensors of a norm start from.
+# Initial values of the tensors of a norm.
 _NORM_FILLS = {"layernorm": {"gain": 1.0, "bias": 0.0}, "rmsnorm": {"gain": 1.0}}
 
 
 @dataclass(frozen=True)
 class HubShape:
-    """A model of transformers: its type, the fields of its config as JSON, and its role table."""
+    """A transformers model: its type, the fields of its config as JSON, and its role table."""
 
     model_type: str
     fields: str
@@ -34,11 +33,11 @@ class HubShape:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Every number that a rule of the parametrization table may refer to, and the vocabulary.
+    """Every number that a rule of the parametrization table may refer to, and the vocabulary size.
 
-    `total_experts`, `active_experts` (of a token) and `expert_size` include granularity, unlike the axis
-    `experts` and the setting `top_k`. A dense model has one feed-forward layer of the size that an MoE's
-    token is routed through.
+    `total_experts`, `active_experts` (per token) and `expert_size` include granularity, unlike the axis
+    `experts` and the setting `top_k`. The feed-forward layer of a dense model has the total size of the
+    experts that a token passes through in the MoE.
     """
 
     dense: bool
@@ -49,13 +48,13 @@ class ModelShape:
     granularity: int
     expert_size: int
     vocabulary: int
-    hub: HubShape | None = None  # where the model is not our own
+    hub: HubShape | None = None  # for a model from transformers
 
     @classmethod
     def of(cls, cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None) -> Self:
-        """The shape of a cell (paper, granularity: G times the experts, 1/G the size, G * top_k).
+        """Returns the shape of a cell (granularity as in the paper: G times the experts, 1/G the size, G * top_k).
 
-        architecture: the entry that the cell names, where it is not one of ours.
+        architecture: the entry of `architectures` that the cell names, unless the architecture is one of ours.
         """
         settings.check(cell, architecture)
         if architecture is not None:
@@ -79,12 +78,12 @@ class ModelShape:
     def base_of(
         cls, cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None
     ) -> Self:
-        """The shape at which all factors are 1: base width, base experts, granularity 1."""
+        """Returns the shape at which all factors are 1: base width, base experts, granularity 1."""
         return cls.of(settings.base_cell(cell), settings, vocabulary, architecture)
 
     @property
     def heads(self) -> int:
-        """Attention heads."""
+        """The number of attention heads."""
         return self.width // self.head_size
 
 
@@ -96,25 +95,28 @@ class TensorSpec:
     shape: tuple[int, ...]
     fan_in: int  # entries that one output sums over
     fan_out: int  # outputs that one input feeds
-    into_residual: bool = False  # the output is added to the residual stream
-    active: float = 1.0  # the share of the tensor that one token is multiplied by
-    fill: float | None = None  # a constant to start from in place of random numbers (norms)
-    alike: bool = False  # all entries along the leading axis start from the same numbers
+    into_residual: bool = False  # whether the output is added to the residual stream
+    active: float = 1.0  # the share of the tensor that multiplies one token
+    fill: float | None = None  # the constant initial value, instead of random numbers (norms)
+    alike: bool = False  # whether all slices along the leading axis start from the same numbers
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise ValueError(f"role {self.role!r} is unknown: use one of {', '.join(ROLES)}, or add it to the table")
+            raise ValueError(f"the role {self.role!r} is unknown: use one of {', '.join(ROLES)}, or add it to `ROLES`")
 
     @classmethod
     def by(cls, entry: RoleEntry, name: str, shape: tuple[int, ...], active: float = 1.0) -> Self:
-        """A tensor as an entry of a role table describes it. active: of experts. Raises ValueError for other axes."""
+        """Returns a tensor described by an entry of a role table.
+
+        active: the share of the experts that a token uses. Raises ValueError if the entry's axes do not fit the shape.
+        """
         if len(entry.axes) != len(shape):
             raise ValueError(
                 f"`{name}` has the shape {shape}, but `{entry.pattern}` describes {len(entry.axes)} axes"
                 f" ({' '.join(entry.axes)})"
             )
         if 0 in shape:
-            raise ValueError(f"`{name}` has the shape {shape}: a tensor without entries has no place in a plan")
+            raise ValueError(f"`{name}` has the shape {shape}, which holds no entries: remove this parameter")
         fans = {
             fan: math.prod(n for axis, n in zip(entry.axes, shape, strict=True) if axis == fan) for fan in ("in", "out")
         }
@@ -138,14 +140,14 @@ Tensors = Mapping[str, TensorSpec]
 
 
 def tensors_of(shape: ModelShape, settings: ModelSettings) -> Tensors:
-    """All tensors of a model, in the order of its modules."""
+    """Returns all tensors of a model, in the order of its modules."""
     if shape.hub is not None:
-        # Its tensors are those that transformers makes: only here is torch needed.
+        # transformers itself must make the model to list its tensors: only this branch needs torch.
         from mup_moe.model.hub import hub_tensors
 
         return hub_tensors(shape, shape.hub)
     width, vocabulary = shape.width, shape.vocabulary
-    # A lookup sums over one row: its fan_in is 1.
+    # A lookup reads a single row, so its fan_in is 1.
     tensors = {"token": TensorSpec(role="embedding", shape=(vocabulary, width), fan_in=1, fan_out=width)}
     if settings.positions == "learned":
         sequence = settings.sequence
@@ -165,7 +167,7 @@ def tensors_of(shape: ModelShape, settings: ModelSettings) -> Tensors:
 
 
 def norm_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
-    """The tensors of a norm over the width."""
+    """Returns the tensors of a norm over the width."""
     return {
         name: TensorSpec(role="norm", shape=(shape.width,), fan_in=1, fan_out=1, fill=fill)
         for name, fill in _NORM_FILLS[settings.norm].items()
@@ -173,7 +175,7 @@ def norm_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
 
 
 def attention_tensors(shape: ModelShape) -> Tensors:
-    """The tensors of attention: queries, keys and values are one."""
+    """Returns the tensors of attention; queries, keys and values share one matrix."""
     width = shape.width
     return {
         "qkv": _matrix("attention", width, 3 * width),
@@ -189,7 +191,7 @@ def feed_forward_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
 
 
 def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
-    """The tensors of a mixture of experts: a router, and experts stacked on the leading axis."""
+    """Returns the tensors of a mixture of experts: a router, and experts stacked along the leading axis."""
     width, size, experts = shape.width, shape.expert_size, shape.total_experts
     active = shape.active_experts / experts
     # With `expert_fan_in: width` an expert's fan_in is what it would be at granularity 1.
@@ -211,7 +213,7 @@ def moe_tensors(shape: ModelShape, settings: ModelSettings) -> Tensors:
 
 
 def _into_hidden(settings: ModelSettings) -> tuple[str, ...]:
-    """The matrices between a layer's input and its hidden units."""
+    """Names the matrices between a layer's input and its hidden units."""
     return ("up", "gate") if settings.gated else ("up",)
 
 
@@ -225,19 +227,19 @@ def _within(path: str, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What one replica costs."""
+    """The parameters of one replica and the FLOPs of training it."""
 
     parameters: int
-    active_parameters: int  # those that one token meets
-    flops_per_token: int  # of training
+    active_parameters: int  # those that one token uses
+    flops_per_token: int  # in training
 
 
 @cache
 def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
-    """The size of a model of this shape.
+    """Returns the size of a model of this shape.
 
-    Training takes 6 FLOPs per active matrix entry and 12 * blocks * width * sequence for attention (PaLM,
-    appendix B; the causal half is not discounted).
+    Training takes, per token, 6 FLOPs per active matrix entry plus 12 * blocks * width * sequence FLOPs for attention
+    (PaLM, appendix B; the causal half is not discounted).
     """
     tensors = tensors_of(shape, settings).values()
     matmul = sum(tensor.size * tensor.active for tensor in tensors if tensor.role not in _NO_MATMUL)
@@ -251,5 +253,5 @@ def model_size(shape: ModelShape, settings: ModelSettings) -> ModelSize:
 def size_of(
     cell: Cell, settings: ModelSettings, vocabulary: int, architecture: Architecture | None = None
 ) -> ModelSize:
-    """The size of a cell's model."""
+    """Returns the size of a cell's model."""
     return model_size(ModelShape.of(cell, settings, vocabulary, architecture), settings)

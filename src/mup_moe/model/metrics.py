@@ -1,4 +1,4 @@
-"""What is recorded of every training step: each metric is a function of a forward pass.
+"""The metrics recorded at every training step; each one is a function of a forward pass.
 
 Axes: R replicas, N tokens, E experts.
 """
@@ -18,15 +18,15 @@ class Pass:
     """A forward pass over a batch."""
 
     loss_R: Tensor  # the mean cross-entropy, in nats
-    cross_entropy_RN: Tensor  # each token's, to be observed: it may have no gradient
-    routed: Sequence[Routed]  # what the routers did, block by block; nothing if dense
+    cross_entropy_RN: Tensor  # of each token, for observation only: it may have no gradient
+    routed: Sequence[Routed]  # what the routers did, block by block; empty if dense
 
 
 Metric: TypeAlias = Callable[[Pass], Tensor]
 
 
 def _of_routers(of_one: Callable[[Routed], Tensor]) -> Metric:
-    """The mean over blocks; 0 if dense."""
+    """Returns the metric that averages over blocks; it is 0 for a dense model."""
 
     def metric(forward: Pass) -> Tensor:
         if not forward.routed:
@@ -37,9 +37,9 @@ def _of_routers(of_one: Callable[[Routed], Tensor]) -> Metric:
 
 
 def balance(routed: Routed) -> Tensor:
-    """The load-balancing loss [R], 1 at perfect balance (Switch Transformer, eq. 4).
+    """Returns the load-balancing loss [R], which is 1 at perfect balance (Switch Transformer, eq. 4).
 
-    Of sigmoid gates as DeepSeek-V3 (eqs. 17 to 20) has it, over the whole batch. Divided by top-k, so that
+    For sigmoid gates it follows DeepSeek-V3 (eqs. 17 to 20), over the whole batch. It is divided by top-k, so that
     granularity does not change its scale.
     """
     load_RE = routed.routing.load_RE
@@ -47,36 +47,36 @@ def balance(routed: Routed) -> Tensor:
 
 
 def router_z(routed: Routed) -> Tensor:
-    """The router z-loss [R], the mean squared log-sum-exp of the logits (ST-MoE, eq. 5)."""
+    """Returns the router z-loss [R]: the mean squared log-sum-exp of the logits (ST-MoE, eq. 5)."""
     return routed.choice.logits_RNE.logsumexp(-1).square().mean(-1)
 
 
 def dropped(routed: Routed) -> Tensor:
-    """The share of assignments that found their expert full, [R]."""
+    """Returns the share of assignments dropped because their expert was full, [R]."""
     return 1 - routed.routing.kept_RKN.flatten(1).float().mean(-1)
 
 
 def max_load(routed: Routed) -> Tensor:
-    """The busiest expert's share of assignments, times the number of experts, [R]."""
+    """Returns the busiest expert's share of assignments times the number of experts, [R]."""
     load_RE = routed.routing.load_RE
     return load_RE.shape[-1] * load_RE.amax(-1)
 
 
-# What is minimised beside the cross-entropy, each times the setting of its name.
+# Minimized in addition to the cross-entropy, each multiplied by the setting of the same name.
 AUXILIARY_LOSSES: Mapping[str, Metric] = {
     "balance_loss": _of_routers(balance),
     "z_loss": _of_routers(router_z),
 }
-# What is observed only.
+# Only observed, not minimized.
 OBSERVED: Mapping[str, Metric] = {
     "dropped_fraction": _of_routers(dropped),
     "max_expert_load": _of_routers(max_load),
 }
-# The columns of history.csv; the optimizer knows the gradient's norm.
+# The columns of history.csv; the optimizer supplies the gradient's norm.
 METRICS = ("train_loss", *AUXILIARY_LOSSES, "gradient_norm", *OBSERVED)
 
 
 def measure(forward: Pass) -> dict[str, Tensor]:
-    """All metrics of a forward pass by name, each [R]."""
+    """Returns all metrics of a forward pass by name, each [R]."""
     metrics = {name: metric(forward) for of_kind in (AUXILIARY_LOSSES, OBSERVED) for name, metric in of_kind.items()}
     return {"train_loss": forward.loss_R} | metrics

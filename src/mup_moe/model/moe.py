@@ -1,8 +1,8 @@
 """A mixture-of-experts layer: router, dispatch, experts, combination.
 
 Axes: R replicas, N tokens, D width, E experts, K experts of a token, C rows per expert at most,
-M rows of all replicas and experts, F expert size. Where a step is to be compiled or captured as a CUDA graph, every
-shape follows from the settings alone; float32 on a CPU leaves empty rows out.
+M rows of all replicas and experts, F expert size. When a step is compiled or captured as a CUDA graph, the settings
+alone determine every shape; float32 on a CPU leaves out empty rows.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from mup_moe.model.router import Choice, Router, choose
 
 @dataclass(frozen=True)
 class Routed:
-    """What a layer's router did with a batch: what it chose, and what came of it."""
+    """What a layer's router did with a batch: its choices and the resulting load."""
 
     choice: Choice
     routing: Load
@@ -42,7 +42,7 @@ class MoE(nn.Module):
         self.logits, self.gates, self.expert_outputs = Tap(), Tap(), Tap()
 
     def forward(self, x_RND: Tensor) -> tuple[Tensor, Routed]:
-        """Tokens [R, N, D] to tokens [R, N, D], and what the router did."""
+        """Maps tokens [R, N, D] to tokens [R, N, D], and returns what the router did."""
         settings, shape = self.settings, self.shape
         logits_RNE = self.logits(self.router.logits(x_RND))
         choice = choose(logits_RNE, shape.active_experts, settings.gates, settings.renormalize_gates)

@@ -1,4 +1,4 @@
-"""Operators of our own, where another form than torch's is faster on some device (docs/decisions.md).
+"""Our own operators, for cases where torch's are slower on some device (docs/decisions.md).
 
 Axes: R replicas, N tokens, V vocabulary, D width, I and J rows.
 """
@@ -13,28 +13,28 @@ from torch.autograd.function import once_differentiable
 
 from mup_moe.model.products import multiply
 
-# One-hot rows are as large as the logits, and their product a third of the unembedding's work.
+# The largest vocabulary for one-hot rows: they are as large as the logits, and their product costs a third of the
+# unembedding.
 _MOST_ONE_HOT = 8192
-# Logits of a piece: 4 MiB, which stay in a CPU's cache between two operators. Fewer rows would be slow to multiply.
+# A piece holds 4 MiB of logits, which stay in a CPU's cache between two operators. Fewer rows would multiply slowly.
 _CACHED, _LEAST_ROWS = 2**20, 128
 
 
 def prefers_dense(device: torch.device) -> bool:
     """Whether elementwise work on whole tensors beats sorting, scattering and slicing.
 
-    True everywhere but on a CPU: a GPU pays for launches and for writes in no fixed order, and hardly
-    for arithmetic.
+    True everywhere except on a CPU: on a GPU, launches and unordered writes are expensive, and arithmetic is cheap.
     """
     return device.type != "cpu"
 
 
 def prefers_static(device: torch.device) -> bool:
-    """Whether a step should be whole operators of static shapes: to be compiled or captured, and on a GPU."""
+    """Whether a step should use whole operators with static shapes: on a GPU, or while compiling."""
     return prefers_dense(device) or torch.compiler.is_compiling()
 
 
 def rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
-    """The rows `index_RJ` of each replica, [R, J, D]."""
+    """Returns the rows `index_RJ` of each replica, [R, J, D]."""
     replicas, count, width = x_RID.shape
     if replicas > 1:
         index_RJ = index_RJ + count * torch.arange(replicas, device=x_RID.device)[:, None]
@@ -42,7 +42,7 @@ def rows(x_RID: Tensor, index_RJ: Tensor) -> Tensor:
 
 
 def lookup(table_RVD: Tensor, index_RN: Tensor) -> Tensor:
-    """As `rows`, with a gradient that is a product with one-hot rows where that is the faster way."""
+    """Returns the same as `rows`; where it is faster, the gradient is a product with one-hot rows."""
     if table_RVD.shape[1] <= _MOST_ONE_HOT and prefers_dense(table_RVD.device):
         x_RND: Tensor = _OneHotLookup.apply(table_RVD, index_RN)  # type: ignore[no-untyped-call]
         return x_RND
@@ -54,8 +54,8 @@ class _OneHotLookup(torch.autograd.Function):
     def forward(ctx: Any, table_RVD: Tensor, index_RN: Tensor) -> Tensor:
         ctx.save_for_backward(index_RN)
         ctx.vocabulary = table_RVD.shape[1]
-        # As the gradient of any other matrix: in the precision of the products, as autocast has it. torch asks for a
-        # device that autocast knows, and its compiler cannot ask whether it does.
+        # Like any other matrix gradient, this one uses the precision that autocast sets for products. torch accepts
+        # only devices that autocast supports, and compiled code cannot query whether a device is one of them.
         kind = table_RVD.device.type
         autocast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
         ctx.dtype = torch.get_autocast_dtype(kind) if autocast else table_RVD.dtype
@@ -71,10 +71,11 @@ class _OneHotLookup(torch.autograd.Function):
 
 
 def cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in nats, [N], in float32 whatever the logits are.
+    """Returns -log softmax(logits)[target] in nats, [N], in float32 whatever the dtype of the logits.
 
-    Its backward uses the probabilities of its forward; torch's own makes a dense gradient of the picked entries
-    and exponentiates again. So its graph can be walked backward once: torch raises RuntimeError the second time.
+    The backward pass reuses the probabilities of the forward pass, whereas torch's own makes a dense gradient of the
+    picked entries and exponentiates again. The graph can therefore be traversed backward only once; torch raises
+    RuntimeError the second time.
     """
     losses_N: Tensor = _CrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
     return losses_N
@@ -96,10 +97,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(x_RND: Tensor, weight_RDV: Tensor, targets_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` of the logits x @ weight: its mean over tokens [R], and each token's [R, N], without a gradient.
+    """Returns the cross-entropy of the logits x @ weight: the mean over tokens [R], and each token's loss [R, N].
 
-    The products are in the precision of autocast. The logits of all tokens are never there at once: pieces that fit a
-    CPU's cache are turned into losses and gradients right away (Liger-Kernel, arXiv 2410.10989, section 3.2).
+    The losses per token have no gradient. The products are in the precision of autocast. The logits of all tokens never
+    exist at once: pieces that fit a CPU's cache are turned into losses and gradients right away (Liger-Kernel, arXiv
+    2410.10989, section 3.2).
     """
     if torch.is_autocast_enabled("cpu"):
         x_RND, weight_RDV = (t.to(torch.get_autocast_dtype("cpu")) for t in (x_RND, weight_RDV))
@@ -139,7 +141,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _logits(x_RND: Tensor, weight_RDV: Tensor) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """The logits of some replicas and tokens after the other, and which those are."""
+    """Yields the logits piece by piece, each with its slices of replicas and tokens."""
     (replicas, tokens, _), vocabulary = x_RND.shape, weight_RDV.shape[-1]
     rows = min(tokens, max(_LEAST_ROWS, _CACHED // vocabulary))
     stacked = max(1, _CACHED // (tokens * vocabulary))
@@ -150,15 +152,15 @@ def _logits(x_RND: Tensor, weight_RDV: Tensor) -> Iterator[tuple[tuple[slice, sl
 
 
 def _cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses [N], and the probabilities [N, V] that they come from."""
+    """Returns the losses [N] and the probabilities [N, V]."""
     probabilities_NV = torch.softmax(logits_NV, -1, dtype=torch.float32)
-    # The largest probability is at least 1/V: its logarithm is exact where that of the target's underflows.
+    # The largest probability is at least 1/V, so its logarithm is exact even where the target's probability underflows.
     log_sum_N = logits_NV.amax(-1).float() - probabilities_NV.amax(-1).log()
     return log_sum_N - logits_NV.gather(-1, targets_N[..., None]).squeeze(-1).float(), probabilities_NV
 
 
 def _logit_gradient(probabilities_NV: Tensor, targets_N: Tensor, gradient_N: Tensor) -> Tensor:
-    """The gradient of the losses with respect to the logits [N, V], which may take the place of the probabilities."""
+    """Returns the gradient of the losses with respect to the logits [N, V]; may overwrite the probabilities."""
     target_N1, gradient_N1 = targets_N[..., None], gradient_N[..., None]
     vocabulary, device = probabilities_NV.shape[-1], targets_N.device
     if prefers_dense(device):

@@ -1,7 +1,7 @@
-"""Matrix products with their gradients, by the BLAS that is the faster one on the processor (docs/decisions.md).
+"""Matrix products with gradients, computed by whichever BLAS is faster on the processor (docs/decisions.md).
 
-That is torch's, but for float32 on an AMD processor and one thread: there numpy's OpenBLAS is faster than the oneMKL
-that torch comes with.
+That is torch's, except for float32 on an AMD processor with one thread: there numpy's OpenBLAS is faster than the
+oneMKL that ships with torch.
 
 Axes: R replicas, N tokens, I inputs and O outputs of a product, M rows in G runs.
 """
@@ -18,21 +18,21 @@ from torch.autograd.function import once_differentiable
 
 from mup_moe import provenance
 
-# torch's grouped product takes rows of whole units of so many bytes.
+# torch's grouped product requires rows whose size is a multiple of this many bytes.
 _GROUPED_BYTES = 16
 
 
 @cache
 def numpy_is_faster() -> bool:
-    """Whether numpy's products of float32 are faster than torch's on this machine's processor, in one thread.
+    """Whether numpy's float32 products are faster than torch's on this machine's processor, in one thread.
 
-    If so, numpy's BLAS has one thread from then on.
+    If so, this also limits numpy's BLAS to one thread from then on.
     """
     if not str(provenance.machine()["cpu"]).startswith("AMD"):
         return False
     try:
         from threadpoolctl import ThreadpoolController
-    except ImportError:  # a machine with torch alone
+    except ImportError:  # a machine with only torch
         return False
     blas = ThreadpoolController().select(internal_api="openblas")
     blas.limit(limits=1)
@@ -51,7 +51,7 @@ def _by_numpy(x: Tensor) -> bool:
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two stacks of matrices, which has no gradient."""
+    """Returns the product of two stacks of matrices, without a gradient."""
     a, b = a.detach(), b.detach()
     if not _by_numpy(a):
         return a @ b
@@ -60,12 +60,12 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _quietly() -> np.errstate:
-    # What is not finite is for the trainer to find.
+    # The trainer detects non-finite values.
     return np.errstate(all="ignore")
 
 
 def _array(x: Tensor) -> np.ndarray:
-    # Of other layouts numpy makes products without BLAS.
+    # numpy multiplies other layouts without BLAS.
     rows, columns = x.shape[-2:]
     if not ((x.stride(-1) == 1 and x.stride(-2) >= columns) or (x.stride(-2) == 1 and x.stride(-1) >= rows)):
         x = x.contiguous()
@@ -74,7 +74,7 @@ def _array(x: Tensor) -> np.ndarray:
 
 
 def product(x_RNI: Tensor, weight_RIO: Tensor) -> Tensor:
-    """Each row times its replica's matrix, [R, N, O]."""
+    """Returns each row times its replica's matrix, [R, N, O]."""
     if not _by_numpy(x_RNI):
         return x_RNI @ weight_RIO
     y_RNO: Tensor = _Product.apply(x_RNI, weight_RIO)  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ class _Product(torch.autograd.Function):
 
 
 def prefers_runs(*weights: Tensor) -> bool:
-    """Whether `grouped_product` takes these stacks [R, E, I, O] and is faster than padding: not in bfloat16."""
+    """Whether `grouped_product` accepts these stacks [R, E, I, O] and is faster than padding; not in bfloat16."""
     first = weights[0]
     if first.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return False
@@ -105,7 +105,7 @@ def prefers_runs(*weights: Tensor) -> bool:
 
 
 def grouped_product(x_MI: Tensor, weight_GIO: Tensor, ends_G: Tensor) -> Tensor:
-    """Rows in G runs that end at `ends_G`, each run times a matrix of its own, [M, O]."""
+    """Multiplies each of the G runs of rows, which end at `ends_G`, by its own matrix; returns [M, O]."""
     if not _by_numpy(x_MI):
         return F.grouped_mm(x_MI, weight_GIO, offs=ends_G.to(torch.int32))
     y_MO: Tensor = _GroupedProduct.apply(x_MI, weight_GIO, ends_G.tolist())  # type: ignore[no-untyped-call]
@@ -136,7 +136,7 @@ class _GroupedProduct(torch.autograd.Function):
 
 
 def _runs(ends: list[int], *tensors: Tensor) -> Iterator[tuple[np.ndarray, ...]]:
-    """Each run's part of the tensors: its rows of one with rows, its matrix of a stack."""
+    """Yields each run's part of the tensors: its rows (2-D tensors) or its matrix (3-D stacks)."""
     arrays = [tensor.detach().numpy() for tensor in tensors]
     start = 0
     for group, end in enumerate(ends):

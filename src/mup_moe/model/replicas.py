@@ -1,4 +1,4 @@
-"""What the training loop needs of a model: R replicas of one shape, and their losses.
+"""The interface that the training loop expects of a model: R replicas of one shape, and their losses.
 
 Axes: R replicas, B sequences, S positions.
 """
@@ -15,7 +15,7 @@ from mup_moe.model.metrics import AUXILIARY_LOSSES
 
 
 class ReplicaModel(nn.Module, ABC):
-    """R replicas of one shape. Tensors are uninitialised until `model.initialize`."""
+    """R replicas of one shape. Tensors are uninitialized until `model.initialize`."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int) -> None:
         super().__init__()
@@ -25,23 +25,23 @@ class ReplicaModel(nn.Module, ABC):
 
     @property
     def config(self) -> ModelShape:
-        """The sizes, where a role table looks for them."""
+        """The shape, under the name at which role tables look for sizes."""
         return self.shape
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live, all of them."""
+        """The device of all tensors."""
         return next(self.parameters()).device
 
     @abstractmethod
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """The losses of predicting `targets_RBS` from `tokens_RBS`, and what is observed besides: [R] each, by name.
+        """Returns the losses of predicting `targets_RBS` from `tokens_RBS` and other metrics by name, each [R].
 
-        Those of `METRICS` but for the gradient's norm; each replica's own mean over its batch.
+        These are all of `METRICS` except the gradient norm, each a replica's mean over its batch.
         """
 
     def objective(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """What is minimised: summed over replicas, which share no parameter."""
+        """Returns the quantity to minimize: the sum over replicas, which share no parameters."""
         weights = {name: getattr(self.settings, name) for name in AUXILIARY_LOSSES}
         if self.settings.balance_loss_times_top_k:
             weights["balance_loss"] *= self.shape.active_experts

@@ -1,4 +1,7 @@
-"""Where the table meets the tensors: initialisation, multipliers, learning rates, weight decay; needs no torch."""
+"""Applies the parametrization table to tensors: initialization, multipliers, learning rates, weight decay.
+
+Needs no torch.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +14,18 @@ from mup_moe.parametrization import Parametrization
 
 @dataclass(frozen=True)
 class Factors:
-    """What a tensor's rule comes to at its shape."""
+    """The values of a tensor's rule at its shape."""
 
-    init_std: float  # of its entries
+    init_std: float  # the standard deviation of its entries
     multiplier: float  # of its product
-    lr: float  # over the global one
-    weight_decay: float  # over the global one
+    lr: float  # relative to the global learning rate
+    weight_decay: float  # relative to the global weight decay
 
     def folded(self) -> "Factors":
-        """Of the same training under Adam with the multiplier within the tensor; eps is over the multiplier then."""
+        """Returns the factors that train identically under Adam with the multiplier folded into the tensor.
+
+        Adam's eps must then be divided by the multiplier.
+        """
         by = self.multiplier
         return Factors(self.init_std * by, 1.0, self.lr * by, self.weight_decay / by)
 
@@ -27,7 +33,7 @@ class Factors:
 def factors(
     parametrization: Parametrization, shape: ModelShape, base: ModelShape, settings: ModelSettings
 ) -> dict[str, Factors]:
-    """The factors of every tensor, by name, relative to the base shape (paper, Table 1)."""
+    """Returns the factors of every tensor by name, relative to the base shape (paper, Table 1)."""
     base_tensors = tensors_of(base, settings)
     result = {}
     for name, tensor in tensors_of(shape, settings).items():
@@ -46,9 +52,10 @@ def factors_of(
     base_sizes: Mapping[str, int],
     variance: float,
 ) -> Factors:
-    """The factors of one tensor (paper, Table 1).
+    """Returns the factors of one tensor (paper, Table 1).
 
-    sizes: of its layer. variance: of the base tensor's entries. Raises KeyError for a size that is not there.
+    sizes: the sizes of its layer. variance: the variance of the base tensor's entries. Raises KeyError if `sizes` lacks
+    a size that the rule refers to.
     """
     rule = parametrization.rule(tensor.role)
     sizes, base_sizes = _with_fans(sizes, tensor), _with_fans(base_sizes, base_tensor)
@@ -62,7 +69,7 @@ def factors_of(
 
 
 def attention_logit_scale(parametrization: Parametrization, shape: ModelShape, base: ModelShape) -> float:
-    """The scale of q.k: 1/sqrt(head_size) at the base shape, and the table's rule from there."""
+    """Returns the scale of q.k: 1/sqrt(head_size) at the base shape, scaled from there by the table's rule."""
     ratio = parametrization.attention_logits.ratio(asdict(shape), asdict(base))
     return ratio / math.sqrt(base.head_size)
 

@@ -1,7 +1,7 @@
 """The decoder-only transformer of the paper, MoE or dense, for R replicas at once.
 
 Axes: R replicas, B sequences, S positions, N = B * S tokens, D width, F feed-forward size,
-V vocabulary. The model knows nothing of parametrizations but a role per tensor: what a role means
+V vocabulary. All that the model knows of parametrizations is a role per tensor; the meaning of a role
 is applied from outside (`model.scaling`, `model.initialize`).
 """
 
@@ -30,14 +30,14 @@ class Block(nn.Module):
         self.attention_output, self.feed_forward_output = Tap(), Tap()
 
     def forward(self, x_RND: Tensor, sequence: int) -> tuple[Tensor, Routed | None]:
-        """Tokens [R, N, D] to tokens [R, N, D], and what the router did, if there is one."""
+        """Maps tokens [R, N, D] to tokens [R, N, D], and returns what the router did, if there is one."""
         x_RND = x_RND + self.attention_output(self.attention(self.attention_norm(x_RND), sequence))
         y_RND, routed = self.feed_forward(self.feed_forward_norm(x_RND))
         return x_RND + self.feed_forward_output(y_RND), routed
 
 
 class Transformer(ReplicaModel):
-    """R replicas of the paper's model, of one shape."""
+    """R replicas of the paper's model with one shape."""
 
     def __init__(self, shape: ModelShape, settings: ModelSettings, replicas: int = 1) -> None:
         super().__init__(shape, settings, replicas)
@@ -50,7 +50,7 @@ class Transformer(ReplicaModel):
         self.embedded, self.logits = Tap(), Tap()
 
     def features(self, tokens_RBS: Tensor) -> tuple[Tensor, list[Routed]]:
-        """Token ids [R, B, S] to what the unembedding multiplies [R, N, D], and what each block's router did."""
+        """Maps token ids [R, B, S] to the unembedding's input [R, N, D], and returns what each block's router did."""
         sequence = tokens_RBS.shape[-1]
         x_RND = self.token.scale(lookup(self.token.value, tokens_RBS.flatten(1)))
         if self.position is not None:
@@ -65,7 +65,7 @@ class Transformer(ReplicaModel):
         return self.unembedding.scale(self.final_norm(x_RND) * self.settings.logit_multiplier), routed
 
     def predict(self, tokens_RBS: Tensor) -> Tensor:
-        """Token ids [R, B, S] to logits [R, N, V]."""
+        """Maps token ids [R, B, S] to logits [R, N, V]."""
         return self._logits(self.features(tokens_RBS)[0])
 
     def _logits(self, x_RND: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Transformer(ReplicaModel):
         return logits_RNV
 
     def forward(self, tokens_RBS: Tensor, targets_RBS: Tensor) -> dict[str, Tensor]:
-        """As of `ReplicaModel`."""
+        """Returns the losses, as `ReplicaModel.forward` does."""
         x_RND, routed = self.features(tokens_RBS)
         targets_RN = targets_RBS.flatten(1)
         if self.logits.watched or prefers_static(x_RND.device):

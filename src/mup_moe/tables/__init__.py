@@ -1,1 +1,1 @@
-"""The tables that the config alone decides: parametrizations, models, the bill."""
+"""Tables made from the config and the corpora, without any trained cell: parametrizations, models, the bill."""

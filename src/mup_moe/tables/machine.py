@@ -1,4 +1,4 @@
-"""How fast a machine trains, by the benchmark of the training step."""
+"""The training speed of a machine, from the benchmark of the training step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from mup_moe.analysis.runs import read_table
 from mup_moe.config.cell import ARCHITECTURES
 from mup_moe.files import UserError
 
-START_SECONDS = 2.0  # of a job's process, imports and digests, before its first step
-# Of a parameter in a step of a CPU that has few tokens: memory sets its pace, not arithmetic (lemma_b1_slopes).
+START_SECONDS = 2.0  # before a job's first step: its process, imports and digests
+# Per parameter and step on a CPU, in steps with few tokens, which memory limits, not arithmetic (lemma_b1_slopes).
 _UPDATE_SECONDS = 4e-9
 
 
 @dataclass(frozen=True, eq=False)
 class Machine:
-    """What one CPU thread or one GPU achieves in training.
+    """The training speed of one CPU thread or one GPU.
 
-    width: (W,), ascending; gflops: (W,), the rate measured at it; gpu: whether it is one. of_peers: (W,), the rate of
-    transformers' model, trained as a cell of such an architecture is; None where it was not measured.
+    width: (W,), ascending. gflops: (W,), the rate measured at each width. gpu: whether the device is a GPU. of_peers:
+    (W,), the rate of transformers models, trained like cells of such an architecture; None if it was not measured.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Machine:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Reads what benchmarks/step.py wrote of the MoE, ours and transformers', trained as the pipeline does.
+        """Reads the MoE rows that benchmarks/step.py wrote, of our model and transformers', trained as in the pipeline.
 
-        Raises UserError, also for rows of several machines.
+        Raises UserError, also for rows from several machines.
         """
         columns = {"architecture": str, "default": str, "width": int, "gflops": float, "cpu": str, "threads": int}
         table = read_table(path, columns)
         table = table[table["architecture"] == "moe"]
         if "instructions" in table.columns:
-            # All of the machine's instructions come first.
+            # The rows with all of the machine's instructions come first.
             table = table[table["instructions"].isin(table["instructions"].iloc[:1])]
         peers = _peers(table)
         table = table[table["default"] == "yes"]
@@ -52,7 +52,7 @@ class Machine:
             names = table["gpu"].where(table["gpu"] != "", names)
         known = list(dict.fromkeys(names))
         if len(known) != 1:
-            raise UserError(f"{path} must hold rows of one machine, not of {' and '.join(known) or 'none'}")
+            raise UserError(f"{path} must hold rows from one machine, not from {' and '.join(known) or 'none'}")
         rates = table.groupby("width")["gflops"].median()
         if not (rates > 0).all():
             raise UserError(f"{path} has a rate that is not positive: measure it again with `make benchmark`")
@@ -61,17 +61,17 @@ class Machine:
         return cls(known[0], rates.index.to_numpy(dtype=float), rates.to_numpy(dtype=float), gpu, measured)
 
     def seconds(self, flops: float, width: int, architecture: str) -> float:
-        """How long that much training takes; a width not measured has its neighbours' rate."""
+        """Returns the duration of this much training; rates are interpolated between the measured widths."""
         rates = self.of_peers if self.of_peers is not None and architecture not in ARCHITECTURES else self.gflops
         rate = np.interp(np.log2(width), np.log2(self.width), rates)
         return float(flops / (1e9 * rate))
 
     def update_seconds(self, parameters: int, steps: int) -> float:
-        """What passing over all parameters takes on top, in steps with fewer tokens than were measured; a GPU's: 0."""
+        """Returns the extra time for updating all parameters in steps with fewer tokens than measured; 0 for a GPU."""
         return 0.0 if self.gpu else _UPDATE_SECONDS * parameters * steps
 
 
-# How cells of transformers' models are trained: eagerly, in float32, with our setting of the allocator.
+# How cells of transformers models are trained: eagerly, in float32, with our allocator setting.
 _AS_CELLS = {"system": "transformers", "precision": "float32", "step": "eager", "allocator": "kept"}
 
 

@@ -1,7 +1,7 @@
-"""What the sweep will cost, before any of it runs: python -m mup_moe plan.
+"""Estimates the cost of the sweep before any of it runs: python -m mup_moe plan.
 
-Counts come from the inventory of tensors, hours from a benchmark of the training step, sizes on disk
-from what was measured on finished runs. Needs neither tokens nor cells.
+Counts come from the inventory of tensors, hours from a benchmark of the training step, and sizes on disk from
+measurements of finished runs. Needs neither tokens nor cells.
 """
 
 import argparse
@@ -31,19 +31,21 @@ from mup_moe.tables.machine import START_SECONDS, Machine
 
 HISTORY_BYTES = 92  # a row of history.csv, as runs of 300 and 25,000 steps write it
 SUMMARY_BYTES = 3_000
-COPIES = 2  # a cell's result and the copy that it keeps
-# Bytes of text per token. A tokenizer trained on its own corpus, by vocabulary (measured on Python
-# source); GPT-2's on English web text (assumed: The Pile's share of Common Crawl has about 4.4).
+COPIES = 2  # a cell's result and its kept copy
+# Bytes of text per token: for a tokenizer trained on its own corpus, by vocabulary (measured on Python
+# source); for GPT-2's on English web text (assumed: The Pile's share of Common Crawl has about 4.4).
 _BPE_VOCABULARY = (300, 512, 1024, 2048, 8192, 32768)
 _BPE_BYTES = (1.45, 2.03, 2.55, 3.01, 3.72, 4.03)
 _GPT2_BYTES = 4.4
-_PACKED = {".gz": 2.5, ".parquet": 2.0}  # bytes of text to a byte of file, about
+_PACKED = {".gz": 2.5, ".parquet": 2.0}  # approximate bytes of text per byte of file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `plan`."""
+    """Adds the options of `plan`."""
     add_config_arguments(parser)
-    help_benchmark = "what benchmarks/step.py wrote on the machine that will train; default: that in the checkout"
+    help_benchmark = (
+        "the table that benchmarks/step.py wrote on the machine that will train; default: the one in the checkout"
+    )
     parser.add_argument("--benchmark", type=Path, metavar="CSV", help=help_benchmark)
 
 
@@ -61,12 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class PlanRow(NamedTuple):
-    """The bill of one sweep. Sizes are of its largest model; None has no meaning in the row.
+    """The bill of one corpus, figure or probe, or the total. Sizes are those of its largest model.
 
-    new_cells: those that no row above has; the total counts them alone. device_hours: of one CPU
-    thread or GPU. disk_bytes: what stays. checkpoint_bytes: for each cell of the largest model that
-    is running. flops_at_base, flops_at_target: one parametrization's learning rates and seeds, at
-    the base width and at the largest; saving: their ratio, what tuning at the base width saves.
+    None marks fields that do not apply to the row. new_cells: cells that no row above has; the total counts each cell
+    once. device_hours: of one CPU thread or GPU. disk_bytes: what remains after the sweep. checkpoint_bytes: for each
+    running cell of the largest model. flops_at_base, flops_at_target: the cost of one panel's learning rates and seeds
+    at the base width and at the largest width. saving: their ratio, the factor that tuning at the base width saves.
     """
 
     kind: str
@@ -95,7 +97,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class _Bill:
-    """What one cell costs."""
+    """The cost of one cell."""
 
     size: ModelSize
     tokens: int
@@ -105,11 +107,11 @@ class _Bill:
 
 
 def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
-    """A row per corpus in use, per figure, per probe, and the total. Raises UserError."""
+    """Returns a row per corpus in use, per figure and per probe, and the total. Raises UserError."""
     config = sweep.config
     rows = [_corpus_row(name, config.corpora[name]) for name in sweep.corpora]
     known: dict[str, _Bill] = {}
-    # What starting a process costs each of the cells that share it.
+    # The cells of a job share the cost of starting its process.
     starts = {cell: START_SECONDS / len(cells) for cells in sweep.jobs.values() for cell in cells}
     for name, figure in config.figures.items():
         setup = config.setups[figure.setup]
@@ -121,7 +123,7 @@ def plan(sweep: Sweep, machine: Machine) -> list[PlanRow]:
         rows.append(_of_figure(_row("figure", name, figure.setup, bills, known), figure, setup, bills))
         known |= bills
     for name, probe in config.probes.items():
-        # A measurement goes forward and backward once, beside the steps; one job has all models.
+        # In addition to the steps, each measurement runs forward and backward once; one job has all models.
         tokens = (probe.steps[-1] + len(probe.steps)) * config.setups[probe.setup].tokens_per_step
         start = START_SECONDS / len(probe.cells())
         updates = probe.steps[-1]
@@ -150,7 +152,7 @@ def _corpus_row(name: str, corpus: CorpusSettings) -> PlanRow:
 
 
 def _text_bytes(corpus: CorpusSettings) -> float:
-    """About how much text a corpus has: the smaller of its bound and its files."""
+    """Estimates the bytes of text of a corpus: the smaller of its bound and its files."""
     bound = float("inf") if corpus.max_bytes is None else corpus.max_bytes
     if corpus.source == "c4" and not corpus.files:
         return bound
@@ -160,7 +162,7 @@ def _text_bytes(corpus: CorpusSettings) -> float:
 def _bill(
     sweep: Sweep, machine: Machine, cell: Cell, tokens: int, start: float, disk_bytes: int, updates: int = 0
 ) -> _Bill:
-    """updates: steps that have fewer tokens than those that the machine was measured by."""
+    """Returns the bill of a cell. updates: the number of steps with fewer tokens than in the benchmark."""
     setup = sweep.config.setups[cell.setup]
     size = size_of(cell, setup.model, sweep.vocabulary(setup.corpus), sweep.config.architecture(cell))
     flops = tokens * size.flops_per_token
@@ -190,7 +192,7 @@ def _row(kind: str, name: str, setup: str | None, bills: Mapping[str, _Bill], kn
 
 
 def _of_figure(row: PlanRow, figure: FigureSettings, setup: SetupSettings, bills: Mapping[str, _Bill]) -> PlanRow:
-    """The row with its checkpoint, and the FLOPs of one panel at the base width and at the largest."""
+    """Adds the checkpoint size, and the FLOPs of one panel at the base width and at the largest width, to a row."""
     row = row._replace(
         checkpoint_bytes=OPTIMIZERS[setup.training.optimizer].bytes_per_parameter * (row.parameters or 0)
     )
@@ -209,7 +211,7 @@ def _of_figure(row: PlanRow, figure: FigureSettings, setup: SetupSettings, bills
 
 
 def _shown(row: PlanRow) -> list[str]:
-    """A row as people read it (HEADINGS)."""
+    """Formats a row for readers (HEADINGS)."""
 
     def with_prefix(value: int | None, unit: str = "") -> str:
         return "" if value is None else EngFormatter(unit, places=1)(value)
@@ -228,7 +230,7 @@ def _shown(row: PlanRow) -> list[str]:
 
 
 def _sights(sweep: Sweep) -> Iterator[str]:
-    """What each figure over widths will see of the groups of roles, where that has been measured."""
+    """Says which groups of roles each figure over widths can see, if that has been measured."""
     known, margin = measured(sweep.sensitivities()), sweep.config.claims.excess_margin
     for name, figure in sweep.config.figures.items():
         if figure.curve != "width" or figure.kind == "sensitivity" or figure.axes.architecture != ("moe",):
@@ -246,7 +248,7 @@ def _sights(sweep: Sweep) -> Iterator[str]:
 
 
 def _notes(rows: Iterable[PlanRow], machine: Machine) -> list[str]:
-    """What the table's numbers mean, in sentences."""
+    """Explains the numbers of the table in sentences."""
     low, high = machine.width[[0, -1]].astype(int)
     notes = [
         f"Hours: of one device, {machine.name}, as measured at widths {low} to {high} (beyond them, at the rate of"

@@ -1,7 +1,7 @@
-r"""Writes the parametrization table (paper, Table 1) as CSV, Markdown and LaTeX, from the table itself.
+r"""Writes the config's parametrization table (paper, Table 1) as CSV, Markdown and LaTeX.
 
-The CSV is long (a row per role) and reads back to the same parametrizations. The attention logits
-have one factor, a multiplier. The LaTeX is a tabular that needs the package booktabs.
+The CSV has a row per role and reads back to the same parametrizations. The attention logits have only one factor, a
+multiplier. The LaTeX is a tabular that needs the package booktabs.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _Row = tuple[str, str, list[Power | None]]  # parametrization, role, factors; No
 
 
 class _Notation(NamedTuple):
-    """How a format writes text, a variable, its root and its power, what lies between factors, and a formula."""
+    """How a format writes text, a variable, its root and its power, the sign between factors, and a formula."""
 
     text: Callable[[str], str]
     variable: str
@@ -68,7 +68,7 @@ def _cells(rows: Iterable[_Row], notation: _Notation) -> list[list[str]]:
 
 
 def _quotient(power: Power, notation: _Notation) -> str:
-    """A product of powers as numerator/denominator."""
+    """Formats a product of powers as numerator/denominator."""
 
     def product(sign: int) -> list[str]:
         factors = []

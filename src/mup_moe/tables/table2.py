@@ -1,8 +1,8 @@
 """Writes the models, sweeps and hyperparameters of all figures as CSV, Markdown and LaTeX.
 
-The paper's own Table 2 is not public: this is that of the sweep that runs. The CSV has a row per
-model, its sweep and its set-up's hyperparameters beside it; Markdown and LaTeX have a part for each.
-Sizes are counted from each model's inventory of tensors, with the vocabulary that tokenization found.
+The paper's own Table 2 is not public; this one describes the sweep that runs. The CSV has a row per model, with its
+sweep and its set-up's hyperparameters; Markdown and LaTeX have a separate part for each. Sizes are counted from each
+model's inventory of tensors, with the vocabulary size that tokenization found.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from mup_moe.files import UserError, read_json, write_csv, write_text
 from mup_moe.model.inventory import ModelShape, ModelSize, model_size
 from mup_moe.options import read_sweep
 
-_SHAPE = ("setup", "architecture", "width", "experts", "granularity")  # of a cell: the same for cells of one model
-# Settings that each model's own part has.
-_TOLD = {"blocks", "heads", "head_size"}
+_SHAPE = ("setup", "architecture", "width", "experts", "granularity")  # fields that all cells of one model share
+# Settings that the columns of each model already show.
+_SHOWN_PER_MODEL = {"blocks", "heads", "head_size"}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Model:
-    """A shape that figures train, with its cells of all figures."""
+    """A model shape in the sweep, with its cells from all figures."""
 
     cells: list[Cell]
     figures: list[str]
@@ -64,7 +64,7 @@ class Model:
     size: ModelSize
 
     def row(self) -> dict[str, Any]:
-        """What the CSV says of the model before its hyperparameters; values that its cells differ in as a list."""
+        """Returns the model's columns of the CSV before the hyperparameters; values in which cells differ are lists."""
         cell, shape, size, tokens = self.cells[0], self.shape, self.size, self.setup.tokens_per_run
         return {
             **{name: getattr(cell, name) for name in _SHAPE},
@@ -86,7 +86,7 @@ class Model:
 
 
 def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
-    """The distinct models of all figures, set-up by set-up; `vocabularies`: corpus -> its size."""
+    """Returns the distinct models of all figures, set-up by set-up. vocabularies: corpus -> vocabulary size."""
     alike: dict[tuple[Any, ...], list[tuple[str, Cell]]] = {}
     for name, figure in config.figures.items():
         for cell in figure.cells():
@@ -103,7 +103,7 @@ def models_of(config: Config, vocabularies: Mapping[str, int]) -> list[Model]:
 
 
 def read_corpus(name: str, settings: CorpusSettings, folder: Path) -> dict[str, Any]:
-    """What the CSV says of a corpus that is tokenized in a folder. Raises UserError."""
+    """Returns the columns of the CSV for a corpus, read from its folder of tokens. Raises UserError."""
     path = folder / MANIFEST
     manifest = read_json(path)
     try:
@@ -120,14 +120,14 @@ def read_corpus(name: str, settings: CorpusSettings, folder: Path) -> dict[str, 
 
 
 def hyperparameters_of(setup: SetupSettings, corpus: Mapping[str, Any], ours: bool) -> dict[str, dict[str, Any]]:
-    """All that the cells of a set-up share, but for _TOLD: group -> name -> value.
+    """Returns everything that the cells of a set-up share, except _SHOWN_PER_MODEL: group -> name -> value.
 
-    ours: whether some are of our own model; what is about that model alone is None where none is.
+    ours: whether some cells train our own model; otherwise settings that only concern our model are None.
     """
     model = {
         name: value if ours or name in SHARED_SETTINGS else None
         for name, value in vars(setup.model).items()
-        if name not in _TOLD
+        if name not in _SHOWN_PER_MODEL
     }
     return {"Text": dict(corpus), "Model": model, "Training": dict(vars(setup.training))}
 
@@ -179,12 +179,12 @@ def _hyperparameter_part(shared: Mapping[str, Mapping[str, Mapping[str, Any]]]) 
 
 
 def _plain(value: Any) -> Any:
-    """A value in the CSV: lists joined by spaces."""
+    """Returns a value for the CSV; lists are joined by spaces."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _shown(value: Any) -> str:
-    """A value as people read it."""
+    """Formats a value for readers."""
     if isinstance(value, list | tuple):
         return ", ".join(map(_shown, value))
     if isinstance(value, bool):
