@@ -691,7 +691,7 @@ class Config(_Section):
         cells, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__)
         _require(
             cells <= _MOST_CELLS,
-            f"the config has {cells} cells, more than {_MOST_CELLS}: shorten `{largest}.axes`, the largest",
+            f"`{largest}.axes` has the most of {cells} cells in all, which are more than {_MOST_CELLS}: shorten it",
         )
 
     def _check_result_names(self) -> None:
