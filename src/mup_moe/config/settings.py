@@ -553,7 +553,7 @@ class Config(_Section):
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
     compositions: dict[str, tuple[str, ...]]  # figures drawn as one
-    trends: dict[str, tuple[str, ...]]  # figures whose drifts are drawn as one
+    trends: dict[str, tuple[str, ...]]  # figures with drifts drawn as one
     comparisons: dict[str, dict[str, ComparedRule]]  # rules side by side, by title
     probes: dict[str, ProbeSettings]
     claims: ClaimsSettings
