@@ -103,7 +103,7 @@ def test_a_learning_rate_of_a_group_reads_back(group, factor):
 
 @pytest.mark.parametrize("text", ["experts", "noses-lr2^3", "experts-lr8", "experts-lr-1", "-lr2^3"])
 def test_no_other_text_is_a_learning_rate_of_a_group(text):
-    with pytest.raises(ValueError, match=r"learning rate|spelt"):
+    with pytest.raises(ValueError, match=r"learning rate|canonical"):
         Cell("small", "moe", "mup", 64, 8, 1, LearningRate("2^-4"), 0, text)
 
 

@@ -1,6 +1,6 @@
 """Computes what a learning rate tuned at the base costs at the other end of the axis.
 
-The drift alone does not expose a rule whose optimum stays while its losses rise; the excess does. S: seeds.
+The drift alone does not expose a rule with a fixed optimum but rising losses; the excess does. S: seeds.
 """
 
 from collections.abc import Callable, Mapping

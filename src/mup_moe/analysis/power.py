@@ -105,7 +105,7 @@ def spreads(pilot: pd.DataFrame, test: SlopeTest) -> dict[str, Spread]:
 
 
 def seeds_needed(spread: Spread, widths: tuple[int, ...], free: float, confidence: float, power: float) -> int | None:
-    """Returns the fewest seeds whose interval stays within `free` of the true slope with probability `power`.
+    """Returns the fewest seeds for which the interval stays within `free` of the true slope with probability `power`.
 
     Returns None if no number of seeds suffices. Uses the interval of the means over seeds, which has W - 2 degrees of
     freedom and is the wider one.

@@ -190,18 +190,18 @@ def _with_excess(test: Test, drift: DriftTest, evidence: Evidence, control_of: D
     spec, curves = evidence.specs[drift.figure], _panels(evidence, drift.figure)
     other = (control_of or drift.controls or drift).figure
     same_seeds = evidence.specs[other].figure.axes.seed == spec.figure.axes.seed
-    beside = _panels(evidence, other) if same_seeds else {}
+    others = _panels(evidence, other) if same_seeds else {}
     if control_of is None:
         if spec.figure.panel != "parametrization":
             # The other panels are other models, with losses that are not comparable.
-            beside = {
-                f"control {p}": beside[p] for p in (drift.controls.panels if drift.controls else ()) if p in beside
+            others = {
+                f"control {p}": others[p] for p in (drift.controls.panels if drift.controls else ()) if p in others
             }
             curves = {drift.panel: curves[drift.panel]}
         # The figure's own curves win, since the controls' figure may be smaller.
-        found = over_lowest({**beside, **curves}, drift.panel, spec.base, spec.analysis)
+        found = over_lowest({**others, **curves}, drift.panel, spec.base, spec.analysis)
     else:
-        found = over_rule(curves[drift.panel], beside.get(control_of.panel, {}), spec.base, spec.analysis)
+        found = over_rule(curves[drift.panel], others.get(control_of.panel, {}), spec.base, spec.analysis)
     return test._replace(excess=found.nats, excess_low=found.low, excess_high=found.high)
 
 

@@ -553,7 +553,7 @@ class Config(_Section):
     setups: dict[str, SetupSettings]
     figures: dict[str, FigureSettings]
     compositions: dict[str, tuple[str, ...]]  # figures drawn as one
-    trends: dict[str, tuple[str, ...]]  # figures whose drifts are drawn as one
+    trends: dict[str, tuple[str, ...]]  # figures with drifts drawn as one
     comparisons: dict[str, dict[str, ComparedRule]]  # rules side by side, by title
     probes: dict[str, ProbeSettings]
     claims: ClaimsSettings
@@ -692,7 +692,7 @@ class Config(_Section):
         cells, largest = sum(sizes.values()), max(sizes, key=sizes.__getitem__)
         _require(
             cells <= _MOST_CELLS,
-            f"the config has {cells} cells, more than {_MOST_CELLS}: shorten `{largest}.axes`, the largest",
+            f"`{largest}.axes` has the most of {cells} cells in all, which are more than {_MOST_CELLS}: shorten it",
         )
 
     def _check_result_names(self) -> None:

@@ -31,8 +31,8 @@ class CoordinateCheck:
     Under a rule that transfers, no activation grows with the width. Under muP, the router logits and output logits fall
     with slope -1/2 before the first step. Printing the object shows the slopes after the last step.
 
-    :ivar values: A table with a row per width, seed, step, quantity and block; ``value`` is the mean absolute entry.
-    :ivar slopes: A list of the slopes of log2 of the values on log2 of the width, with Student's intervals.
+    values: a table with a row per width, seed, step, quantity and block, with the mean absolute entry as `value`.
+    slopes: the slopes of log2 of the values on log2 of the width, with Student's intervals.
     """
 
     def __init__(self, values: pd.DataFrame, confidence: float) -> None:
@@ -44,7 +44,7 @@ class CoordinateCheck:
         return pd.DataFrame(self.slopes)
 
     def save(self, path: str | Path) -> None:
-        """Draws the values over the widths, with a line per step, and writes ``path``.pdf and ``path``.png."""
+        """Draws the values over the widths, with a line per step, and writes PATH.pdf and PATH.png."""
         # Only this method needs the drawing packages.
         from mup_moe.figures.activations import draw_activations
         from mup_moe.figures.style import drawing_style, save
@@ -70,9 +70,9 @@ def _place(slope: Slope) -> str:
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Returns the mean cross-entropy, in nats, of predicting each next token of ``tokens`` [B, S].
+    """Returns the mean cross-entropy, in nats, of predicting each next token of `tokens` [B, S].
 
-    The model must return logits [B, S, V], or an output that has them as ``logits``, as transformers models do.
+    The model must return logits [B, S, V], or an output that has them as `logits`, as transformers models do.
     """
     output = model(tokens)
     logits: Tensor = getattr(output, "logits", output)
@@ -96,23 +96,16 @@ def coordinate_check(
     """Trains models of several widths for a few steps and measures the size of their activations.
 
     The role table says which activations to observe (Tensor Programs V, section D.1 and figure 5). They are measured
-    before the first step and after every step.
+    before the first step and after every step, always on the first batch, so that only the model changes.
 
-    :param make_model: Returns the model of a given width.
-    :param widths: At least two widths.
-    :param batches: One batch per training step. Activations are always measured on the first batch, so that only the
-        model changes.
-    :param rules: The rules, as in :func:`~mup_moe.parametrize`.
-    :param roles: The role table, as in :func:`~mup_moe.parametrize`; None selects the one for the model type.
-    :param lr: Adam's learning rate at ``base_width``.
-    :param seeds: The seeds of the initial values; each seed trains one model per width.
-    :param loss: Returns the loss of a model on a batch; the default is the cross-entropy of the next token.
-    :param base_width: The width of the base model; None means the smallest width.
-    :param confidence: The confidence level of the slopes' intervals.
-    :param more: Further keyword arguments of :func:`~mup_moe.parametrize`, such as ``sizes``.
-    :returns: The measured values and their slopes.
-    :raises UserError: If there are fewer than two widths, or no seed or batch; if the role table observes no module, or
-        observes several modules as the same quantity and block; or as :func:`~mup_moe.parametrize` does.
+    make_model: returns the model of a given width. widths: at least two widths. batches: one batch per training step.
+    rules, roles: as for `parametrize`. lr: Adam's learning rate at `base_width`. seeds: each seed trains one model per
+    width. loss: returns the loss of a model on a batch, by default the cross-entropy of the next token. base_width: the
+    width of the base model, by default the smallest width. confidence: the level of the slopes' intervals. more:
+    further keyword arguments of `parametrize`, such as `sizes`.
+
+    Raises UserError if there are fewer than two widths, or no seed or batch; if the role table observes no module, or
+    several modules as the same quantity and block; and as `parametrize` does.
     """
     widths, seeds, batches = sorted(set(map(int, widths))), sorted(set(map(int, seeds))), list(batches)
     if len(widths) < 2 or widths[0] < 1 or not batches or not seeds:

@@ -49,12 +49,12 @@ class Entry:
 
 
 class Plan:
-    """The rules applied to a model, as made by :func:`~mup_moe.parametrize`.
+    """The rules applied to a model, as made by `parametrize`.
 
     The plan holds the model and looks up its parameters by name, so the model may be compiled or sharded after the plan
     is made. Printing the plan shows a line for each kind of parameter.
 
-    :ivar entries: A mapping from the name of each parameter to its role, shapes and factors.
+    entries: a mapping from the name of each parameter to its role, shapes and factors.
     """
 
     def __init__(self, model: nn.Module, entries: Mapping[str, Entry], title: str) -> None:
@@ -66,14 +66,12 @@ class Plan:
     def initialize_(self, seed: int = 0, scale: float = 1.0) -> None:
         """Draws new initial values for every parameter, as the rules say.
 
-        At the base width, entries have variance ``scale`` / fan_in. Parameters with a ``fill`` in the role table start
-        from that constant instead. The random numbers depend only on the seed and on the parameter's name and shape, so
-        they are the same on any device, sharded or not.
+        At the base width, entries have variance `scale` / fan_in. Parameters with a `fill` in the role table start from
+        that constant instead. The random numbers depend only on the seed and on the parameter's name and shape, so they
+        are the same on any device, sharded or not.
 
-        :param seed: The seed of the random numbers.
-        :param scale: The scale of the variances.
-        :raises UserError: If ``scale`` is not positive, or if the model's parameters no longer match the plan or are on
-            the meta device.
+        Raises UserError if `scale` is not positive, or if the model's parameters no longer match the plan or are on the
+        meta device.
         """
         if not 0 < scale < math.inf:
             raise UserError(f"scale (of the variances) is {scale!r} but must be a positive number")
@@ -86,11 +84,12 @@ class Plan:
     def rescale_(self, own: str = "constant") -> None:
         """Rescales the model's own initial values, as the rules say.
 
-        :param own: How the model's own initialization depends on the width. ``"constant"`` means not at all, like
-            ``initializer_range`` of transformers; ``"fan_in"`` means that variances fall with fan_in, like those of
-            ``torch.nn.Linear``.
-        :raises UserError: If ``own`` is neither of these, if this plan has already initialized or rescaled the model,
-            or if the model's parameters no longer match the plan or are on the meta device.
+        own: how the model's own initialization depends on the width; "constant" means not at all, like
+        `initializer_range` of transformers, and "fan_in" means that variances fall with fan_in, like those of
+        `torch.nn.Linear`.
+
+        Raises UserError if `own` is neither of these, if this plan has already initialized or rescaled the model, or if
+        the model's parameters no longer match the plan or are on the meta device.
         """
         if own not in ("constant", "fan_in"):
             raise UserError(
@@ -109,16 +108,14 @@ class Plan:
     ) -> list[dict[str, Any]]:
         """Returns parameter groups for AdamW, or for Adam without weight decay.
 
-        SGD needs other rules: its steps follow the scale of the gradient, which folding changes.
+        Each group has `params`, `lr`, `weight_decay` and `eps`. SGD needs other rules, since its steps follow the scale
+        of the gradient, which folding changes.
 
-        :param lr: The learning rate of the base model.
-        :param weight_decay: The weight decay of the base model. It is decoupled, as in AdamW, where a step shrinks a
-            weight by ``lr * weight_decay``.
-        :param eps: Adam's eps for the base model.
-        :param undecayed: Roles without weight decay, such as ``"norm"``.
-        :returns: A list of dictionaries with ``params``, ``lr``, ``weight_decay`` and ``eps``.
-        :raises UserError: If a number is negative or not finite, if ``undecayed`` names an unknown role, or if the
-            model's parameters no longer match the plan or are on the meta device.
+        lr, weight_decay, eps: the values for the base model; decay is decoupled, as in AdamW, where a step shrinks a
+        weight by lr * weight_decay. undecayed: roles without weight decay, such as "norm".
+
+        Raises UserError if a number is negative or not finite, if `undecayed` names an unknown role, or if the model's
+        parameters no longer match the plan or are on the meta device.
         """
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
             if not 0 <= value < math.inf:
@@ -185,21 +182,17 @@ def parametrize(
 
     Call the methods of the returned plan to set initial values and to get parameter groups for the optimizer.
 
-    :param model: Any module. Its values are not changed.
-    :param base: The same module at the base width, with the same parameter names. Only its shapes are read, so it may
-        be on the meta device.
-    :param rules: The name of a row of the table in config.yaml, such as ``"mup"``, or a row of your own.
-    :param roles: The name of a role table in config.yaml, such as ``"mixtral"``, or a table of your own. None selects
-        the table for the transformers model type of the model.
-    :param sizes: The model's sizes that the rules refer to, besides fan_in and fan_out. They are needed if the model
-        has no ``config`` with these sizes, and take precedence over it.
-    :param base_sizes: The same for the base model.
-    :param logits_scaled: True if the model already scales its attention logits as the rules say.
-    :returns: The plan of the model.
-    :raises UserError: If no pattern or several patterns match a parameter; if a size that the rules need is unknown; if
-        two names share one tensor (tied weights) that the rules treat differently; or if the head size differs from
-        the base model's and the rules scale attention logits other than by 1/sqrt(head_size), since no parameter
-        contains that scale.
+    model: any module; its values are not changed. base: the same module at the base width, with the same parameter
+    names; only its shapes are read, so it may be on the meta device. rules: the name of a row of the table in
+    config.yaml, such as "mup", or your own row. roles: the name of a role table in config.yaml, such as "mixtral", or
+    your own table; None selects the table for the model's transformers model type. sizes, base_sizes: the sizes that
+    the rules refer to, besides fan_in and fan_out; they are needed if the models have no `config` with these sizes, and
+    take precedence over it. logits_scaled: whether the model already scales its attention logits as the rules say.
+
+    Raises UserError if no pattern or several patterns match a parameter; if a size that the rules need is unknown; if
+    two names share one tensor (tied weights) that the rules treat differently; or if the head size differs from the
+    base model's and the rules scale attention logits other than by 1/sqrt(head_size), since no parameter contains that
+    scale.
     """
     row = rules_of(rules)
     model, base = (_unwrapped(what, given) for what, given in (("model", model), ("base", base)))

@@ -74,7 +74,7 @@ def make_model(model_type: str, fields: Mapping[str, Any]) -> nn.Module:
 
 
 def observed(model: nn.Module, roles: RoleTable) -> Iterator[tuple[nn.Module, str, str]]:
-    """Yields the modules whose outputs are observed: (module, quantity, block); block is "" outside the blocks."""
+    """Yields the modules with observed outputs: (module, quantity, block); block is "" outside the blocks."""
     for quantity, pattern in roles.observe:
         expression = compiled(pattern)
         for name, module in model.named_modules():

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from mup_moe import provenance
 
-# torch's grouped product requires rows whose size is a multiple of this many bytes.
+# torch's grouped product requires row sizes that are multiples of this many bytes.
 _GROUPED_BYTES = 16
 
 
