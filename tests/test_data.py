@@ -461,7 +461,9 @@ def test_tokenizer_files_are_read_by_their_mark_and_line_ends(tmp_path: Path, en
 def test_a_home_folder_that_is_not_known_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31)
-    with pytest.raises(UserError, match=rf"^{name} is in a home folder that is not known here: give the whole path$"):
+    with pytest.raises(
+        UserError, match=rf"^{name} is in a home folder that is not known on this machine: give the full path$"
+    ):
         tokenizer_paths((name, name))
 
 

@@ -130,7 +130,7 @@ def test_what_cannot_be_read_for_want_of_open_files_is_neither_called_damaged_no
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with (
         no_more_files(),
-        pytest.raises(UserError, match=r"cannot be read \(Too many open files\): let .*ulimit -n") as error,
+        pytest.raises(UserError, match=r"cannot be read \(Too many open files\): raise .*ulimit -n") as error,
     ):
         READERS[kind](tmp_path)
     assert not isinstance(error.value, DamagedResultError)
@@ -160,7 +160,7 @@ def test_too_many_open_files_end_in_a_sentence_that_names_the_limit(tmp_path):
             for number in range(60):
                 held.enter_context(claim_folder(tmp_path / str(number)))
 
-    with pytest.raises(UserError, match=r"Too many open files\): let .*ulimit -n"):
+    with pytest.raises(UserError, match=r"Too many open files\): raise .*ulimit -n"):
         claim_many()
 
 
