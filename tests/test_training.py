@@ -315,7 +315,7 @@ def test_the_checkpoint_before_is_kept_and_stepped_back_to(tmp_path, capsys):
     assert kept.load(25) is None
     assert kept.steps == [20]
     assert "is damaged" in (told := capsys.readouterr().err)
-    assert "going on from step 20" in told
+    assert "resuming from step 20" in told
     assert float(kept.load(20).tensors["a"][0]) == 20.0
     assert Checkpoints(tmp_path, "another").steps == []
 
@@ -331,7 +331,7 @@ def test_checkpoints_of_another_run_are_left_aside_and_why_is_told(tmp_path, cap
         ("his/cpu/float32", "config, corpus or version"),
     ):
         assert Checkpoints(folders[0], owner).steps == []
-        assert f"is of another {reason}: starting from step 0" in capsys.readouterr().err
+        assert f"is from another {reason}: starting from step 0" in capsys.readouterr().err
 
 
 def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkeypatch):
@@ -541,7 +541,7 @@ def test_cells_that_a_process_may_not_hold_at_once_are_trained_in_parts_to_the_s
     assert "at a time" not in said
     assert len(whole) == len(requests)
     parted, said = results("-n 40")
-    assert "24 cells are more than the open files that are allowed: 20 at a time" in said
+    assert "24 cells exceed the limit of open files: training 20 at a time" in said
     assert parted == whole
 
 

@@ -28,11 +28,7 @@ GROUPS = {
         "aggregate": ("collects the results of a figure's cells into one table", "analysis.aggregate", "figure1"),
         "optima": ("estimates the best learning rate of each of a figure's curves", "analysis.optima", "figure1"),
         "attribution": ("measures what each group of roles contributes", "analysis.attribution", "attribution"),
-        "sensitivity": (
-            "reports which groups of roles a set-up is sensitive to",
-            "analysis.sensitivity",
-            "sensitivity",
-        ),
+        "sensitivity": ("reports which groups of roles a set-up detects", "analysis.sensitivity", "sensitivity"),
         "comparison": ("compares rules on the same seeds", "analysis.comparison", "figure6 --preset granularity"),
         "collect": ("joins the tables of all figures", "analysis.collect", "runs"),
         "figure": ("draws a figure, a composition or the values of a probe", "figures.command", "figure1"),
@@ -51,11 +47,7 @@ GROUPS = {
         "record": ("copies finished results, with what made them, to results/recorded", "analysis.record", "default"),
     },
     "use the rules on your own model": {
-        "roles": (
-            "prints the rules for a model of the Hugging Face hub",
-            "library.command",
-            "CONFIG.json --base-width 256",
-        ),
+        "roles": ("prints the rules for a Hugging Face model", "library.command", "CONFIG.json --base-width 256"),
     },
     "use other machines": {
         "export-jobs": (

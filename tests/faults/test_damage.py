@@ -23,7 +23,7 @@ from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError
 
 DAMAGES = 2
 # A bit of its header can say so, too.
-TOLD = r"is damaged \(.*\)|is of another (config, corpus or version|device or precision)"
+TOLD = r"is damaged \(.*\)|is from another (config, corpus or version|device or precision)"
 
 
 def damage_checkpoint(chance: random.Random, path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(
             trial.struck(curve.out)
             said = finish(curve.train())
             named = re.escape(f"/{path.parent.name}/{path.name}")
-            assert re.search(rf"{named} ({TOLD}): going on from step {before}\n", said), said
+            assert re.search(rf"{named} ({TOLD}): resuming from step {before}\n", said), said
             assert continued_steps(said) == [before]
             curve.assert_as_undisturbed()
 

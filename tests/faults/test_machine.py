@@ -84,7 +84,7 @@ def test_a_gpu_that_disappears(ledger: Ledger, chance: random.Random, inject: In
     command = curve.train("--checkpoint-seconds", "0")
     with ledger.trial("the GPU disappears (simulated)", "at some step", SENTENCE_AND_ON) as trial:
         said = one_sentence(run(command, inject("lose_gpu", number=chance.randint(20, 55))))
-        assert "the GPU failed: run the same command again" in said
+        assert "the GPU failed: rerun the same command" in said
         trial.struck(curve.out)
         assert is_told(curve.cells[0], said)
         step = curve.next_step()
@@ -102,7 +102,7 @@ def test_memory_of_the_gpu_that_is_too_small(
         # While the stack has all three, the first of its blocks.
         said = finish(command, inject("fill_gpu", number=chance.randint(10, 19)))
         trial.struck(curve.out)
-        assert "3 cells do not fit in the GPU's memory at once: trying 2" in said
+        assert "3 cells do not fit in the GPU's memory together: trying 2" in said
         first, *_ = continued_steps(said)
         assert first > 0
         curve.assert_as_undisturbed()
