@@ -142,7 +142,7 @@ CELL = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
         ({"../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/../../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b""}, tarfile.SYMTYPE, "not an archive of cells"),
-        ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only a part"),
+        ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only part"),
         ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "is not whole"),
     ],
 )
