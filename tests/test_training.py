@@ -470,7 +470,7 @@ def test_without_a_compiler_a_compiled_step_that_was_asked_for_ends_in_one_sente
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("mup-moe: a step cannot be compiled here")
-    remedy = "install the package that has the header Python.h" if "a header" in compiler else "install a C++ compiler"
+    remedy = "install the package that provides Python.h" if "a header" in compiler else "install a C++ compiler"
     assert remedy in said
 
 
