@@ -372,7 +372,9 @@ def test_a_config_that_cannot_be_found_or_is_no_whole_one_is_told_how_to_name_it
     alone, first, elsewhere = capsys.readouterr().err.strip().splitlines()
     assert alone.endswith("name the whole one first, as in --config config.yaml mine.yaml")
     assert first == alone
-    assert elsewhere == "mup-moe: config.yaml does not exist here: run this in the checkout, or name the config with --config"
+    assert elsewhere == (
+        "mup-moe: config.yaml does not exist here: run this in the checkout, or name the config with --config"
+    )
 
 
 def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(tmp_path, told):
