@@ -634,7 +634,7 @@ def test_cells_that_were_interrupted_apart_go_on_in_stacks_of_their_own(corpus, 
 
 def test_a_checkpoint_of_another_config_or_a_damaged_one_is_left_aside(corpus, curve, tmp_path):
     request = curve[0]
-    for content, message in ((b"damaged", "is damaged"), (None, "of another config")):
+    for content, message in ((b"damaged", "is damaged"), (None, "from another config")):
         out = tmp_path / message.replace(" ", "-")
         path = out / request.cell.id / "checkpoint.safetensors"
         path.parent.mkdir(parents=True)

@@ -29,10 +29,10 @@ def type_of(wanted: str) -> str:
 
 
 @contextlib.contextmanager
-def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
+def claim_device(wanted: str, *, shared: bool = False) -> Iterator[torch.device]:
     """Yields the device for a setting that `type_of` accepts.
 
-    Jobs on one machine share its GPUs through file locks: each takes a free GPU, or waits for one. beside: use the
+    Jobs on one machine share its GPUs through file locks: each takes a free GPU, or waits for one. shared: use the
     first GPU without a lock, within part of the memory that is free now. Raises UserError if no GPU is visible.
     """
     if type_of(wanted) == "cpu":
@@ -41,7 +41,7 @@ def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
     prepare_gpus()
-    if beside:
+    if shared:
         free, total = torch.cuda.mem_get_info(0)
         torch.cuda.set_per_process_memory_fraction(_SHARE_OF_FREE * free / total, 0)
         yield torch.device("cuda", 0)

@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.results / "cells"
     if arguments.compile_only:
         cells, tokens = _open(requests, folder, out)
-        with claim_device(arguments.device, beside=True) as device:
+        with claim_device(arguments.device, shared=True) as device:
             Job(cells=cells, unfinished=[], tokens=tokens, device=device, **options).compile()
         return 0
     with _keeping_reasons([out / request.cell.id for request in requests]) as unfinished:
