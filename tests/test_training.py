@@ -707,7 +707,7 @@ def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capa
         ("--results", "nowhere", "nowhere"),
         ("--results", "/dev/null/cell", "/dev/null/cell"),
         ("--replicas", "none", "--replicas"),
-        ("--step", "graph", "on a GPU only"),
+        ("--step", "graph", "only on a GPU"),
         pytest.param(
             *("--device", "cuda", "no GPU is visible"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
