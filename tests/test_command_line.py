@@ -37,13 +37,13 @@ def test_the_help_of_a_command_has_a_sentence_and_a_valid_example(capsys, name):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["optina", "figure1"], "there is no command 'optina': did you mean optima?"),
-        (["dance"], "there is no command 'dance': see --help"),
+        (["optina", "figure1"], "unknown command 'optina': did you mean optima?"),
+        (["dance"], "unknown command 'dance': see --help"),
         (["optima", "figure11"], "`figures` has no 'figure11': did you mean figure1"),
         (["slopes", "lemma"], "`probes` has no 'lemma': did you mean lemma_b1?"),
         (["tokenize", "x"], "`corpora` has no 'x': choose from python"),
         (["status", "--figures", "figure22"], "`figures` has no 'figure22': did you mean figure2"),
-        (["train", "small_moe_ntk_w32_e8_g1_lr2^-6_s0"], "config.yaml lists no 'ntk'"),
+        (["train", "small_moe_ntk_w32_e8_g1_lr2^-6_s0"], "config.yaml does not list 'ntk'"),
         (["train"], "no cell is named: give the ids of cells of one corpus"),
     ],
 )

@@ -206,21 +206,21 @@ def test_matches_are_sorted_and_none_is_read_twice(tmp_path: Path, monkeypatch: 
     ("name", "content", "sentence"),
     [
         ("nothing/*.txt", None, "the glob .*nothing/.*matches no file"),
-        ("missing.txt", None, r"missing\.txt, which is no file"),
+        ("missing.txt", None, r"missing\.txt, which is not a file"),
         ("", None, "the folder"),
         ("x**y/*.txt", None, r"x\*\*y"),
         ("a.json.gz", gzip.compress(Random(0).randbytes(9999), mtime=0)[:-1000], r"a\.json\.gz cannot be read"),
         ("a.json.gz", b"no gzip at all", r"a\.json\.gz cannot be read"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": "cut', r"a\.jsonl, line 2, is no JSON object"),
-        ("a.json", b'[{"text": "a"}]', r"a\.json, line 1, is no JSON object"),
-        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, is no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "cut', r"a\.jsonl, line 2, is not a JSON object"),
+        ("a.json", b'[{"text": "a"}]', r"a\.json, line 1, is not a JSON object"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl, line 1, is not a JSON object"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read"),
         ("a.zip", b"PK", r"a\.zip is compressed"),
         ("a.txt.gz", b"plain", r"a\.txt\.gz cannot be read .*: remove \.gz from its name if"),
-        ("a.txt", gzip.compress(b"text", mtime=0), r"a\.txt is compressed by gzip: let its name end in \.gz"),
-        ("a.txt.gz", gzip.compress(gzip.compress(b"text", mtime=0), mtime=0), r"a\.txt\.gz is compressed by gzip"),
-        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), r"a\.parquet\.gz is a Parquet file within gzip: unpack it"),
-        ("a.json", b'{\n  "text": "a"\n}', r"a\.json, line 1, is no JSON object"),
+        ("a.txt", gzip.compress(b"text", mtime=0), r"a\.txt is compressed with gzip: end its name in \.gz"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"text", mtime=0), mtime=0), r"a\.txt\.gz is compressed with gzip"),
+        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), r"a\.parquet\.gz is a Parquet file inside gzip: unpack it"),
+        ("a.json", b'{\n  "text": "a"\n}', r"a\.json, line 1, is not a JSON object"),
     ],
 )
 def test_an_unreadable_file_ends_in_a_sentence_that_names_it(
@@ -359,8 +359,8 @@ def test_order_and_repetition_move_no_document_across_the_split(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('{"text": "a"}\n', "split is empty, for of 1 documents"),
-        ('{"text": "a"}\n' * 50, "split is empty, for of 50 documents"),
+        ('{"text": "a"}\n', "split is empty, because .* none of the 1 documents"),
+        ('{"text": "a"}\n' * 50, "split is empty, because .* none of the 50 documents"),
         ('{"text": " "}\n{"url": ""}\n', r"has no text \(1 documents were empty, 1 records had no `text`\)"),
     ],
 )
@@ -457,7 +457,7 @@ def test_tokenizer_files_are_read_with_any_byte_order_mark_and_line_ends(
     assert vocabulary_of(config) == 258
     assert tokenizer.gpt2(config.tokenizer_files).encode("ab ba").ids == [3, 4, 2, 1]
     files[1].write_bytes(files[1].read_bytes() + "a b ab".encode(encoding))
-    with pytest.raises(UserError, match="line 3 of the merges is not two tokens"):
+    with pytest.raises(UserError, match="line 3 of the merges does not have two tokens"):
         tokenizer.gpt2(config.tokenizer_files)
 
 
@@ -465,7 +465,9 @@ def test_tokenizer_files_are_read_with_any_byte_order_mark_and_line_ends(
 def test_an_unknown_home_folder_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 2**31)
-    with pytest.raises(UserError, match=rf"^{name} is in a home folder that is not known here: give the whole path$"):
+    with pytest.raises(
+        UserError, match=rf"^{name} is in a home folder that is not known on this machine: give the full path$"
+    ):
         tokenizer_paths((name, name))
 
 
@@ -601,8 +603,8 @@ def write_odd(path: Path) -> Path:
 
 
 SAID = (
-    "6 of 100 records had no `text` and were skipped; 2 of 100 records held nothing but white space and were skipped;"
-    " 1 of 100 records held NUL or what is not Unicode, replaced by U+FFFD;"
+    "6 of 100 records had no `text` and were skipped; 2 of 100 records had only white space and were skipped;"
+    " 1 of 100 records had NUL or invalid Unicode, replaced by U+FFFD;"
     " 1 of 100 records was too long for one document and cut into several"
 )
 
@@ -640,7 +642,7 @@ def test_the_end_of_reading_at_max_bytes_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": f"{i:04}"}) + "\n" for i in range(1000)))
     tokenize(text_corpus(path, max_bytes=2000), tmp_path / "out", 1)
-    assert remark_of(tmp_path / "out") == "reading ended at `max_bytes`, after 2,000 bytes"
+    assert remark_of(tmp_path / "out") == "reading stopped at `max_bytes`, after 2,000 bytes"
     tokenize(text_corpus(path, max_bytes=5000), tmp_path / "out", 1)
     assert remark_of(tmp_path / "out") is None
 
@@ -735,7 +737,7 @@ def test_a_truncated_shard_is_named_and_can_be_replaced(shards: Path, tmp_path: 
     whole = cut.read_bytes()
     cut.write_bytes(whole[: len(whole) // 2])
     config = shard_corpus(shards, files=(str(tmp_path / "en" / "*"),))
-    with pytest.raises(UserError, match=r"c4-train\.00001-of-01024\.json\.gz cannot be read .*: fetch it again"):
+    with pytest.raises(UserError, match=r"c4-train\.00001-of-01024\.json\.gz cannot be read .*: download it again"):
         tokenize(config, tmp_path / "out", 1)
     assert not any((tmp_path / "out" / name).exists() for name in OUTPUTS)
     cut.write_bytes(whole)
@@ -1004,7 +1006,7 @@ def forget_splits(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (truncate, r"train\.bin is damaged \(\d+ bytes where"),
+        (truncate, r"train\.bin is damaged \(\d+ bytes instead of"),
         (remove_tokens, r"valid\.bin does not exist"),
         (change_type, r"manifest\.json is damaged"),
         (forget_splits, r"manifest\.json is damaged"),
@@ -1025,7 +1027,7 @@ def test_a_flipped_bit_is_found_on_request(tokenized: tuple[CorpusSettings, Path
     data[100] ^= 1
     (folder / "train.bin").write_bytes(data)
     Tokens.open(folder)
-    with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
+    with pytest.raises(UserError, match="its SHA-256 does not match the manifest"):
         Tokens.open(folder, verify=True)
 
 

@@ -134,7 +134,7 @@ def test_the_name_of_a_file_is_never_interpreted(name: str, tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["out", name])
     damaged = name.removesuffix(".txt") + ".json"
     Path(damaged).write_text("no JSON")
-    with pytest.raises(UserError, match=r"\.json.*, line 1, is no JSON object") as error:
+    with pytest.raises(UserError, match=r"\.json.*, line 1, is not a JSON object") as error:
         read(text_corpus(damaged))
     assert sentence(error)
 
@@ -510,7 +510,7 @@ def test_an_endless_line_is_refused_in_bounded_memory(bombs: Path) -> None:
     for max_bytes in (None, 2 * MB):
         peak, size, said = read_apart(bombs / "a.json.gz", max_bytes)
         assert said.endswith(
-            "a.json.gz, line 1, is longer than 67,108,864 characters: cut it into several, or give it as plain text"
+            "a.json.gz, line 1, is longer than 67,108,864 characters: split it, or provide it as plain text"
         )
         assert size == 0
         assert peak < 320 * MB

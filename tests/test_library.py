@@ -505,7 +505,7 @@ except mup_moe.UserError as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     rates, refused = done.stdout.splitlines()
     assert json.loads(rates) == [0.5, 1.0]
-    assert refused.startswith("mup_moe.coordinate_check needs the package pandas: install the extra, pip install")
+    assert refused.startswith("mup_moe.coordinate_check needs the package pandas: run pip install")
 
 
 # Names of parameters in the code of the trainers, at the commits that config.yaml names.

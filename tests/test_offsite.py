@@ -142,7 +142,7 @@ CELL = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
         ({"../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/../../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b""}, tarfile.SYMTYPE, "not an archive of cells"),
-        ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only a part"),
+        ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only part"),
         ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "is not whole"),
     ],
 )
@@ -362,7 +362,7 @@ def test_a_job_that_cannot_end_in_time_is_not_started_unless_it_keeps_checkpoint
     run = ("run-jobs", "--jobs", home / "results" / "jobs.jsonl", "--device", "cpu", "--measured", "look.jsonl")
     left_out = command(tmp_path, *run, "--minutes", "10000", "--checkpoint-seconds", "inf")
     assert left_out.returncode == 0, left_out.stderr
-    assert left_out.stdout.count("not begun") == 4
+    assert left_out.stdout.count("not started") == 4
     assert "0 of 12 cells are done" in left_out.stdout
     begun = command(tmp_path, *run, "--minutes", "10000")
     assert "12 of 12 cells are done" in begun.stdout

@@ -111,7 +111,7 @@ def test_the_first_line_of_a_csv_determines_its_separator(tmp_path, separator):
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_a_csv_in_another_encoding_without_a_mark_is_named(tmp_path, encoding):
     (tmp_path / "saved.csv").write_bytes(AUTHORS.read_text().encode(encoding))
-    with pytest.raises(UserError, match=r"saved\.csv cannot be read as CSV \(it holds NUL"):
+    with pytest.raises(UserError, match=r"saved\.csv cannot be read as CSV \(it contains NUL"):
         read_published(tmp_path / "saved.csv", "train_loss")
 
 

@@ -161,7 +161,7 @@ def test_before_the_corpus_is_tokenized_everything_waits_and_no_file_is_made(tmp
     text = ask(sweep)
     assert "corpus tiny: not tokenized yet" in text
     assert as_row(text, "total") == {"cells": 4} | dict.fromkeys(map(str, State), 0) | {"waiting": 4}
-    assert "no Snakemake is working" in text
+    assert "no Snakemake is running" in text
     assert not files_in(sweep.results)
 
 
@@ -372,7 +372,9 @@ def test_the_error_for_a_missing_or_partial_config_says_how_to_name_one(sweep, t
     alone, first, elsewhere = capsys.readouterr().err.strip().splitlines()
     assert alone.endswith("name the complete one first, as in --config config.yaml mine.yaml")
     assert first == alone
-    assert elsewhere == "mup-moe: there is no config.yaml here: run this in the checkout, or name it by --config"
+    assert elsewhere == (
+        "mup-moe: config.yaml does not exist here: run this in the checkout, or name the config with --config"
+    )
 
 
 def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(tmp_path, told):
@@ -385,7 +387,7 @@ def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(
 
 
 def test_a_snakemake_that_works_in_the_folder_is_reported_and_not_disturbed(sweep, ask):
-    assert "no Snakemake is working" in ask(sweep)
+    assert "no Snakemake is running" in ask(sweep)
     holder = [sys.executable, "-c"]
     holder += [
         "import sys, time; from pathlib import Path; from mup_moe.files import hold_folder;"
@@ -394,9 +396,9 @@ def test_a_snakemake_that_works_in_the_folder_is_reported_and_not_disturbed(swee
     with subprocess.Popen(holder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        assert f"a Snakemake is working in {sweep.results}" in ask(sweep)
+        assert f"a Snakemake is running in {sweep.results}" in ask(sweep)
         process.kill()
-    assert "no Snakemake is working" in ask(sweep)
+    assert "no Snakemake is running" in ask(sweep)
     with claim_folder(sweep.results) as waited:
         assert not waited  # free for the next one
 
@@ -405,7 +407,7 @@ def test_the_state_of_a_corpus_is_reported(sweep, told):
     folder = sweep.results / "data" / "tiny"
     assert told(sweep)["corpora"] == {"tiny": "tokenized"}
     (folder / ".work").mkdir()
-    assert told(sweep)["corpora"] == {"tiny": "half tokenized, by nobody now"}
+    assert told(sweep)["corpora"] == {"tiny": "partly tokenized, by no running process"}
     with claim_folder(folder):
         assert told(sweep)["corpora"] == {"tiny": "being tokenized"}
     (folder / ".work").rmdir()
@@ -413,7 +415,7 @@ def test_the_state_of_a_corpus_is_reported(sweep, told):
     assert told(sweep)["corpora"] == {"tiny": "damaged"}
 
 
-@pytest.mark.parametrize("state", ["not tokenized yet", "half tokenized, by nobody now"])
+@pytest.mark.parametrize("state", ["not tokenized yet", "partly tokenized, by no running process"])
 def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_it(tmp_path, told, state):
     sweep = Sweep(tmp_path, small_config())
     folder, log = sweep.results / "data" / "tiny", sweep.results / "logs" / "tokenize" / "tiny.log"
@@ -425,7 +427,7 @@ def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_i
     assert told(sweep)["corpora"] == {"tiny": state}  # a killed process gives no reason
     log.write_text("reading: 0B\rreading: 9B\nmup-moe: the disk is full: free space\n")
     assert told(sweep)["corpora"] == {
-        "tiny": f"{state}; its last try failed: the disk is full: free space ({log})",
+        "tiny": f"{state}; the last attempt failed: the disk is full: free space ({log})",
     }
     with claim_folder(folder):
         assert "failed" not in told(sweep)["corpora"]["tiny"]
@@ -541,7 +543,7 @@ def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_pro
     left = told(sweep)["time_left"]
     assert left["device_seconds"] == pytest.approx(rest / 2e9)
     assert (left["processes"], left["seconds"]) == (0, None)
-    assert "nothing is running: start the same snakemake command again" in ask(sweep)
+    assert "nothing is running: rerun the same snakemake command" in ask(sweep)
     # 1e9 at width 64. Two processes run now; one of them alone would take 300 s more.
     sweep.finish(widest, flops=4 * 10**9, wall_seconds=4.0, status="diverged")
     sweep.beat(other, step=200, steps_per_second=1000.0, pid=1)

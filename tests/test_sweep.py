@@ -73,8 +73,8 @@ def test_a_request_is_the_same_by_name_and_by_cell_whether_in_a_figure_or_not():
 @pytest.mark.parametrize(
     ("cell", "sentence"),
     [
-        ("small_moe_ntk_w32_e8_g1_lr2^-6_s0", "config.yaml lists no 'ntk'"),
-        ("big_moe_mup_w32_e8_g1_lr2^-6_s0", "config.yaml lists no 'big'"),
+        ("small_moe_ntk_w32_e8_g1_lr2^-6_s0", "config.yaml does not list 'ntk'"),
+        ("big_moe_mup_w32_e8_g1_lr2^-6_s0", "config.yaml does not list 'big'"),
         ("small_moe_mup_w33_e8_g1_lr2^-6_s0", "not divisible"),
         ("nonsense", "is not a cell's id"),
     ],

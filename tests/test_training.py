@@ -315,7 +315,7 @@ def test_the_previous_checkpoint_is_kept_as_a_fallback(tmp_path, capsys):
     assert kept.load(25) is None
     assert kept.steps == [20]
     assert "is damaged" in (told := capsys.readouterr().err)
-    assert "going on from step 20" in told
+    assert "resuming from step 20" in told
     assert float(kept.load(20).tensors["a"][0]) == 20.0
     assert Checkpoints(tmp_path, "another").steps == []
 
@@ -331,7 +331,7 @@ def test_checkpoints_of_another_run_are_ignored_and_the_reason_is_given(tmp_path
         ("his/cpu/float32", "config, corpus or version"),
     ):
         assert Checkpoints(folders[0], owner).steps == []
-        assert f"is of another {reason}: starting from step 0" in capsys.readouterr().err
+        assert f"is from another {reason}: starting from step 0" in capsys.readouterr().err
 
 
 def test_the_rate_of_a_heartbeat_outlives_a_pause_without_steps(tmp_path, monkeypatch):
@@ -468,7 +468,7 @@ def test_without_a_compiler_a_requested_compiled_step_ends_in_one_sentence(corpu
     assert "Traceback" not in done.stderr
     said = done.stderr.strip().splitlines()[-1]
     assert said.startswith("mup-moe: a step cannot be compiled here")
-    remedy = "install the package that has the header Python.h" if "a header" in compiler else "install a C++ compiler"
+    remedy = "install the package that provides Python.h" if "a header" in compiler else "install a C++ compiler"
     assert remedy in said
 
 
@@ -539,7 +539,7 @@ def test_more_cells_than_open_files_are_trained_in_parts_to_the_same_bytes(corpu
     assert "at a time" not in said
     assert len(whole) == len(requests)
     parted, said = results("-n 40")
-    assert "24 cells are more than the open files that are allowed: 20 at a time" in said
+    assert "24 cells exceed the limit of open files: training 20 at a time" in said
     assert parted == whole
 
 
@@ -632,7 +632,7 @@ def test_cells_interrupted_separately_resume_in_stacks_of_their_own(corpus, curv
 
 def test_a_checkpoint_that_is_damaged_or_of_another_config_is_ignored(corpus, curve, tmp_path):
     request = curve[0]
-    for content, message in ((b"damaged", "is damaged"), (None, "of another config")):
+    for content, message in ((b"damaged", "is damaged"), (None, "from another config")):
         out = tmp_path / message.replace(" ", "-")
         path = out / request.cell.id / "checkpoint.safetensors"
         path.parent.mkdir(parents=True)
@@ -705,7 +705,7 @@ def test_precision_follows_the_instructions_that_torch_may_use(monkeypatch, capa
         ("--results", "nowhere", "nowhere"),
         ("--results", "/dev/null/cell", "/dev/null/cell"),
         ("--replicas", "none", "--replicas"),
-        ("--step", "graph", "on a GPU only"),
+        ("--step", "graph", "only on a GPU"),
         pytest.param(
             *("--device", "cuda", "no GPU is visible"),
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),

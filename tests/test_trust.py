@@ -130,7 +130,7 @@ GPT2 = "corpora: {{smoke: {{tokenizer: gpt2, vocabulary: null, tokenizer_files: 
         ("{corpora: {../../pwned: {like: smoke}}}", "`corpora.../../pwned`: a name must be lower-case"),
         ("{figures: {figure1: {reference: '{input}.csv'}}}", "a name that Snakemake does not take literally"),
         ("{corpora: {smoke: {files: ['*.txt']}}}", "a name that Snakemake does not take literally"),
-        ("{corpora: {smoke: {files: ['$(touch pwned).txt']}}}", "`files` lists $(touch pwned).txt, which is no file"),
+        ("{corpora: {smoke: {files: ['$(touch pwned).txt']}}}", "lists $(touch pwned).txt, which is not a file"),
         (GPT2.format("src"), "`tokenizer_files` lists src, which is not a file"),
         (GPT2.format("'{input}.txt'"), "a name that Snakemake does not take literally"),
     ],

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["CoordinateCheck", "Plan", "UserError", "coordinate_check", "parametrize"]
 __version__ = "0.10.0"
 
-# Where the names of this package's library are; imported when asked for, as a Snakefile needs no torch.
+# The module of each public name, imported on first use because a Snakefile needs no torch.
 _HOMES = {
     "CoordinateCheck": "library.check",
     "Plan": "library.plan",
@@ -21,7 +21,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the library."""
+    """Imports a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'mup_moe' has no attribute {name!r}")
     import importlib
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"mup_moe.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"mup_moe.{name} needs the package {error.name}: install the extra, pip install '.[pipeline]' in a checkout"
+            f"mup_moe.{name} needs the package {error.name}: run pip install '.[pipeline]' in a checkout"
         ) from None

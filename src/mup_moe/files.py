@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, locks of folders, and the errors that users can put right."""
+"""Files that are either whole or absent, folder locks, and the errors that users can fix."""
 
 import csv
 import errno
@@ -19,22 +19,22 @@ _POLL_SECONDS = 0.02
 
 
 class UserError(RuntimeError):
-    """A mistake or mishap outside the code; its text is one sentence that says what to do."""
+    """An error whose cause is outside the code; its message is one sentence that says what to do."""
 
 
 def expand_home(name: str) -> Path:
-    """The path of a name that may begin with ~. Raises UserError where there is no such home folder."""
+    """Returns the path for a name that may begin with ~. Raises UserError if there is no such home folder."""
     try:
         return Path(name).expanduser()
     except RuntimeError:
-        raise UserError(f"{name} is in a home folder that is not known here: give the whole path") from None
+        raise UserError(f"{name} is in a home folder that is not known on this machine: give the full path") from None
 
 
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises UserError for what Git LFS leaves in the place of a file, and OSError for what cannot be read."""
+    """Raises UserError for a pointer that Git LFS left in place of a file, and OSError if it cannot be read."""
     with path.open("rb") as file:
         if file.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
@@ -42,9 +42,9 @@ def refuse_pointer(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator[IO[Any]]:
-    """Opens a file that appears under `path` whole when the block ends without error.
+    """Opens a file that appears at `path`, complete, when the block ends without an error.
 
-    durable: on disk by then, so that it outlives the machine's power. Raises UserError when the disk
+    durable: sync the file to disk first, so that it survives a power failure. Raises UserError if the disk
     is full or the folder cannot be written.
     """
     with atomic_writes(mode, durable) as write, write(path) as file:
@@ -55,11 +55,11 @@ def atomic_write(path: Path, mode: str = "wb", durable: bool = True) -> Iterator
 def atomic_writes(
     mode: str = "wb", durable: bool = True, before_replace: Callable[[Path], None] | None = None
 ) -> Iterator[Callable[[Path], AbstractContextManager[IO[Any]]]]:
-    """Yields what opens the file of a path; all of them appear together, as nearly as a file system can.
+    """Yields a function that opens the file for a path; all files appear at the end, as close to at once as possible.
 
-    They are whole by then. before_replace: is called with each path before its file appears there. Otherwise
-    as `atomic_write`. Close one before you open the next: a process may not have many open. What killed
-    processes left on their way to these paths goes: one process at a time may write a path.
+    By then all of them are complete. before_replace: called with each path before its file appears there. The rest is
+    as in `atomic_write`. Close each file before opening the next, since the number of open files is limited. Deletes
+    temporary files that killed processes left for these paths, so only one process at a time may write a path.
     """
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     temporary: dict[Path, Path] = {}
@@ -81,7 +81,7 @@ def atomic_writes(
 
     try:
         yield write
-        # mkstemp makes private files; results are to be read by others as the umask allows.
+        # mkstemp creates private files, but others should be able to read results as the umask allows.
         umask = os.umask(0)
         os.umask(umask)
         paths = list(temporary)
@@ -105,13 +105,13 @@ def atomic_writes(
             left.unlink(missing_ok=True)
 
 
-# What a disk says that is full, forbids writing, or fails; and what a system says of too many open files.
+# Errors of a disk that is full, read-only or failing; and errors for too many open files.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 _TOO_MANY = {errno.EMFILE, errno.ENFILE}
 
 
 def explain_disk_error(error: BaseException) -> str | None:
-    """What to do about an error by which no more files are written or opened; None for any other."""
+    """Returns what to do about a disk error or too many open files; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS | _TOO_MANY:
         return None
     return str(_cannot_be_written(error.filename or "a file", error))
@@ -122,29 +122,29 @@ def _cannot_be_written(path: Path | str, error: OSError) -> UserError:
 
 
 def cannot_be_read(path: Path | str, error: OSError) -> UserError:
-    """What to raise for a file that is there but cannot be read: its content may be right."""
+    """Returns the error for a file that exists but cannot be read; its content may be intact."""
     return _cannot_be(f"{path} cannot be read", error, "make it a file that you can read")
 
 
 def _cannot_be(problem: str, error: OSError, remedy: str) -> UserError:
     if error.errno in _TOO_MANY:
-        remedy = "let a process have more files open (ulimit -n)"
+        remedy = "raise the limit of open files (ulimit -n)"
     return UserError(f"{problem} ({error.strerror or error}): {remedy}, and run the same command again")
 
 
 def remove_leftovers(*paths: Path) -> None:
-    """Removes what `atomic_write` left of these files when its process was killed."""
+    """Deletes the temporary files that `atomic_write` left for these paths when its process was killed."""
     for path in paths:
         for leftover in path.parent.glob(f".{path.name}.*.part"):
             leftover.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it. Raises UserError where that is not permitted."""
+    """Creates a folder and its parents. Raises UserError if that is not permitted."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _cannot_be(f"{path} cannot be made", error, "permit writing there") from error
+        raise _cannot_be(f"{path} cannot be created", error, "permit writing there") from error
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
@@ -154,22 +154,22 @@ def write_text(path: Path, text: str, durable: bool = True) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically, keys in the order given."""
+    """Writes JSON atomically, with keys in the given order."""
     write_text(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """The text of `write_json`."""
+    """Returns the text that `write_json` writes."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV atomically, floats in their shortest exact spelling; None and NaN are empty fields."""
+    """Writes a CSV atomically, with floats in their shortest exact form; None and NaN become empty fields."""
     write_text(path, csv_text(header, rows))
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The text of `write_csv`."""
+    """Returns the text that `write_csv` writes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -178,11 +178,11 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads JSON. Raises UserError for a file that is missing, damaged or cannot be read."""
+    """Reads JSON. Raises UserError if the file is missing, damaged or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: make it with the rule that declares it") from None
+        raise UserError(f"{path} does not exist: create it with the rule that declares it") from None
     except OSError as error:
         raise cannot_be_read(path, error) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -190,16 +190,16 @@ def read_json(path: Path) -> Any:
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def settle_times(paths: Iterable[Path], within: Path) -> list[Path]:
-    """Dates the files of these that are of the future just before now, in the order that they have.
+    """Sets files with modification times in the future to just before now, keeping their order.
 
-    A clock that was turned back leaves such files, and Snakemake refuses what is older than its inputs.
-    Returns those that are not `within` a folder, which are left as they are.
+    Such files appear when a clock is set back, and Snakemake refuses outputs that are older than their inputs.
+    Leaves files outside the folder `within` as they are, and returns those that are from the future.
     """
     now = time.time_ns()
     future = {}
@@ -207,24 +207,24 @@ def settle_times(paths: Iterable[Path], within: Path) -> list[Path]:
         with suppress(OSError):
             if (changed := path.stat().st_mtime_ns) > now:
                 future[path] = changed
-    # What a link leads to elsewhere is part of the folder, as results on a scratch disk are.
+    # Do not resolve links: results on a scratch disk that the folder links to are part of the folder.
     inside = [path for path in future if path.absolute().is_relative_to(within.absolute())]
     ages = {changed: age for age, changed in enumerate(sorted({future[path] for path in inside}, reverse=True), 1)}
     for path in inside:
-        # Where the time cannot be set, Snakemake names the file.
+        # If the time cannot be set, Snakemake will name the file.
         with suppress(OSError):
             os.utime(path, ns=(now, now - 1000 * ages[future[path]]))
     return sorted(set(future) - set(inside))
 
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
-# Locks are the kernel's: they go with the process, however that dies.
+# The kernel releases these locks when the process ends, however it ends.
 _HELD: list[IO[bytes]] = []
 
 
 def lock_file(path: Path) -> IO[bytes] | None:
-    """Locks a file, which is made, until what is returned is closed; None where it is locked already."""
-    # Open for writing, too: NFS asks for that.
+    """Locks a file, creating it if needed, until the returned file is closed; None if it is already locked."""
+    # Open for writing as well, because NFS requires it.
     file = path.open("a+b")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,25 +237,25 @@ def lock_file(path: Path) -> IO[bytes] | None:
 
 
 def _lock(folder: Path) -> IO[bytes] | None:
-    """Locks a folder, which is made, as `lock_file`. Raises UserError."""
+    """Locks a folder as `lock_file` does, creating it if needed. Raises UserError."""
     make_folder(folder)
     try:
         return lock_file(folder / ".lock")
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise UserError(
-                f"{folder} is on a file system without file locks ({error.strerror}): put the folder on one that has"
-                " them, or have it mounted with them (Lustre: -o flock)"
+                f"{folder} is on a file system without file locks ({error.strerror}): move the folder to one that"
+                " supports them, or mount it with locks enabled (Lustre: -o flock)"
             ) from error
         raise _cannot_be_written(folder, error) from error
 
 
 @contextmanager
 def claim_folder(folder: Path) -> Iterator[bool]:
-    """Holds a folder against other processes; yields whether another one had to be waited for.
+    """Locks a folder against other processes during the block; yields whether it had to wait for another one.
 
-    A process can outlive the workflow that started it, and two would write the same files. Raises
-    UserError when the folder cannot be written.
+    A process can outlive the workflow that started it, and then two would write the same files. Raises
+    UserError if the folder cannot be written.
     """
     lock = _lock(folder)
     waited = lock is None
@@ -269,31 +269,31 @@ def claim_folder(folder: Path) -> Iterator[bool]:
 
 
 def hold_folder(folder: Path) -> None:
-    """Locks a folder against a second run, for as long as this process lives.
+    """Locks a folder against a second run until this process ends.
 
-    Raises UserError if it is taken, or cannot be written.
+    Raises UserError if another run holds it or if it cannot be written.
     """
     while (lock := _lock(folder)) is None:
         if is_held(folder):
             raise UserError(f"another run is working in {folder}: wait for it to end, or stop it first")
-        # Somebody only looks whether it is taken.
+        # Another process is only checking the lock, in `is_held`.
         time.sleep(_POLL_SECONDS)
     _HELD.append(lock)
     try:
-        # A lock that is there already takes no writing.
+        # Locking an existing lock file does not show whether the folder is writable.
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise _cannot_be_written(folder, error) from error
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a living process holds a folder by `hold_folder` or `claim_folder`."""
+    """Returns whether a live process holds a folder through `hold_folder` or `claim_folder`."""
     try:
-        # Shared, which needs no right to write there, and given back within microseconds.
+        # A shared lock needs no write permission; it is released within microseconds.
         with (folder / ".lock").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
-        pass  # there is no lock, or a file system without them
+        pass  # no lock file, or a file system without locks
     return False

@@ -1,6 +1,6 @@
-"""The options by which a command finds its sweep: the config and the folder of results.
+"""The options that name a command's sweep: the config and the results folder.
 
-What reads a config is imported where one is read: `train` also runs where YAML and pydantic are not installed.
+Functions that read a config import what they need: `train` also runs without YAML and pydantic installed.
 """
 
 import argparse
@@ -16,28 +16,30 @@ if TYPE_CHECKING:
     from mup_moe.config.given import Layers
     from mup_moe.sweep import Sweep
 
-# Set by the workflow for its jobs: the file of the config that their run began with.
+# Set by the workflow for its jobs: the config file that their run started with.
 CONFIG_VARIABLE = "MUP_MOE_CONFIG"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """--config, --preset and --results."""
+    """Adds --config, --preset and --results."""
     group = parser.add_argument_group("the sweep")
     group.add_argument(
         "--config",
         nargs="+",
         action="extend",
         metavar="FILE|KEY=VALUE",
-        help="what you gave Snakemake by --configfile and --config; config.yaml first, unless it is the one here;"
-        " default: the config of the last run (RESULTS/config.yaml), else config.yaml",
+        help="what you passed to Snakemake as --configfile and --config; the first file must be a whole config, such"
+        " as config.yaml; default: the config of the last run (RESULTS/config.yaml), or else config.yaml",
     )
-    group.add_argument("--preset", metavar="NAME", help="the preset that you gave Snakemake by --config preset=NAME")
-    help_results = "the folder that Snakemake writes; default: results"
+    group.add_argument(
+        "--preset", metavar="NAME", help="the preset that you passed to Snakemake as --config preset=NAME"
+    )
+    help_results = "the folder that Snakemake writes to; default: results"
     group.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=help_results)
 
 
 def takes(name: str, help_name: str) -> Callable[[argparse.ArgumentParser], None]:
-    """The `add_arguments` of a command that takes a name, and the config."""
+    """Returns the `add_arguments` of a command that takes a name and the config options."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, help=help_name)
@@ -47,7 +49,10 @@ def takes(name: str, help_name: str) -> Callable[[argparse.ArgumentParser], None
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = None) -> None:
-    """As `add_config_arguments`, and --figures. figures: its help where it must be given; None where it may be."""
+    """Adds the options of `add_config_arguments` and --figures.
+
+    figures: the help text of --figures, which is then required; None makes it optional.
+    """
     add_config_arguments(parser)
     help_figures = figures or "figures or compositions; default: all of them"
     parser.add_argument(
@@ -56,31 +61,31 @@ def add_sweep_arguments(parser: argparse.ArgumentParser, figures: str | None = N
 
 
 def read_layers(arguments: argparse.Namespace) -> "Layers":
-    """The config that the options name, laid together as Snakemake does. Raises UserError."""
+    """Returns the config that the options name, merged as Snakemake does it. Raises UserError."""
     from mup_moe.config.given import Layers
 
     given: list[str] = arguments.config or []
-    # os.path.exists also takes what is too long for a name.
+    # Unlike Path.exists, os.path.exists accepts text that is too long for a file name.
     entries = [text for text in given if "=" in text and not os.path.exists(text)]  # noqa: PTH110
     files = [Path(text) for text in given if text not in entries]
     base, *over = files or [_default(arguments, bool(entries))]
     for path in (base, *over):
         if not os.path.exists(path):  # noqa: PTH110
-            raise UserError(f"there is no {path} here: run this in the checkout, or name it by --config")
+            raise UserError(f"{path} does not exist here: run this in the checkout, or name the config with --config")
     return Layers.lay(base, over, entries, arguments.preset)
 
 
-def _default(arguments: argparse.Namespace, laid_over: bool) -> Path:
-    """The config of this run or of the last one, or, where something is laid over it, config.yaml itself."""
+def _default(arguments: argparse.Namespace, overlaid: bool) -> Path:
+    """Returns the config of this run or of the last one; config.yaml if options overlay it."""
     of_run = os.environ.get(CONFIG_VARIABLE)
     last: Path = arguments.results / "config.yaml"
-    if laid_over or arguments.preset or not (of_run or last.exists()):
+    if overlaid or arguments.preset or not (of_run or last.exists()):
         return Path("config.yaml")
     return Path(of_run) if of_run else last
 
 
 def read_sweep(arguments: argparse.Namespace) -> "Sweep":
-    """The sweep that the options name. Says in the first line of the log which config that is. Raises UserError."""
+    """Returns the sweep that the options name; the log's first line says which config that is. Raises UserError."""
     from mup_moe.sweep import Sweep
 
     layers = read_layers(arguments)

@@ -1,6 +1,6 @@
 """The parametrization table: role x (init variance, multiplier, learning rate, weight decay).
 
-A parametrization is data (config.yaml, `parametrizations`); this module reads it. Paper, Table 1.
+A parametrization is data (`parametrizations` in config.yaml), and this module reads it. Paper, Table 1.
 """
 
 import math
@@ -17,7 +17,7 @@ from mup_moe.config.like import lineage, without_like
 ROLES = ("embedding", "norm", "attention", "feed_forward", "expert_up", "expert_down", "router", "unembedding")
 FACTORS = ("init_variance", "multiplier", "lr", "weight_decay")
 ATTENTION_LOGITS = "attention_logits"
-# What is told apart where roles are varied: a control leaves one group as under STANDARD.
+# The groups in which roles are varied: a control leaves one group as it is under STANDARD.
 STANDARD = "sp"
 GROUPS = {
     "embedding": ("embedding",),
@@ -30,7 +30,7 @@ GROUPS = {
 }
 CONTROL = re.compile(rf"(?P<row>.+)-(?P<what>without|only)-(?P<group>{'|'.join(GROUPS)})")
 VARIABLES = ("fan_in", "fan_out", "width", "expert_size", "total_experts", "active_experts", "granularity", "head_size")
-# An axis and a setting have these names, and count at granularity 1; a rule counts what a layer has.
+# An axis and a setting with these names count experts at granularity 1; a rule counts the experts that a layer has.
 _NOT_IN_RULES = {"experts": "total_experts", "top_k": "active_experts"}
 
 _ONE = r"1(?:\.0*)?(?:[eE][+-]?0+)?"
@@ -39,7 +39,7 @@ _TERM = re.compile(rf"(?P<root>sqrt\()?(?P<name>[a-z_]+)(?(root)\))(?:\^(?P<powe
 
 @dataclass(frozen=True)
 class Power:
-    """A product of powers of a tensor's sizes, such as 1/fan_in."""
+    """A product of powers of a tensor's sizes, for example 1/fan_in."""
 
     exponents: tuple[tuple[str, Fraction], ...]
 
@@ -47,16 +47,17 @@ class Power:
     def parse(cls, text: str | float) -> Self:
         """Reads "1", "1/fan_in", "sqrt(total_experts)/width", "fan_in^-0.5". Raises ValueError."""
         exponents: dict[str, Fraction] = {}
-        # "a/b*c" is ((a/b)*c), as everywhere: each factor takes the sign of the operator before it.
+        # "a/b*c" means (a/b)*c, as usual: the operator before each factor sets the sign of its power.
         tokens = re.split(r"\s*([*/])(?![\d.])\s*", f"{text}".strip())
         for operator, term in zip(["*", *tokens[1::2]], tokens[0::2], strict=True):
             match = _TERM.fullmatch(term)
             name = match["name"] if match else None
             if name in _NOT_IN_RULES:
-                raise ValueError(f"{text!r}: `{name}` is no size of a layer: write `{_NOT_IN_RULES[name]}`")
+                raise ValueError(f"{text!r}: `{name}` is not the size of a layer: write `{_NOT_IN_RULES[name]}`")
             if not match or (name and name not in VARIABLES):
                 raise ValueError(
-                    f"{text!r} is no factor: write a product of powers of {', '.join(VARIABLES)}, such as 1 or 1/fan_in"
+                    f"{text!r} is not a factor: write a product of powers of {', '.join(VARIABLES)},"
+                    " such as 1 or 1/fan_in"
                 )
             if match and name:
                 power = Fraction(match["power"] or 1) / (2 if match["root"] else 1)
@@ -74,13 +75,13 @@ class Power:
         return (above or "1") + below
 
     def ratio(self, sizes: Mapping[str, int], base: Mapping[str, int]) -> float:
-        """The factor at `sizes`, relative to `base`; exactly 1 where they agree."""
+        """Returns the factor at `sizes` relative to `base`; exactly 1 where they agree."""
         return float(math.prod((sizes[name] / base[name]) ** float(power) for name, power in self.exponents))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one role follows the width: the four factors of Table 1."""
+    """How one role scales with width: the four factors of Table 1."""
 
     init_variance: Power
     multiplier: Power
@@ -89,7 +90,7 @@ class Rule:
 
     @classmethod
     def parse(cls, factors: Any) -> Self:
-        """Reads a list of all `FACTORS`, or some by name, the others 1. Raises ValueError."""
+        """Reads a list of all `FACTORS`, or a mapping that names some of them; the others are 1. Raises ValueError."""
         if isinstance(factors, Mapping):
             for name in factors:
                 if name not in FACTORS:
@@ -100,7 +101,7 @@ class Rule:
         return cls(*(Power.parse(factor) for factor in factors))
 
     def as_row(self) -> list[str]:
-        """The factors as text; `Rule.parse` reads them back."""
+        """Returns the factors as text, which `Rule.parse` reads back."""
         return [str(getattr(self, factor)) for factor in FACTORS]
 
 
@@ -111,11 +112,11 @@ class Parametrization:
     name: str
     rules: Mapping[str, Rule]
     attention_logits: Power
-    lr_scale: Mapping[str, float] = field(default_factory=dict)  # role -> factor, beside its rule's
+    lr_scale: Mapping[str, float] = field(default_factory=dict)  # role -> learning-rate factor on top of its rule's
 
     @classmethod
     def parse(cls, name: str, row: Mapping[str, Any]) -> Self:
-        """Reads a complete row. Raises ValueError naming the key of a role that is missing or wrong."""
+        """Reads a complete row. Raises ValueError that names the key of a missing or wrong role."""
         known = (*ROLES, ATTENTION_LOGITS)
         for role in row:
             if role not in known:
@@ -123,13 +124,14 @@ class Parametrization:
         for role in known:
             if role not in row:
                 raise ValueError(
-                    f"`parametrizations.{name}.{role}` is missing: every role needs a rule, or `like` a row"
+                    f"`parametrizations.{name}.{role}` is missing: give every role a rule, or name a row with `like`"
                 )
         try:
             logits = Power.parse(row[ATTENTION_LOGITS])
             if {"fan_in", "fan_out"} & {variable for variable, _ in logits.exponents}:
                 raise ValueError(
-                    f"`{ATTENTION_LOGITS}` scales no tensor and so has no fan_in or fan_out: use head_size or width"
+                    f"`{ATTENTION_LOGITS}` does not scale a tensor, so it has no fan_in or fan_out:"
+                    " use head_size or width"
                 )
             rules = {role: Rule.parse(row[role]) for role in ROLES}
         except ValueError as error:
@@ -137,7 +139,7 @@ class Parametrization:
         return cls(name, rules, logits)
 
     def as_row(self) -> dict[str, Any]:
-        """The row as plain data; `Parametrization.parse` reads it back."""
+        """Returns the row as plain data, which `Parametrization.parse` reads back."""
         return dict(self._row)
 
     @cached_property
@@ -146,33 +148,33 @@ class Parametrization:
         return rules | {ATTENTION_LOGITS: str(self.attention_logits)}
 
     def scaled(self, group: str, factor: float) -> Self:
-        """The row with the learning rates of a group of roles multiplied by a factor, at every shape."""
+        """Returns the row with the learning rates of a group of roles multiplied by a factor, at every shape."""
         return replace(self, lr_scale=dict.fromkeys(GROUPS[group], factor))
 
     def with_roles_of(self, other: Self, group: str, name: str) -> Self:
-        """The row with a group's roles as another row has them, under a name of its own."""
+        """Returns the row with a group's roles taken from another row, under the name `name`."""
         rules = {role: (other if role in GROUPS[group] else self).rules[role] for role in self.rules}
         logits = (other if ATTENTION_LOGITS in GROUPS[group] else self).attention_logits
         return replace(self, name=name, rules=rules, attention_logits=logits)
 
     def rule(self, role: str) -> Rule:
-        """The rule of a role. Raises ValueError for a role that the table does not have."""
+        """Returns the rule of a role. Raises ValueError for a role that the table does not have."""
         if role not in self.rules:
             raise ValueError(f"role {role!r} has no rule in parametrization {self.name!r}: add it to the table")
         return self.rules[role]
 
 
 def parse_table(table: Mapping[str, Mapping[str, Any]]) -> dict[str, Parametrization]:
-    """The rows of the table as written, `like` resolved. Raises ValueError naming the key."""
+    """Parses the rows of the table and resolves `like`. Raises ValueError that names the key."""
     rows = {name: ChainMap(*map(without_like, reversed(lineage("parametrizations", table, name)))) for name in table}
     return {name: Parametrization.parse(name, row) for name, row in rows.items()}
 
 
 def control(table: Mapping[str, Parametrization], name: str) -> Parametrization | None:
-    """What a row says of one group of roles alone; None for any other name.
+    """Returns the control of a row and one group of roles that `name` means; None for any other name.
 
-    RULE-without-GROUP is the row with that group left as under SP; RULE-only-GROUP is SP with that group as the
-    row has it. Groups of which the row says what SP says have neither.
+    RULE-without-GROUP is the row with that group left as under SP; RULE-only-GROUP is SP with that group as in the
+    row. A group for which the row has the same rules as SP has neither control.
     """
     match = CONTROL.fullmatch(name)
     row, standard = (table.get(match["row"]), table.get(STANDARD)) if match else (None, None)

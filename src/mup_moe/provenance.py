@@ -1,4 +1,4 @@
-"""What made a result: versions, machine and source code."""
+"""Provenance of a result: versions, machine and source code."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import mup_moe
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python, of this package and of installed packages."""
+    """Returns the versions of Python, of this package and of the named packages."""
     found = {"python": platform.python_version(), "mup_moe": mup_moe.__version__}
     for package in packages:
         try:
@@ -24,7 +24,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """The machine in words; nothing that names its owner."""
+    """Describes the machine, with nothing that identifies its owner."""
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
@@ -41,7 +41,7 @@ def _cpu() -> str:
     return platform.processor()
 
 
-# What can change a cell's numbers, and more.
+# A superset of the code that can change a cell's numbers.
 _PACKAGE = Path(__file__).parent
 SOURCES = (
     _PACKAGE / "parametrization.py",
@@ -51,12 +51,12 @@ SOURCES = (
 
 @cache
 def code_digest() -> str:
-    """The digest of `SOURCES`, which a result records for its reader; what counts is `training.version`."""
+    """Returns the digest of `SOURCES`. Results record it for information only; `training.version` is what counts."""
     return source_digest(SOURCES)
 
 
 def source_digest(sources: Iterable[Path]) -> str:
-    """A digest of files by their names and what they say, in this order."""
+    """Returns a digest of the names and contents of files, in the given order."""
     digest = hashlib.sha256()
     for path in sources:
         content = path.read_bytes()

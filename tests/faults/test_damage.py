@@ -23,7 +23,7 @@ from mup_moe.ops.checkpoint import CHECKPOINT, PREVIOUS, DamagedCheckpointError
 
 DAMAGES = 2
 # A flipped bit in the header can also make a checkpoint look like that of another run.
-DAMAGED = r"is damaged \(.*\)|is of another (config, corpus or version|device or precision)"
+DAMAGED = r"is damaged \(.*\)|is from another (config, corpus or version|device or precision)"
 
 
 def damage_checkpoint(chance: random.Random, path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
             trial.struck(curve.out)
             said = finish(curve.train())
             named = re.escape(f"/{path.parent.name}/{path.name}")
-            assert re.search(rf"{named} ({DAMAGED}): going on from step {before}\n", said), said
+            assert re.search(rf"{named} ({DAMAGED}): resuming from step {before}\n", said), said
             assert continued_steps(said) == [before]
             curve.assert_as_undisturbed()
 

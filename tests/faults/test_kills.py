@@ -72,7 +72,7 @@ def test_training_resumes_however_often_it_is_killed(
                 assert said == [step] * (step > 0) or (done.returncode and not said), (said, step)
                 if done.returncode:
                     trial.struck(curve.out)
-                if stopped := re.search(r"stopped by SIGTERM at step (\d+): run it again", done.stderr):
+                if stopped := re.search(r"stopped by SIGTERM at step (\d+): rerun the command", done.stderr):
                     assert curve.next_step() == int(stopped[1])
             curve.assert_as_undisturbed()
 

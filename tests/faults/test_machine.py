@@ -86,7 +86,7 @@ def test_a_rerun_resumes_after_the_gpu_disappears(
     command = curve.train("--checkpoint-seconds", "0")
     with ledger.trial("the GPU disappears (simulated)", "at some step", SENTENCE_THEN_RESUMES) as trial:
         said = one_sentence(run(command, inject("lose_gpu", number=chance.randint(20, 55))))
-        assert "the GPU failed: run the same command again" in said
+        assert "the GPU failed: rerun the same command" in said
         trial.struck(curve.out)
         assert has_reason(curve.cells[0], said)
         step = curve.next_step()
@@ -104,7 +104,7 @@ def test_a_stack_that_does_not_fit_on_the_gpu_is_split(
         # In the first block of steps, while the stack still has all three cells.
         said = finish(command, inject("fill_gpu", number=chance.randint(10, 19)))
         trial.struck(curve.out)
-        assert "3 cells do not fit in the GPU's memory at once: trying 2" in said
+        assert "3 cells do not fit in the GPU's memory together: trying 2" in said
         first, *_ = continued_steps(said)
         assert first > 0
         curve.assert_as_undisturbed()

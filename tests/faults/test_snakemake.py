@@ -126,7 +126,7 @@ def test_a_job_is_retried_when_its_gpu_disappears(
         fault = inject("lose_gpu", number=chance.randint(100, 190))
         said = make(sweep, "--retries", "1", environment=fault)
         trial.struck(sweep / "results")
-        assert "mup-moe: the GPU failed: run the same command again" in said
+        assert "mup-moe: the GPU failed: rerun the same command" in said
         (log,) = sweep.glob("results/logs/train/*.log")
         assert "continuing from step" in log.read_text()
         assert_as_quiet(sweep, quiet)

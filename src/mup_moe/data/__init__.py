@@ -1,1 +1,1 @@
-"""From documents to tokens: sources of text, the split, the tokenizer, and token files."""
+"""Turns documents into tokens: text sources, the split, the tokenizer, and token files."""

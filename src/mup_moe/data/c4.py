@@ -9,25 +9,25 @@ from mup_moe.files import UserError
 
 _C4 = Path("allenai/c4")
 _PATIENCE = (1, 4, 16, 64, 256, 600, 600, 600, 600, 600)
-"""Seconds to wait before each new attempt at the same record: an hour of the hub's."""
+"""Seconds to wait before each new attempt at the same record: almost an hour in all, in case the hub is down."""
 
 
 class Stream:
     """The texts of C4's train stream, in its order, from the beginning or from a `position`.
 
-    The validation split is cut from this stream too, by hash, as for every other source. Making it
-    and iterating over it raise UserError when the hub stays out of reach.
+    The validation split also comes from this stream, by hash, as for every other source. Creating it
+    and iterating over it raise UserError if the hub remains unreachable.
     """
 
     def __init__(self, position: Any = None) -> None:
         import datasets
 
-        if _C4.is_dir():  # `datasets` would prefer it to the hub
+        if _C4.is_dir():  # `datasets` would prefer the folder to the hub
             raise UserError(
                 f"the folder {_C4.absolute()} has the name of the hub's C4 and hides it:"
                 " rename it, or list its shards in the corpus's `files`"
             )
-        # The hub's libraries raise whatever their HTTP client of the day raises.
+        # The hub's libraries raise whatever their current HTTP client raises.
         try:
             stream = datasets.load_dataset(str(_C4), "en", split="train", streaming=True)
             self._stream = stream.select_columns(["text"])
@@ -57,11 +57,11 @@ class Stream:
                 return
 
     def position(self) -> Any:
-        """The state of `datasets` after the record last given, as JSON.
+        """Returns the state of `datasets` after the last record, as JSON-compatible data.
 
-        Going on there reads the broken-off shard again from its beginning, but no shard before it.
+        Resuming from it reads the interrupted shard again from its beginning, but no earlier shard.
         """
-        # Until a record comes, the stream does not tell where it was told to begin.
+        # Before its first record, the stream does not report the position that it was given.
         return self._stream.state_dict() if self._moved else self._position
 
 

@@ -1,4 +1,4 @@
-"""The documents of a corpus: a stream of texts, the same one in every run."""
+"""The documents of a corpus: a stream of texts that is the same in every run."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from mup_moe.data.corpus import SPLITS
 from mup_moe.data.work import Spool
 from mup_moe.encoding import NO_TEXT
 
-# What follows handles few documents at a time, so this bounds its memory.
+# Later stages hold few documents at a time, so these limits bound their memory.
 MAX_CHARACTERS = 2**20
 BATCH_CHARACTERS = 2**20
 
 
-# Texts in an order of their own, None for a record without text; one begins after any of them, by its `position`.
+# A fixed sequence of texts, with None for a record without text; it can resume after any record, by its `position`.
 Source: TypeAlias = c4.Stream | text_files.Files | Spool
 
 
@@ -26,15 +26,15 @@ Source: TypeAlias = c4.Stream | text_files.Files | Spool
 class Tally:
     """What reading left out or changed, in records."""
 
-    empty: int = 0  # skipped: nothing but white space
-    without_text: int = 0  # skipped: records whose `text` is absent or no string
-    repaired: int = 0  # kept, with U+FFFD in place of NUL and of what was not Unicode
+    empty: int = 0  # skipped: only white space
+    without_text: int = 0  # skipped: `text` is missing or not a string
+    repaired: int = 0  # kept, with U+FFFD in place of NUL and invalid Unicode
     cut: int = 0  # kept as several documents: longer than MAX_CHARACTERS
 
 
 @dataclass
 class Count:
-    """How much of a split was read; bytes of UTF-8."""
+    """How much of a split was read, with bytes in UTF-8."""
 
     documents: int = 0
     bytes: int = 0
@@ -42,17 +42,17 @@ class Count:
 
 @dataclass
 class Place:
-    """How far a source was read, and what was found up to there."""
+    """How far a source was read, and what was found so far."""
 
-    position: Any = None  # the source's own; None at the beginning
+    position: Any = None  # in the source's own format; None at the beginning
     finished: bool = False
-    records: int = 0  # read so far, those without text too
+    records: int = 0  # read so far, including those without text
     tally: Tally = field(default_factory=Tally)
     counts: dict[str, Count] = field(default_factory=lambda: {split: Count() for split in SPLITS})
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """The place whose `dataclasses.asdict` this is; the beginning for None."""
+        """Returns the place with this `dataclasses.asdict`; the beginning for None."""
         if value is None:
             return cls()
         counts = {split: Count(**count) for split, count in value["counts"].items()}
@@ -60,17 +60,17 @@ class Place:
 
     @property
     def documents(self) -> int:
-        """Documents of both splits."""
+        """The number of documents of both splits."""
         return sum(count.documents for count in self.counts.values())
 
     @property
     def bytes(self) -> int:
-        """Bytes of UTF-8 of both splits."""
+        """The number of UTF-8 bytes of both splits."""
         return sum(count.bytes for count in self.counts.values())
 
 
 class Document(NamedTuple):
-    """A text that is neither blank nor impossible to encode, and its `text_digest`."""
+    """A text that is not blank and can be encoded, with its `text_digest` and split."""
 
     text: str
     digest: bytes
@@ -78,14 +78,14 @@ class Document(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Consecutive documents, and the place after them; None in the midst of a record."""
+    """Consecutive documents and the place after them; None in the middle of a record."""
 
     documents: list[Document]
     after: Place | None
 
 
 def open_source(settings: CorpusSettings, position: Any) -> Source:
-    """The records of a corpus from a position, or from the beginning for None. Raises UserError."""
+    """Opens the records of a corpus from a position, or from the beginning for None. Raises UserError."""
     if settings.source == "c4" and not settings.files:
         return c4.Stream(position)
     reader = python_source.read_file if settings.source == "python" else text_files.read_file
@@ -93,21 +93,21 @@ def open_source(settings: CorpusSettings, position: Any) -> Source:
 
 
 def source_files(settings: CorpusSettings) -> list[Path]:
-    """The files that a corpus is read from, in this order; none for the hub. Raises UserError."""
+    """Returns the files that a corpus is read from, in reading order; none for the hub. Raises UserError."""
     return python_source.find(settings.packages) if settings.source == "python" else text_files.find(settings.files)
 
 
 def read_batches(
     source: Source, place: Place, validation_fraction: float, max_bytes: int | None = None
 ) -> Iterator[Batch]:
-    """The documents of a source that begins at `place`, about BATCH_CHARACTERS at a time.
+    """Yields the documents of a source that begins at `place`, about BATCH_CHARACTERS at a time.
 
     Ends with the document that reaches `max_bytes` of UTF-8, counted from the source's beginning. A
-    document longer than MAX_CHARACTERS comes as several, perhaps in several batches. The last batch,
-    and only that, is followed by a finished place; it may have no documents. After a finished place
-    there are no batches.
+    document longer than MAX_CHARACTERS becomes several, perhaps in several batches. Only the last batch
+    has a finished place after it; this batch may have no documents. From a finished place, there are no
+    batches.
 
-    Raises UserError when the source cannot be read.
+    Raises UserError if the source cannot be read.
     """
     if place.finished:
         return
@@ -121,7 +121,7 @@ def read_batches(
             continue
         for document in _documents(raw, place.tally, validation_fraction):
             batch.append(document)
-            room -= len(document.text) + 100  # an encoding has a weight of its own, and documents may be tiny
+            room -= len(document.text) + 100  # each encoding has an overhead, and documents may be tiny
             count = place.counts[document.split]
             count.documents += 1
             count.bytes += len(document.text.encode())
@@ -155,20 +155,20 @@ def _documents(raw: str, tally: Tally, validation_fraction: float) -> Iterator[D
 
 
 def text_digest(text: str) -> bytes:
-    """The SHA-256 of a document's UTF-8 bytes, 32 bytes."""
+    """Returns the SHA-256 of a document's UTF-8 bytes, as 32 bytes."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def in_validation(digest: bytes, fraction: float) -> bool:
-    """Whether the document with this digest is held out; true for about `fraction` of all digests.
+    """Returns whether the document with this digest is held out; true for about `fraction` of all digests.
 
-    Equal texts fall on the same side, wherever and however often they occur.
+    Equal texts are always in the same split, wherever and however often they occur.
     """
     return _unit(digest[:8]) < fraction
 
 
 def in_sample(digest: bytes, fraction: float) -> bool:
-    """Whether a document is in a sample of about `fraction`, independently of `in_validation`."""
+    """Returns whether a document is in a sample of about `fraction`, independently of `in_validation`."""
     return _unit(digest[8:16]) < fraction
 
 

@@ -1,4 +1,4 @@
-"""Python source as text: the standard library, and installed packages. Nothing is downloaded."""
+"""Python source as text: the standard library and installed packages. Nothing is downloaded."""
 
 import os
 import sysconfig
@@ -14,16 +14,16 @@ _OTHERS = {"site-packages", "dist-packages", "__pycache__"}
 
 
 def find(packages: tuple[str, ...]) -> list[Path]:
-    """The standard library's files by path, then each package's files by path.
+    """Returns the standard library's files, sorted by path, and then each package's files, sorted by path.
 
-    Left out are tests, and files in which an installation writes down its own path. Raises
-    UserError for a package that is not installed.
+    Leaves out tests and files in which an installation records its own path. Raises UserError for a package
+    that is not installed.
     """
     return [*_standard_library(), *(file for package in packages for file in _files_of(package))]
 
 
 def read_file(path: Path) -> Iterator[str]:
-    """The text of a file, as one. Raises UserError when it cannot be read."""
+    """Yields the text of a file, as one text. Raises UserError if the file cannot be read."""
     with open_text(path) as file:
         yield file.read()
 
@@ -50,10 +50,10 @@ def _files_of(package: str) -> list[Path]:
         listed = None
     if not listed:
         raise UserError(
-            f"`packages` lists {package!r}, which is not installed together with a list of its files:"
-            " install it with pip, or remove it from the list"
+            f"`packages` lists {package!r}, which is not installed or was installed without a list of its files:"
+            " install it with pip, or remove it from `packages`"
         )
-    # Files outside site-packages are scripts, whose first line is the path of the interpreter.
+    # Files outside of site-packages are scripts, and their first line has the interpreter's path.
     sources = [
         file
         for file in listed

@@ -1,6 +1,6 @@
 """Tokenizes a corpus into a folder: tokenizer.json, train.bin, valid.bin and manifest.json.
 
-What it has done so far stands in the folder's `.work/`: killed, the same command continues there.
+Its progress is kept in the folder's `.work/`; if it is killed, rerun the same command to continue.
 """
 
 import dataclasses
@@ -41,24 +41,24 @@ if TYPE_CHECKING:
 TOKENIZER = "tokenizer.json"
 WORK = ".work"
 _TEXT = "text"
-_Made: TypeAlias = dict[str, bytes]  # what is appended to each file
+_Made: TypeAlias = dict[str, bytes]  # file name -> bytes to append
 
 
 def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, Any]:
     """Writes a corpus's tokenizer, token files and manifest into `folder`; returns the manifest.
 
-    The files depend on the settings, the text and the versions that the manifest lists, and on
-    nothing else: neither on `threads` nor on where earlier runs were killed. Raises UserError.
+    The files depend only on the settings, the text and the versions that the manifest lists, not on
+    `threads` or on where earlier runs were killed. Raises UserError.
     """
     if threads < 1:
         raise UserError(f"--threads is {threads}: give at least 1")
-    # Read by the library when it first encodes.
+    # The library reads these when it first encodes.
     os.environ |= {"RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
     owner = _owner(settings)
     doing = work.owner(folder / WORK)
     with claim_folder(folder) as waited:
         if waited and doing == owner and work.owner(folder / WORK) is None and (folder / MANIFEST).exists():
-            return dict(read_json(folder / MANIFEST))  # the other process has just done the same
+            return dict(read_json(folder / MANIFEST))  # the other process has just done the same work
         remove_leftovers(*(folder / name for name in (TOKENIZER, MANIFEST, *(f"{split}.bin" for split in SPLITS))))
         work.begin(folder / WORK, owner)
         manifest = _tokenize(settings, folder, folder / WORK)
@@ -67,7 +67,7 @@ def tokenize(settings: CorpusSettings, folder: Path, threads: int) -> dict[str, 
 
 
 def _owner(settings: CorpusSettings) -> str:
-    """All that the work depends on. Text counts by name, size and time: to read all of it would take too long."""
+    """Returns all that the work depends on. Text counts by name, size and time, as reading it would take too long."""
     files = tokenizer_paths(settings.tokenizer_files)
     if settings.source != "c4" or settings.files:
         files = [*source_files(settings), *files]
@@ -84,7 +84,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError:
-        return (-1, -1)  # who reads it says what is wrong
+        return (-1, -1)  # reading the file will report the error
     return (status.st_size, status.st_mtime_ns)
 
 
@@ -93,7 +93,7 @@ def _versions(settings: CorpusSettings) -> dict[str, str]:
 
 
 def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, Any]:
-    # GPT-2's tokens are made as the text is read; a tokenizer that is to be trained needs all of it first.
+    # GPT-2 tokens are made while the text is read; a tokenizer that is trained needs all of the text first.
     trained = settings.tokenizer == "bpe"
     read = _spool(settings, kept) if trained else None
     tokenizer = _tokenizer(settings, kept, read)
@@ -104,12 +104,12 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
     encoded = _encode(settings, kept, read, tokenizer, end_of_text, dtype)
     read = read or encoded
     _check_splits(settings, read)
-    # A manifest vouches for the files beside it: the old one goes before they do, the new one comes last.
+    # A manifest certifies the files next to it, so delete the old one before them and write the new one last.
     (folder / MANIFEST).unlink(missing_ok=True)
     write_text(folder / TOKENIZER, (kept / TOKENIZER).read_text(encoding="utf-8"))
     splits = {}
     for split in SPLITS:
-        # A copy, not a move: Snakemake deletes what an unfinished job has put in place.
+        # Copy rather than move, because Snakemake deletes the outputs of an unfinished job.
         _copy(kept / f"{split}.bin", folder / f"{split}.bin")
         splits[split] = dataclasses.asdict(read.counts[split]) | {
             "tokens": (folder / f"{split}.bin").stat().st_size // dtype.itemsize,
@@ -134,7 +134,7 @@ def _tokenize(settings: CorpusSettings, folder: Path, kept: Path) -> dict[str, A
 
 
 def _spool(settings: CorpusSettings, kept: Path) -> Place:
-    """Reads the corpus into one file, which encoding reads; returns the place where it ends."""
+    """Reads the corpus into one file for encoding; returns the place at its end."""
     with closing(work.Stage(kept, "reading", (_TEXT,))) as stage:
         place = Place.from_json(stage.note)
         with _progress("reading", settings.max_bytes, place) as progress:
@@ -146,7 +146,7 @@ def _spool(settings: CorpusSettings, kept: Path) -> Place:
 
 
 def _from_source(settings: CorpusSettings, place: Place) -> Iterator[Batch]:
-    if not place.finished:  # the hub is asked for nothing when there is nothing left to read
+    if not place.finished:  # do not contact the hub if nothing is left to read
         source = open_source(settings, place.position)
         yield from read_batches(source, place, settings.validation_fraction, settings.max_bytes)
 
@@ -157,11 +157,11 @@ def _check_splits(settings: CorpusSettings, place: Place) -> None:
             f"the corpus has no text ({place.tally.empty} documents were empty,"
             f" {place.tally.without_text} records had no `text`): name other files"
         )
-    for name, split, cure in (("training", "train", "lower"), ("validation", "valid", "raise")):
+    for name, split, remedy in (("training", "train", "lower"), ("validation", "valid", "raise")):
         if place.counts[split].documents == 0:
             raise UserError(
-                f"the {name} split is empty, for of {place.documents} documents `validation_fraction`"
-                f" {settings.validation_fraction} left it none: give more documents, or {cure} the fraction"
+                f"the {name} split is empty, because `validation_fraction` {settings.validation_fraction} put none of"
+                f" the {place.documents} documents into it: give more documents, or {remedy} the fraction"
             )
 
 
@@ -173,7 +173,7 @@ def _tokenizer(settings: CorpusSettings, kept: Path, read: Place | None) -> "Tok
         if read is None:
             made = tokenizer.gpt2(settings.tokenizer_files)
         else:
-            assert settings.vocabulary is not None  # CorpusSettings demands it
+            assert settings.vocabulary is not None  # CorpusSettings requires it
             batches = read_batches(work.Spool(kept / _TEXT), Place(), settings.validation_fraction)
             texts = (document.text for batch in batches for document in batch.documents if document.split == "train")
             made = tokenizer.train_bpe(texts, read.counts["train"].bytes, settings.vocabulary)
@@ -189,7 +189,7 @@ def _encode(
     end_of_text: int,
     dtype: "np.dtype[Any]",
 ) -> Place:
-    """Makes each split's tokens and document digests, from what was read or from the source itself."""
+    """Makes each split's tokens and document digests, from the text that was read or directly from the source."""
 
     def encode(batch: Batch) -> _Made:
         made: dict[str, list[bytes]] = {name: [] for name in files}
@@ -218,9 +218,9 @@ def _encode(
 
 
 def _ahead(encode: Callable[[Batch], _Made], batches: Iterator[Batch]) -> Iterator[tuple[Batch, _Made]]:
-    """Encodes batches in their order, and reads on meanwhile; few are held at a time."""
+    """Encodes batches in order while reading ahead; holds few at a time."""
     pending: deque[tuple[Batch, Future[_Made]]] = deque()
-    # The library has its own threads and needs the next batch ready when it finishes one.
+    # The library has its own threads, and the next batch should be ready when it finishes one.
     with ThreadPoolExecutor(2) as pool:
         for batch in batches:
             pending.append((batch, pool.submit(encode, batch)))
@@ -232,7 +232,7 @@ def _ahead(encode: Callable[[Batch], _Made], batches: Iterator[Batch]) -> Iterat
 
 
 def _commit(stage: work.Stage, progress: "tqdm[Any]", batch: Batch, before: Place) -> Place:
-    """Commits what was made of a batch, and returns the place after it."""
+    """Commits the output of a batch and returns the place after it."""
     if batch.after is None:
         return before
     stage.commit(dataclasses.asdict(batch.after), now=batch.after.finished)
@@ -248,7 +248,7 @@ def _copy(source: Path, target: Path) -> None:
 def _progress(description: str, total: int | None, place: Place) -> "tqdm[Any]":
     if place.bytes:
         print(f"{description}: continuing after {place.bytes:,} bytes of text", file=sys.stderr, flush=True)
-    # A log file gets few lines.
+    # Write few lines if stderr is a log file.
     interval = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
         desc=description,

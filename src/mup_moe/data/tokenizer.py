@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained on a corpus, or GPT-2's."""
+"""Byte-level BPE tokenizers: trained on a corpus, or GPT-2's."""
 
 import re
 import sys
@@ -14,15 +14,15 @@ from mup_moe.encoding import read_text
 from mup_moe.files import UserError
 
 TRAINING_BYTES = 2**26
-"""About as much text as a tokenizer is trained on: more of it costs memory and changes little."""
+"""About how many bytes of text a tokenizer is trained on: more would cost memory and change little."""
 _END_OF_TEXT = AddedToken(END_OF_TEXT, special=True, normalized=False)
 _LONG_RUN = re.compile(r"\S{1024}|\s{1024}")
 
 
 def train_bpe(texts: Iterable[str], size: int, vocabulary: int) -> Tokenizer:
-    """A byte-level BPE of `vocabulary` tokens, or fewer where the text has no more pairs to merge.
+    """Trains a byte-level BPE of `vocabulary` tokens, or fewer if the text has no more pairs to merge.
 
-    Trained on `texts`, of `size` bytes of UTF-8 together, or on a sample of TRAINING_BYTES of them
+    Trains on `texts`, which have `size` bytes of UTF-8 in total, or on a sample of about TRAINING_BYTES that is
     chosen by their digests. Token 0 is END_OF_TEXT and tokens 1 to 256 are the bytes.
     """
     tokenizer = _byte_level(models.BPE())
@@ -38,11 +38,11 @@ def train_bpe(texts: Iterable[str], size: int, vocabulary: int) -> Tokenizer:
 
 
 def gpt2(files: tuple[str, str] | None) -> Tokenizer:
-    """GPT-2's tokenizer, 50,257 tokens: from vocab.json and merges.txt, or from the hub.
+    """Returns GPT-2's tokenizer of 50,257 tokens, from vocab.json and merges.txt or from the hub.
 
-    Raises UserError when the files are no such tokenizer, or the hub is out of reach.
+    Raises UserError if the files are not such a tokenizer or the hub is unreachable.
     """
-    # `tokenizers` raises plain Exception, whatever the cause.
+    # `tokenizers` raises a plain Exception for every cause.
     try:
         tokenizer = _from_files(*tokenizer_paths(files)) if files else Tokenizer.from_pretrained("gpt2")
     except UserError:
@@ -67,9 +67,9 @@ def gpt2(files: tuple[str, str] | None) -> Tokenizer:
 
 
 def _from_files(vocabulary: Path, merges: Path) -> Tokenizer:
-    """The tokenizer of a vocab.json and a merges.txt, which has a pair a line after that of the version.
+    """Reads a vocab.json and a merges.txt, which has one pair per line after a version line.
 
-    Not by the library's reader, which takes no byte order mark, and no merges from lines that CR ends.
+    Avoids the library's reader, which accepts neither byte order marks nor merges on lines that end with CR.
     """
     pairs = []
     tokens = read_vocabulary(vocabulary)
@@ -78,17 +78,17 @@ def _from_files(vocabulary: Path, merges: Path) -> Tokenizer:
             continue
         first, separator, second = line.partition(" ")
         if not separator or " " in second:
-            raise ValueError(f"line {number} of the merges is not two tokens")
+            raise ValueError(f"line {number} of the merges does not have two tokens")
         pairs.append((first, second))
     return _byte_level(models.BPE(tokens, pairs))
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, as `train_bpe` and `gpt2` return it."""
+    """Loads a tokenizer.json; the tokenizer is the same as `train_bpe` and `gpt2` return."""
     try:
         return _literal(Tokenizer.from_file(str(path)))
     except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}): make it with the rule that declares it") from error
+        raise UserError(f"{path} cannot be read ({error}): create it with the rule that declares it") from error
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:
@@ -99,7 +99,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
 
 
 def _literal(tokenizer: Tokenizer) -> Tokenizer:
-    # A document that spells out END_OF_TEXT has not ended; tokenizer.json does not keep this flag.
+    # END_OF_TEXT spelled out in a document does not end it; tokenizer.json does not save this flag.
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -112,7 +112,7 @@ def _sample(texts: Iterable[str], size: int) -> Iterator[str]:
 
 
 def _without_long_words(text: str) -> Iterator[str]:
-    """Cuts a text inside unbroken runs only: the trainer's time is quadratic in a word's length."""
+    """Cuts a text only inside long unbroken runs, because the trainer's time is quadratic in a word's length."""
     start = 0
     for run in _LONG_RUN.finditer(text):
         yield text[start : run.end()]

@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def dtype_for(vocabulary: int) -> "np.dtype[Any]":
-    """The type of a token on disk: the smaller little-endian unsigned integer that holds them all."""
+    """Returns the type of a token on disk: the smaller little-endian unsigned integer that fits the vocabulary."""
     return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
 
 
@@ -24,23 +24,23 @@ def dtype_for(vocabulary: int) -> "np.dtype[Any]":
 class Tokens:
     """A tokenized corpus. Each document's tokens are followed by `end_of_text`."""
 
-    train: TokenArray  # of the training documents, shape (tokens,), read-only and mapped from the file
-    valid: TokenArray  # of the held-out documents, likewise
+    train: TokenArray  # tokens of the training documents, shape (tokens,), read-only, memory-mapped
+    valid: TokenArray  # tokens of the held-out documents, likewise
     vocabulary: int
     end_of_text: int
-    digests: dict[str, str]  # SHA-256 of each split's file, in hexadecimal, as the manifest has them
+    digests: dict[str, str]  # SHA-256 of each split's file, in hexadecimal, from the manifest
 
     @property
     def digest(self) -> str:
-        """Tells corpora apart: the beginnings of both splits' digests."""
+        """Identifies a corpus: the first characters of both splits' digests."""
         return "-".join(self.digests[split][:16] for split in SPLITS)
 
     @classmethod
     def open(cls, folder: Path, verify: bool = False) -> Self:
         """Maps the token files that `mup_moe tokenize` wrote into `folder`.
 
-        Sizes are always checked against the manifest; `verify` checks every byte. Raises UserError
-        for files that are missing or damaged.
+        Always checks sizes against the manifest; `verify` also checks every byte. Raises UserError if files
+        are missing or damaged.
         """
         manifest = read_json(folder / MANIFEST)
         try:
@@ -51,17 +51,17 @@ class Tokens:
         except (KeyError, TypeError, ValueError) as error:
             raise _damaged(folder / MANIFEST, f"{type(error).__name__}: {error}") from error
         if dtype != dtype_for(vocabulary):
-            raise _damaged(folder / MANIFEST, f"dtype {dtype.name} does not go with {vocabulary} tokens")
+            raise _damaged(folder / MANIFEST, f"dtype {dtype.name} does not match a vocabulary of {vocabulary}")
         arrays = {}
         for split in SPLITS:
             path = folder / f"{split}.bin"
             if not path.is_file():
-                raise UserError(f"{path} does not exist: make it with the rule that declares it")
+                raise UserError(f"{path} does not exist: create it with the rule that declares it")
             expected, size = lengths[split] * dtype.itemsize, path.stat().st_size
             if size != expected or size == 0:
-                raise _damaged(path, f"{size} bytes where the manifest has {expected}")
+                raise _damaged(path, f"{size} bytes instead of the manifest's {expected}")
             if verify and file_digest(path) != digests[split]:
-                raise _damaged(path, "its SHA-256 is not the manifest's")
+                raise _damaged(path, "its SHA-256 does not match the manifest")
             arrays[split] = np.memmap(path, dtype=dtype, mode="r")
         return cls(**arrays, vocabulary=vocabulary, end_of_text=end_of_text, digests=digests)
 

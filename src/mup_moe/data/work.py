@@ -1,4 +1,4 @@
-"""Work in progress on disk: what a killed run leaves for the next one to continue."""
+"""Work in progress on disk, which the next run continues after a kill."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from typing import IO, Any
 from mup_moe.files import UserError, cannot_be_read, remove_leftovers, write_json, write_text
 
 COMMIT_SECONDS = 5.0
-"""How much work a kill may cost; a commit takes some milliseconds and the writing of the files."""
+"""Seconds of work that a kill may cost; a commit takes some milliseconds plus the time to write the files."""
 _OWNER = "owner.json"
 
 
 def owner(folder: Path) -> str | None:
-    """What the work in a folder belongs to; None where there is no work. Raises UserError where it cannot be read."""
+    """Returns the owner of the work in a folder; None if there is no work. Raises UserError if it cannot be read."""
     try:
         return (folder / _OWNER).read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
@@ -28,21 +28,21 @@ def owner(folder: Path) -> str | None:
 
 
 def begin(folder: Path, new_owner: str) -> None:
-    """Makes the folder ready for the work of this owner: empty, unless it holds that already.
+    """Prepares the folder for the work of this owner: empties it, unless the work there is already of this owner.
 
-    Raises UserError when it cannot be written.
+    Raises UserError if it cannot be written.
     """
     if owner(folder) == new_owner:
         return
-    # What has no owner was on its way out.
+    # Work without an owner was being removed.
     if owner(folder) is not None:
-        print(f"{folder} is of other settings, text or code: starting from the beginning", file=sys.stderr)
+        print(f"{folder} is from other settings, text or code: starting from the beginning", file=sys.stderr)
     remove(folder)
     write_text(folder / _OWNER, new_owner)
 
 
 def remove(folder: Path) -> None:
-    """Removes work; killed on the way, it leaves what belongs to nobody."""
+    """Removes the work in a folder, its owner first: if this is killed, the rest has no owner."""
     with _disk_errors(folder):
         (folder / _OWNER).unlink(missing_ok=True)
         if folder.exists():
@@ -50,17 +50,17 @@ def remove(folder: Path) -> None:
 
 
 class Stage:
-    """Files that only grow, and a note (JSON) of where the work stood when they were last committed.
+    """Files that only grow, with a note (JSON) of the progress at their last commit.
 
-    Opening a stage cuts its files back to the last commit, so that files and note agree whenever
-    and however the process before was killed. Raises UserError when the disk is full, or the note cannot be read.
+    Opening a stage truncates its files to the last commit, so that files and note agree whenever
+    and however the previous process was killed. Raises UserError if the disk is full or the note cannot be read.
     """
 
     def __init__(self, folder: Path, name: str, files: tuple[str, ...]) -> None:
         self._folder = folder
         self._record = folder / f"{name}.json"
         self._committed_at = time.monotonic()
-        self.note: Any = None  # as given to the last commit; None before the first
+        self.note: Any = None  # from the last commit; None before the first
         lengths = self._lengths(files)
         self._files: dict[str, IO[bytes]] = {}
         with _disk_errors(folder):
@@ -77,12 +77,12 @@ class Stage:
                 file.close()
 
     def append(self, file: str, data: bytes) -> None:
-        """Adds to one of the files."""
+        """Appends to one of the files."""
         with _disk_errors(self._folder):
             self._files[file].write(data)
 
     def commit(self, note: Any, now: bool = False) -> None:
-        """Makes what was appended last, together with `note`; at most every COMMIT_SECONDS unless `now`."""
+        """Makes the appended data and `note` durable; at most every COMMIT_SECONDS unless `now`."""
         if not now and time.monotonic() - self._committed_at < COMMIT_SECONDS:
             return
         with _disk_errors(self._folder):
@@ -109,14 +109,14 @@ class Stage:
 
 
 def pack(text: str) -> bytes:
-    """A document as a `Spool`'s file holds it: a line of JSON."""
+    """Returns a document as a line of JSON, the format of a `Spool`'s file."""
     return json.dumps(text, ensure_ascii=False).encode() + b"\n"
 
 
 class Spool:
-    """Documents kept between reading and encoding: a file of `pack`ed ones, from the beginning or from a `position`.
+    """A file of `pack`ed documents, kept between reading and encoding; read from the beginning or from a `position`.
 
-    So a source is read once (C4 comes over the network), and the tokenizer is trained on the very
+    It lets a source be read only once (C4 comes over the network), and ensures that the tokenizer is trained on the
     text that is encoded.
     """
 
@@ -132,7 +132,7 @@ class Spool:
                 yield json.loads(line)
 
     def position(self) -> int:
-        """The byte after the document last given."""
+        """Returns the offset of the byte after the last document."""
         return self._position
 
 
@@ -142,6 +142,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"work cannot be kept in {folder} ({error.strerror}): free space or permit writing there,"
+            f"work cannot be written to {folder} ({error.strerror}): free space or permit writing there,"
             " and run the same command again"
         ) from error

@@ -1,1 +1,1 @@
-"""What keeps a run alive and its files whole; nothing here changes a number."""
+"""Operations: keeps a run alive and its files whole. Nothing here changes a number."""

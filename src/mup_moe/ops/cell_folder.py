@@ -1,7 +1,7 @@
-"""A cell's folder: its result (history.csv, summary.json and a kept copy of both), and what a run leaves beside it.
+"""A cell's folder: its result (history.csv, summary.json and a kept copy of both), and other files of its run.
 
-The summary vouches for both: `history_sha256` is of the history's bytes, `summary_sha256` of all else
-that the summary says. Only what a run writes imports torch.
+The summary authenticates both: `history_sha256` covers the history's bytes, and `summary_sha256` covers everything
+else in the summary. Only writing a run's result imports torch.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ _DIGEST = "summary_sha256"
 
 
 class DamagedResultError(UserError):
-    """A result that is missing, or not as it was written; `reason` says in which way."""
+    """A result is missing or was altered after it was written; `reason` says how."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"{folder} is damaged ({reason}): delete that folder and run the same command again")
@@ -48,12 +48,12 @@ class DamagedResultError(UserError):
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What summary.json says, where it and the history.csv beside it are as they were written.
+    """Reads summary.json after checking that it and history.csv are unaltered.
 
-    Raises DamagedResultError, and UserError where they cannot be read: then they may be right.
+    Raises DamagedResultError if they are not, and plain UserError if they cannot be read and so may be intact.
     """
     try:
-        return _vouched((folder / SUMMARY).read_bytes(), file_digest(folder / HISTORY))
+        return _verified((folder / SUMMARY).read_bytes(), file_digest(folder / HISTORY))
     except FileNotFoundError as error:
         raise DamagedResultError(folder, f"{Path(error.filename).name}: {error.strerror}") from None
     except OSError as error:
@@ -63,40 +63,40 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def _sealed(summary: Mapping[str, Any], history_sha256: str) -> bytes:
-    """The summary as JSON, with the digests by which it vouches for itself and for its history."""
-    # By way of JSON, as it will be read back.
-    told = json.loads(json.dumps({**summary, "history_sha256": history_sha256}))
-    return json_text(told | {_DIGEST: _digest(told)}).encode()
+    """Returns the summary as JSON, with the digests that authenticate it and its history."""
+    # Round-trip through JSON, so that the digest is of the values that will be read back.
+    plain = json.loads(json.dumps({**summary, "history_sha256": history_sha256}))
+    return json_text(plain | {_DIGEST: _digest(plain)}).encode()
 
 
-def _vouched(summary: bytes, history_sha256: str) -> dict[str, Any]:
-    """Reads what `_sealed` made. Raises ValueError, with a reason, for anything else."""
+def _verified(sealed: bytes, history_sha256: str) -> dict[str, Any]:
+    """Reads a summary that `_sealed` wrote. Raises ValueError, with a reason, for anything else."""
     try:
-        told = json.loads(summary)
+        summary = json.loads(sealed)
     except (ValueError, RecursionError):
         raise ValueError(f"{SUMMARY} is not JSON") from None
-    if not isinstance(told, dict) or _DIGEST not in told:
-        raise ValueError(f"{SUMMARY} lacks its digest, as that of an earlier version does")
-    if told[_DIGEST] != _digest(told):
-        raise ValueError(f"{SUMMARY} is not as it was written")
-    if told.get("history_sha256") != history_sha256:
-        raise ValueError(f"{HISTORY} is not as it was written")
-    if "version" not in told and told.get("code") in VERSION_OF_CODE:
-        told["version"] = VERSION_OF_CODE[told["code"]]
-        told["fingerprint"] = fingerprint_of(told["request"], told["tokens_digest"], told["version"])
-    return told
+    if not isinstance(summary, dict) or _DIGEST not in summary:
+        raise ValueError(f"{SUMMARY} has no digest, as in earlier versions")
+    if summary[_DIGEST] != _digest(summary):
+        raise ValueError(f"{SUMMARY} was altered after it was written")
+    if summary.get("history_sha256") != history_sha256:
+        raise ValueError(f"{HISTORY} was altered after it was written")
+    if "version" not in summary and summary.get("code") in VERSION_OF_CODE:
+        summary["version"] = VERSION_OF_CODE[summary["code"]]
+        summary["fingerprint"] = fingerprint_of(summary["request"], summary["tokens_digest"], summary["version"])
+    return summary
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    canonical = json.dumps({key: value for key, value in told.items() if key != _DIGEST}, sort_keys=True)
+def _digest(summary: Mapping[str, Any]) -> str:
+    canonical = json.dumps({key: value for key, value in summary.items() if key != _DIGEST}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 class Result:
-    """The result files of a cell's folder.
+    """The result files in a cell's folder.
 
-    Snakemake deletes a job's outputs before it runs the job, also where another process, or a run that was killed
-    before it could say so, has finished the cell. The kept copy makes such a job a matter of seconds.
+    Snakemake deletes a job's outputs before it runs the job, even if another process, or a run that was killed
+    before it could report, has finished the cell. The kept copy lets such a job finish in seconds.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,22 +105,22 @@ class Result:
 
     @property
     def kept_files(self) -> tuple[Path, Path]:
-        """The copies that outlive Snakemake's: history.csv and summary.json."""
+        """The copies of history.csv and summary.json that Snakemake does not delete."""
         return self._kept / HISTORY, self._kept / SUMMARY
 
     def is_of(self, fingerprint: str) -> bool:
-        """Whether the kept copy is whole and of the run with this fingerprint, on any machine."""
+        """Returns whether the kept copy is whole and is from the run with this fingerprint, on any machine."""
         return self._kept_summary().get("fingerprint") == fingerprint
 
     def _kept_summary(self) -> dict[str, Any]:
-        """The kept summary; empty if the kept copy is not whole."""
+        """Returns the kept summary; empty if the kept copy is not whole."""
         try:
             return read_result(self._kept)
         except DamagedResultError:
             return {}
 
     def mend(self, request: str) -> bool:
-        """Publishes the kept copy again if it is whole and of the request with this digest; False if not."""
+        """Publishes the kept copy again if it is whole and belongs to the request with this digest; False if not."""
         if self._kept_summary().get("request") != request:
             return False
         with claim_folder(self._folder):
@@ -128,30 +128,32 @@ class Result:
         return True
 
     def adopt(self, history: bytes, summary: bytes) -> bool:
-        """Keeps and publishes what another machine kept; False where the same is there already.
+        """Keeps and publishes a result from another machine; False if the same result is already here.
 
-        Raises UserError, and changes nothing, for what is not whole, of another cell, or in the place of
-        another result.
+        Raises UserError and changes nothing if the result is not whole, is of another cell, or would replace
+        a different result.
         """
         name = self._folder.name
         try:
-            told = _vouched(summary, hashlib.sha256(history).hexdigest())
-            if told["id"] != name:
-                raise ValueError(f"it is that of {told['id']}")
-            fingerprint = told["fingerprint"]
+            verified = _verified(summary, hashlib.sha256(history).hexdigest())
+            if verified["id"] != name:
+                raise ValueError(f"it is the result of {verified['id']}")
+            fingerprint = verified["fingerprint"]
         except (ValueError, KeyError) as error:
             raise UserError(f"the result of {name} is not whole ({error}): pack and copy it again") from None
-        there = self._kept_summary().get("fingerprint")
-        if there is None:
+        present = self._kept_summary().get("fingerprint")
+        if present is None:
             _write_all({self: (history, summary)})
-        elif there != fingerprint:
-            another = "has a result of another config, corpus or version"
-            raise UserError(f"{self._folder} {another}: delete that folder to have this")
+        elif present != fingerprint:
+            raise UserError(
+                f"{self._folder} has a result of another config, corpus or version: delete that folder to import this"
+                " result"
+            )
         self.publish()
-        return there is None
+        return present is None
 
     def publish(self) -> None:
-        """Copies what is kept to where everybody reads it, and is not the same there already."""
+        """Copies the kept files to where they are read, unless the same files are already there."""
         for name in (HISTORY, SUMMARY):
             content, shown = (self._kept / name).read_bytes(), self._folder / name
             remove_leftovers(shown)
@@ -163,9 +165,9 @@ class Result:
 
 
 def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str, Any]]]) -> None:
-    """Writes kept copies, all or none of them: cells that were trained together are done together.
+    """Writes kept copies, all or none of them, so that cells trained together are done together.
 
-    results: the rows of each history, its header first, and what the summary says.
+    results: each result's history rows, header first, and its summary.
     """
     contents = {}
     for result, (rows, summary) in results.items():
@@ -177,14 +179,14 @@ def keep_all(results: Mapping[Result, tuple[Sequence[Sequence[Any]], Mapping[str
 def _write_all(contents: Mapping[Result, tuple[bytes, bytes]]) -> None:
     with atomic_writes() as write:
         for result, parts in contents.items():
-            # The summary, which vouches for the history, comes after it.
+            # The summary comes last, because it authenticates the history.
             for path, content in zip(result.kept_files, parts, strict=True):
                 with write(path) as file:
                     file.write(content)
 
 
 class CellFiles:
-    """A cell's folder, and the run whose result and checkpoints it is to have. fingerprint: of that run."""
+    """A cell's folder, for the run whose result and checkpoints it will hold. fingerprint: identifies that run."""
 
     def __init__(self, request: TrainingRequest, tokens_digest: str, out: Path) -> None:
         self.request, self._tokens_digest = request, tokens_digest
@@ -193,7 +195,7 @@ class CellFiles:
         self.result = Result(self.folder)
 
     def publish(self) -> bool:
-        """Shows the result to everybody, if there is one; clears away what a killed process left."""
+        """Publishes the result if there is one, and returns whether; deletes what a killed process left behind."""
         heartbeat.clear(self.folder)
         shown = (self.folder / HISTORY, self.folder / SUMMARY)
         remove_leftovers(self.folder / CHECKPOINT, *shown, *self.result.kept_files)
@@ -204,21 +206,21 @@ class CellFiles:
         return done
 
     def owner(self, device: "torch.device") -> str:
-        """Whose checkpoints this run can go on from."""
-        # Rounding differs between devices and precisions: what one has begun no other goes on with.
+        """Returns the fingerprint of the checkpoints that this run can resume from."""
+        # Rounding differs between devices and precisions, so a run never resumes on another one.
         from mup_moe.training.device import precision_on
 
         return f"{self.fingerprint}/{device.type}/{precision_on(device, self.request.training)}"
 
     def tables(self, trainer: "Trainer", outcome: "Outcome", seconds: float) -> tuple[list[list[Any]], dict[str, Any]]:
-        """The rows of history.csv, its header first, and the content of summary.json."""
+        """Returns the rows of history.csv, header first, and the content of summary.json."""
         import torch
 
         from mup_moe.model.metrics import METRICS
         from mup_moe.training.trainer import learning_rate
 
         steps = len(outcome.history_TM)
-        # float32 in nine digits reads back exactly.
+        # Nine digits read back to the exact float32.
         rows: list[list[Any]] = [["step", "learning_rate", *METRICS]]
         for step, metrics in enumerate(outcome.history_TM.tolist()):
             rows.append([step, learning_rate(self.request, step), *(f"{value:.9g}" for value in metrics)])

@@ -1,6 +1,6 @@
-"""Checkpoints: whole or absent, checked by digest, loaded without executing code; two generations of each.
+"""Checkpoints: whole or absent, verified by digest, loaded without executing code, and kept in two generations.
 
-Only what saves or loads tensors imports torch: `status` reads headers without it.
+Only functions that save or load tensors import torch, so `status` reads headers without it.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ CHECKPOINT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensor
 
 
 class DamagedCheckpointError(Exception):
-    """The file is not what `checkpoint.save` wrote."""
+    """The file differs from what `checkpoint.save` wrote."""
 
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """After how many steps a checkpoint was written, of which run, and after how many seconds of training."""
+    """The steps and seconds of training before a checkpoint was written, and the fingerprint of its run."""
 
     step: int
     elapsed: float
@@ -36,7 +36,7 @@ class CheckpointHeader:
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[tuple[Any, dict[str, str]]]:
-    """The file, and what its header says. Raises DamagedCheckpointError for all that is wrong with either."""
+    """Yields the file and its header's metadata. Raises DamagedCheckpointError if either is invalid."""
     try:
         with safetensors.safe_open(path, framework=framework) as file:
             yield file, file.metadata() or {}
@@ -49,22 +49,22 @@ def _header(metadata: Mapping[str, str]) -> tuple[int, float, str]:
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """The header of a file, without the rest. Raises DamagedCheckpointError for what is not a checkpoint."""
+    """Reads only the header of a file. Raises DamagedCheckpointError if the file is not a checkpoint."""
     with _opened(path, "numpy") as (_, metadata):
         return CheckpointHeader(*_header(metadata))
 
 
 @dataclass(frozen=True)
 class Checkpoint(CheckpointHeader):
-    """The state of a run after `step` steps, by name."""
+    """The state of a run after `step` steps: tensors by name."""
 
     tensors: "Mapping[str, Tensor]"
 
 
 def save(checkpoints: Mapping[Path, Checkpoint], after_each: Callable[[], None] = lambda: None) -> None:
-    """Writes checkpoints into their cells' folders, all or none of them; the last ones become the ones before.
+    """Writes checkpoints into their cells' folders, all or none of them; the latest ones become the previous ones.
 
-    after_each: is called when one has been written, as many large ones may take long.
+    after_each: called after each file, since many large ones may take long.
     """
     import safetensors.torch
 
@@ -84,7 +84,7 @@ def _keep_previous(path: Path) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises DamagedCheckpointError for a truncated or altered file."""
+    """Loads a checkpoint. Raises DamagedCheckpointError if the file is truncated or altered."""
     with _opened(path, "pt") as (file, metadata):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if metadata.pop("digest", None) != _digest(tensors, metadata):
@@ -103,9 +103,9 @@ def _digest(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> str
 
 
 class Checkpoints:
-    """The checkpoints that one cell's folder has for one run, that of `fingerprint`.
+    """The checkpoints in one cell's folder that belong to the run with this `fingerprint`.
 
-    Those of another run, and damaged ones, are left aside, which is told on stderr.
+    Ignores those of other runs and damaged ones, and reports them on stderr.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -113,7 +113,7 @@ class Checkpoints:
         self._paths: dict[int, Path] = {}
         problems = []
         for path in filter(Path.exists, (folder / CHECKPOINT, folder / PREVIOUS)):
-            # All of the file is read once it is known to be wanted.
+            # The header is enough here; `load` reads the whole file.
             try:
                 header = read_header(path)
             except DamagedCheckpointError as error:
@@ -122,62 +122,62 @@ class Checkpoints:
             if header.fingerprint == fingerprint:
                 self._paths[header.step] = path
             else:
-                # What comes after the slash, one run of a cell may have different from the next.
+                # The part after the slash may differ between runs of the same cell.
                 same = header.fingerprint.partition("/")[0] == fingerprint.partition("/")[0]
                 differs = "device or precision" if same else "config, corpus or version"
-                problems.append(f"{path} is of another {differs}")
+                problems.append(f"{path} is from another {differs}")
         for problem in problems:
-            self._tell(problem)
+            self._report(problem)
 
-    def _tell(self, what: str) -> None:
-        left = max(self.steps, default=0)
-        print(f"{what}: going on from step {left}" if left else f"{what}: starting from step 0", file=sys.stderr)
+    def _report(self, problem: str) -> None:
+        step = max(self.steps, default=0)
+        print(f"{problem}: {'resuming' if step else 'starting'} from step {step}", file=sys.stderr)
 
     @property
     def steps(self) -> list[int]:
-        """The steps that there is a checkpoint of, the latest first."""
+        """The steps of the available checkpoints, the latest first."""
         return sorted(self._paths, reverse=True)
 
     def load(self, step: int) -> Checkpoint | None:
-        """One of `steps`; None, and it is no longer one of them, if the file turns out to be damaged."""
+        """Loads the checkpoint of one of `steps`; if its file is damaged, removes the step and returns None."""
         path = self._paths[step]
         try:
             return load(path)
         except DamagedCheckpointError as error:
             del self._paths[step]
-            self._tell(f"{path} is damaged ({error})")
+            self._report(f"{path} is damaged ({error})")
             return None
 
     def go_on_from(self, step: int) -> None:
-        """Makes one of `steps` the newest: what is saved next must not put it out."""
+        """Makes the checkpoint of one of `steps` the newest, so that the next save does not overwrite it."""
         path = self._paths[step]
         if path.name != CHECKPOINT:
             path.replace(self._folder / CHECKPOINT)
 
 
 def clear(folder: Path) -> None:
-    """Removes a cell's checkpoints, and what a killed process left of one."""
+    """Deletes a cell's checkpoints, including a partial one left by a killed process."""
     remove_leftovers(folder / CHECKPOINT)
     for name in (CHECKPOINT, PREVIOUS):
         (folder / name).unlink(missing_ok=True)
 
 
 def common_steps(available: Sequence[Sequence[int]]) -> list[int]:
-    """The step that each cell of a stack goes on from, by the steps that it has checkpoints of.
+    """Returns the step from which each cell of a stack resumes, given the steps of its checkpoints.
 
-    A cell goes on from its latest, but steps back to its one before where that is another cell's latest: the two
-    were written in one go that a kill cut short, and cells trained together are to go on together.
+    A cell resumes from its latest checkpoint, or from its previous one if that step is another cell's latest: then a
+    kill interrupted a save of the whole stack, and cells that were trained together should resume together.
     """
     latest = [max(steps, default=0) for steps in available]
     return [min((step for step in steps if step in latest), default=0) for steps in available]
 
 
 def load_together(available: Sequence[Checkpoints]) -> list[Checkpoint | None]:
-    """The checkpoint that each cell of a stack goes on from, now its newest; None where it begins at step 0."""
+    """Loads the checkpoint from which each cell of a stack resumes and makes it the newest; None: from step 0."""
     while True:
         steps = common_steps([of_cell.steps for of_cell in available])
         loaded = [of_cell.load(step) if step else None for of_cell, step in zip(available, steps, strict=True)]
-        # One that is damaged leaves another to go on from.
+        # After a damaged one, try again with the checkpoints that are left.
         if all(saved or not step for step, saved in zip(steps, loaded, strict=True)):
             break
     for of_cell, saved in zip(available, loaded, strict=True):

@@ -1,4 +1,4 @@
-"""What keeps a job alive on a machine: one GPU to a job, how its steps are issued, its memory, its errors."""
+"""How a job uses a machine: one GPU per job, how its steps are issued, its memory and its errors."""
 
 import contextlib
 import ctypes
@@ -15,25 +15,25 @@ import torch
 from mup_moe.files import UserError, lock_file
 from mup_moe.training.device import is_lost_device, prepare_gpus
 
-# glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
-# The most that glibc takes, and what a step of a small model frees, several times over.
+# The largest threshold that glibc accepts, and several times what a step of a small model frees.
 _MMAP_BYTES, _KEPT_BYTES = 32 * 2**20, 512 * 2**20
-# The rest is for what torch does not count, and for the job that has the GPU.
+# The rest is for memory that torch does not count, and for the job that holds the GPU.
 _SHARE_OF_FREE = 0.5
 
 
 def type_of(wanted: str) -> str:
-    """What "cpu", "cuda" or "auto" (a GPU where there is one) comes to: cpu or cuda."""
+    """Resolves "cpu", "cuda" or "auto" (a GPU if there is one) to cpu or cuda."""
     return "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
 
 
 @contextlib.contextmanager
-def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]:
-    """The device for what is wanted, as `type_of` takes it.
+def claim_device(wanted: str, *, shared: bool = False) -> Iterator[torch.device]:
+    """Yields the device for a setting that `type_of` accepts.
 
-    Jobs on one machine share its GPUs by file locks: each takes one that is free, or waits. beside: work on the
-    first GPU beside whatever has it, within the memory that is free now. Raises UserError where there is none.
+    Jobs on one machine share its GPUs through file locks: each takes a free GPU, or waits for one. shared: use the
+    first GPU without a lock, within part of the memory that is free now. Raises UserError if no GPU is visible.
     """
     if type_of(wanted) == "cpu":
         yield torch.device("cpu")
@@ -41,13 +41,13 @@ def claim_device(wanted: str, *, beside: bool = False) -> Iterator[torch.device]
     if not torch.cuda.is_available():
         raise UserError("no GPU is visible to this job: set `execution.device` to cpu or auto, or give the job a GPU")
     prepare_gpus()
-    if beside:
+    if shared:
         free, total = torch.cuda.mem_get_info(0)
         torch.cuda.set_per_process_memory_fraction(_SHARE_OF_FREE * free / total, 0)
         yield torch.device("cuda", 0)
         return
     with _free_gpu() as index:
-        # Streams and graphs are those of the current device.
+        # Streams and graphs belong to the current device.
         torch.cuda.set_device(index)
         yield torch.device("cuda", index)
 
@@ -64,29 +64,29 @@ def _free_gpu() -> Iterator[int]:
                     yield index
                 return
         if tries == 0:
-            print("every GPU is taken by another cell; waiting for one", file=sys.stderr, flush=True)
+            print("every GPU is in use by another job; waiting for one", file=sys.stderr, flush=True)
         time.sleep(1)
 
 
 def step_on(device: torch.device, wanted: str) -> str:
-    """What `step` comes to on a device: eager, compiled or graph.
+    """Resolves `execution.step` on a device to eager, compiled or graph.
 
-    Raises UserError for a graph on a CPU, and where torch's compiler has nowhere to write, but for "auto".
+    Except for "auto", raises UserError for a graph on a CPU and if torch's compiler has nowhere to write.
     """
     if wanted == "graph" and device.type != "cuda":
-        raise UserError("a step can be replayed as a CUDA graph on a GPU only: set `execution.step` to auto")
+        raise UserError("a step can be replayed as a CUDA graph only on a GPU: set `execution.step` to auto")
     step = wanted if wanted != "auto" else "graph" if device.type == "cuda" else "eager"
     if step == "eager" or (problem := _problem_of_compiler_cache()) is None:
         return step
     what = f"the compiler's cache cannot be written ({problem})"
     if wanted != "auto":
-        raise UserError(f"{what}: set TORCHINDUCTOR_CACHE_DIR to a folder that can be, or `execution.step` to auto")
-    print(f"{what}: steps are issued operator by operator instead", file=sys.stderr, flush=True)
+        raise UserError(f"{what}: set TORCHINDUCTOR_CACHE_DIR to a writable folder, or `execution.step` to auto")
+    print(f"{what}: steps run operator by operator instead", file=sys.stderr, flush=True)
     return "eager"
 
 
 def _problem_of_compiler_cache() -> str | None:
-    """Why torch's compiler cannot write its files, without which it does not even start; None where it can."""
+    """Returns why torch's compiler cannot write the files that it needs to start; None if it can."""
     folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,28 +97,27 @@ def _problem_of_compiler_cache() -> str | None:
 
 
 def explain_out_of_memory(error: BaseException) -> str | None:
-    """What to do about an error that is one of memory; None for any other."""
+    """Returns what to do about an out-of-memory error; None for any other error."""
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError):
         return f"the GPU's memory is too small: lower `batch_size`, or `execution.replicas` if it is set ({text})"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return f"the memory is too small: give the job more (`mem_mb`), or lower `execution.replicas` ({text})"
+        return f"the memory is too small: give the job more memory (`mem_mb`), or lower `execution.replicas` ({text})"
     return None
 
 
 def explain_lost_device(error: BaseException) -> str | None:
-    """What to do about an error by which the GPU itself failed; None for any other."""
+    """Returns what to do about an error that means the GPU itself failed; None for any other error."""
     if not is_lost_device(error):
         return None
-    what = "the GPU failed: run the same command again, which goes on from the last checkpoint, and look after that GPU"
-    return f"{what} if it fails once more ({' '.join(str(error).split())})"
+    remedy = "rerun the same command to resume from the last checkpoint; if it fails again, check that GPU"
+    return f"the GPU failed: {remedy} ({' '.join(str(error).split())})"
 
 
 def keep_freed_pages(of_any_size: bool = False) -> None:
-    """Has malloc reuse what it frees: a step's buffers would cost a page fault each 4 KiB, every step.
+    """Makes malloc reuse freed pages; otherwise a step's buffers cost a page fault per 4 KiB in every step.
 
-    of_any_size: buffers of more than 32 MiB too, so that the process keeps all that it ever had. Where there is no
-    glibc, nothing changes.
+    of_any_size: also reuse buffers over 32 MiB, so that the process never returns memory. Does nothing without glibc.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
@@ -130,8 +129,8 @@ def keep_freed_pages(of_any_size: bool = False) -> None:
 
 
 def keep_compiled_code_apart() -> None:
-    """Has torch compile again for another kind of processor.
+    """Makes torch keep separate compiled code for each kind of processor.
 
-    Its cache takes code for AVX-512 to be code for AVX2, and machines that differ may share the folder.
+    Its cache does not distinguish AVX-512 code from AVX2 code, and different machines may share the cache folder.
     """
     torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()

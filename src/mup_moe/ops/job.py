@@ -1,6 +1,6 @@
-"""A job: the cells that one process trains, those of one shape in lockstep.
+"""A job: the cells that one process trains, with cells of one shape in lockstep.
 
-`Job` says which cells are trained together, and `_Run` trains those from their checkpoints to their results.
+`Job` decides which cells are trained together, and `_Run` trains them from their checkpoints to their results.
 """
 
 import gc
@@ -32,24 +32,24 @@ from mup_moe.training.trainer import Outcome, Trainer
 def stacks_of_shapes(
     cells: Sequence[CellFiles], tokens: Tokens, device_type: str, replicas: str
 ) -> Iterator[list[Sequence[CellFiles]]]:
-    """The stacks of the cells of each shape, as large as the device likes, or as `replicas` says."""
+    """Yields the stacks of cells of each shape, as large as suits the device or as `replicas` says."""
     cell_of = {cell.request.cell: cell for cell in cells}
     for shape, requests in by_shape([cell.request for cell in cells], tokens.vocabulary).items():
         most = replicas_of(shape, requests[0].model, device_type, replicas) or len(requests)
-        # By all cells, done or not: a stack is to be of the same cells however often it is begun.
+        # Partition all cells, finished or not, so that a restarted job forms the same stacks.
         yield even_parts([cell_of[request.cell] for request in requests], most)
 
 
-# Cells that are trained at once, all at the step of their checkpoints.
+# Cells that are trained at once, with their checkpoints, which are all of the same step.
 _Together: TypeAlias = Sequence[tuple[CellFiles, Checkpoint | None]]
 
 
 @dataclass(kw_only=True, eq=False)
 class Job:
-    """Trains the cells that have no result yet, in stacks as large as the device likes.
+    """Trains the cells that have no result yet, in stacks as large as suits the device.
 
-    unfinished: the folders of those cells; a cell that gets a result leaves. step, replicas,
-    checkpoint_seconds, hang_seconds: as `execution` of the config has them.
+    unfinished: the folders of those cells; a cell is removed when it gets a result. step, replicas,
+    checkpoint_seconds, hang_seconds: as in `execution` of the config.
     """
 
     cells: Sequence[CellFiles]
@@ -63,18 +63,18 @@ class Job:
 
     def __post_init__(self) -> None:
         self._step_mode = step_on(self.device, self.step)
-        self.pulse = Pulse(self.hang_seconds, self._tell_hang)
+        self.pulse = Pulse(self.hang_seconds, self._record_hang)
 
     def compile(self) -> None:
-        """Fills the compiler's cache on disk with the steps of these cells, and trains none."""
+        """Fills the compiler's disk cache with the steps of these cells, without training them."""
         if self._step_mode != "eager":
             for stack in chain.from_iterable(self._stacks_of_shapes()):
                 self._trainer(stack, "compiled").run(1)
 
     def run(self, claimed: Collection[CellFiles]) -> None:
-        """Trains those cells that are claimed. Exits, with checkpoints written, when a signal asks for it.
+        """Trains the claimed cells. On a signal to stop, writes checkpoints and exits.
 
-        Raises UserError where models do not fit in memory, once the others are trained.
+        Raises UserError, after training the other cells, if models do not fit in memory.
         """
         self.stop = _Stop()
         too_large = ""
@@ -92,26 +92,26 @@ class Job:
         if too_large:
             raise UserError(too_large)
         if self.unfinished:
-            # Another part of the job's cells comes next: until it trains, a signal ends the process at once.
+            # Another part of the job's cells comes next. Until it trains, a signal should end the process at once.
             self.stop.release()
 
     def _stacks_of_shapes(self) -> Iterator[list[Sequence[CellFiles]]]:
         return stacks_of_shapes(self.cells, self.tokens, self.device.type, self.replicas)
 
     def _train(self, cells: Sequence[CellFiles]) -> None:
-        """Trains cells of one shape, as many at once as their checkpoints and the GPU's memory allow."""
+        """Trains cells of one shape, as many together as their checkpoints and the GPU's memory allow."""
         waiting = [cells] if cells else []
         while waiting:
             self.stop.exit_if_asked()
             for together in self._at_the_same_step(waiting.pop()):
                 if not self._fits(together):
                     count, half = len(together), (len(together) + 1) // 2
-                    print(f"{count} cells do not fit in the GPU's memory at once: trying {half}", file=sys.stderr)
+                    print(f"{count} cells do not fit in the GPU's memory together: trying {half}", file=sys.stderr)
                     left = [cell for cell, _ in together if cell.folder in self.unfinished]
                     waiting += reversed(even_parts(left, half))
 
     def _at_the_same_step(self, cells: Sequence[CellFiles]) -> list[_Together]:
-        """The cells with the checkpoints that they go on from; those interrupted apart are stacks of their own."""
+        """Loads the cells' checkpoints, and groups the cells into stacks by the step from which they resume."""
         loaded = load_together([Checkpoints(cell.folder, cell.owner(self.device)) for cell in cells])
         at_step: dict[int, list[tuple[CellFiles, Checkpoint | None]]] = {}
         for cell, saved in zip(cells, loaded, strict=True):
@@ -119,14 +119,14 @@ class Job:
         return list(at_step.values())
 
     def _fits(self, together: _Together) -> bool:
-        """Trains a stack, unless it has more cells than the GPU has memory for."""
+        """Trains a stack; returns False if its cells do not fit in the GPU's memory together."""
         try:
             self._begin(together).train()
             return True
         except torch.OutOfMemoryError:
             if len(together) == 1 or self.replicas != "auto":
                 raise
-        # Only here, where the exception no longer holds the frames that hold the tensors.
+        # Outside of the handler, because the exception held the frames that hold the tensors.
         gc.collect()
         torch.cuda.empty_cache()
         return False
@@ -141,21 +141,21 @@ class Job:
         return _Run(self, cells, trainer, sum(of_cell.elapsed for of_cell in saved))
 
     def _trainer(self, cells: Sequence[CellFiles], step_mode: str) -> Trainer:
-        gc.collect()  # of the stack before, which the compiler's functions refer to
+        gc.collect()  # frees the previous stack, to which the compiler's functions refer
         tokens, requests = self.tokens, [cell.request for cell in cells]
         may_fall_back = self.step == "auto"
         return Trainer(
             requests, tokens.train, tokens.valid, tokens.vocabulary, self.device, step_mode, may_fall_back=may_fall_back
         )
 
-    def _tell_hang(self, reason: str) -> None:
+    def _record_hang(self, reason: str) -> None:
         for folder in self.unfinished:
             heartbeat.clear(folder)
         heartbeat.keep_reason(self.unfinished, reason)
 
 
 class _Stop:
-    """Remembers the signal that asks the process to stop, for it ends between two steps."""
+    """Remembers a signal to stop, so that the process ends between two steps."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -166,21 +166,21 @@ class _Stop:
         self.number = number
 
     def exit_if_asked(self) -> None:
-        """Ends the process as the signal would have."""
+        """Exits with the signal's status if there was one."""
         if self.number:
             sys.exit(128 + self.number)
 
     def release(self) -> None:
-        """Has signals end the process at once again."""
+        """Restores the signal handlers, so that signals end the process at once."""
         self.exit_if_asked()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
 
 class _Run:
-    """The training of cells of a job at once, from the trainer's step to their results.
+    """Trains a stack of a job's cells from the trainer's current step to their results.
 
-    elapsed: the seconds of training before, summed over the cells.
+    elapsed: the seconds of training so far, summed over the cells.
     """
 
     def __init__(self, job: Job, cells: Sequence[CellFiles], trainer: Trainer, elapsed: float) -> None:
@@ -196,11 +196,11 @@ class _Run:
 
     @property
     def _share(self) -> float:
-        """A cell's share of them, so that the shares add up to the device's time."""
+        """One cell's share of the elapsed seconds; the shares add up to the device's time."""
         return self._elapsed / len(self._cells)
 
     def train(self) -> None:
-        """Trains to the end, with checkpoints on the way, and writes the results."""
+        """Trains to the end, writing checkpoints along the way, and writes the results."""
         cells, trainer = self._cells, self._trainer
         name = cells[0].request.cell.id if len(cells) == 1 else f"{len(cells)} cells"
         steps = trainer.settings.steps
@@ -209,7 +209,7 @@ class _Run:
         def after_step(_: Trainer) -> None:
             self._show()
             bar.update()
-            if trainer.step < steps:  # what is left then takes no longer than a checkpoint
+            if trainer.step < steps:  # after the last step, finishing takes no longer than a checkpoint
                 self._save_and_stop_if_due()
 
         with self._signs.shown(trainer), bar:
@@ -229,7 +229,7 @@ class _Run:
             self._saved_at = self._elapsed
         if stop.number:
             stopped = f"stopped by {signal.Signals(stop.number).name}"
-            print(f"{stopped} at step {self._trainer.step}: run it again to continue", file=sys.stderr)
+            print(f"{stopped} at step {self._trainer.step}: rerun the command to continue", file=sys.stderr)
             self._signs.note(stopped, self._trainer.step)
             stop.exit_if_asked()
 
@@ -246,7 +246,7 @@ class _Run:
             heartbeat.note_try(folder, "first checkpoint", trainer.step)
 
     def _finish(self, ended: Mapping[CellFiles, Outcome]) -> None:
-        """Writes the results of those cells that have none yet, which makes their checkpoints needless."""
+        """Writes the results of the cells that have none yet, and deletes their checkpoints."""
         unfinished, trainer, share = self._job.unfinished, self._trainer, self._share
         new = {cell: outcome for cell, outcome in ended.items() if cell.folder in unfinished}
         keep_all({cell.result: cell.tables(trainer, outcome, share) for cell, outcome in new.items()})

@@ -1,4 +1,4 @@
-"""Measures the models of a probe, one after the other: python -m mup_moe probe."""
+"""Measures the models of a probe one by one: python -m mup_moe probe."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ from mup_moe.sweep import one_of
 from mup_moe.training.probe import measure
 from mup_moe.training.version import VERSION
 
-Rows = list[list[Any]]  # of one model: step, quantity, block, value
+Rows = list[list[Any]]  # one model's rows of (step, quantity, block, value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    parser.add_argument("probe", help="its name in the config")
+    """Adds the command's options."""
+    parser.add_argument("probe", help="name of the probe in the config")
     add_config_arguments(parser)
     how = parser.add_argument_group("how to train (default: `execution` of the config)")
     how.add_argument("--device", choices=["auto", "cpu", "cuda"])
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes RESULTS/PROBE/values.csv, a row per model, step, quantity and block. Raises UserError.
+    """Writes RESULTS/PROBE/values.csv, one row per model, step, quantity and block. Raises UserError.
 
-    What a killed run has measured is kept beside it, and not measured again.
+    Reuses the measurements that a killed run kept next to it.
     """
     sweep = read_sweep(arguments)
     name, execution = one_of(arguments.probe, sweep.config.probes, "probes"), sweep.config.execution
     probe, out = sweep.config.probes[name], sweep.probe_values(name)
-    # The largest comes last: its memory is given back as the process ends.
+    # The largest model comes last, because its memory is only freed when the process ends.
     requests = [sweep.request(cell) for cell in sweep.probe_cells(name)]
     of_model = ("parametrization", probe.over, "seed")
     model = attrgetter(*of_model)
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 class _Kept:
-    """What is measured so far: a file with a line on what made it, and then one for each model."""
+    """The measurements so far, in a file with a line of provenance and then one line per model."""
 
     def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
         self.path = path
@@ -84,13 +84,13 @@ class _Kept:
         write_text(path, "".join([_line(made_by), *(_line({digest: rows}) for digest, rows in self.rows.items())]))
 
     def add(self, digest: str, rows: Rows) -> None:
-        """Keeps a model's rows."""
+        """Appends a model's rows."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_line({digest: rows}))
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Its lines, but for one that a killed process has left unfinished."""
+    """Returns the file's lines, except one that a killed process left unfinished."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

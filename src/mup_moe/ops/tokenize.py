@@ -11,29 +11,29 @@ from mup_moe.sweep import one_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the command's arguments."""
-    parser.add_argument("corpus", help="its name in the config")
+    """Adds the command's options."""
+    parser.add_argument("corpus", help="name of the corpus in the config")
     add_config_arguments(parser)
     parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads that encode; the files do not depend on it"
+        "--threads", type=int, default=1, metavar="N", help="encoding threads; the output does not depend on it"
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Runs the command. Raises UserError."""
+    """Tokenizes the corpus and prints what was skipped or changed. Raises UserError."""
     sweep = read_sweep(arguments)
     folder = sweep.tokens(one_of(arguments.corpus, sweep.config.corpora, "corpora"))
     tokenize(sweep.config.corpora[arguments.corpus], folder, arguments.threads)
-    if said := remark_of(folder):
-        _say(f"corpus {folder.name}: {said}")
+    if remark := remark_of(folder):
+        _report(f"corpus {folder.name}: {remark}")
 
 
-def _say(sentence: str) -> None:
-    """Prints to stderr, and to stdout where that leads elsewhere: the workflow keeps stderr in a log."""
+def _report(sentence: str) -> None:
+    """Prints to stderr and, unless it is the same file, to stdout: the workflow redirects stderr to a log."""
     print(sentence, file=sys.stderr, flush=True)
     try:
-        apart = not os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+        separate = not os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
     except (AttributeError, OSError):  # one of them is closed
         return
-    if apart:
+    if separate:
         print(sentence, flush=True)

@@ -1,4 +1,4 @@
-"""Trains cells, those of one shape in lockstep: python -m mup_moe train."""
+"""Trains cells, with cells of one shape in lockstep: python -m mup_moe train."""
 
 import argparse
 import contextlib
@@ -32,31 +32,31 @@ from mup_moe.training.request import TrainingRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
-    help_names = "the ids of cells, of one corpus; with --requests, of its jobs (default: all of them)"
+    """Adds the command's options."""
+    help_names = "ids of cells of one corpus; with --requests, names of jobs in the list (default: all of them)"
     parser.add_argument("names", nargs="*", metavar="CELL", help=help_names)
     add_config_arguments(parser)
-    help_requests = "train jobs of a list that export-jobs wrote, which takes neither config nor YAML nor pydantic"
+    help_requests = "train jobs from a list that export-jobs wrote; needs no config, YAML or pydantic"
     parser.add_argument("--requests", type=Path, metavar="FILE", help=help_requests)
     how = parser.add_argument_group("how to train (default: `execution` of the config)")
     how.add_argument("--device", choices=["auto", "cpu", "cuda"])
-    how.add_argument("--replicas", metavar="N", help="cells trained at once, or auto")
+    how.add_argument("--replicas", metavar="N", help="number of cells trained at once, or auto")
     how.add_argument("--step", choices=["auto", *STEPS])
     how.add_argument("--threads", type=int, metavar="N")
-    help_checkpoints = "between checkpoints; inf: none, not even when it is stopped"
+    help_checkpoints = "seconds between checkpoints; inf: write none, not even when stopped"
     how.add_argument("--checkpoint-seconds", type=float, metavar="S", help=help_checkpoints)
-    how.add_argument("--hang-seconds", type=float, metavar="S", help="without a step, after which it ends")
-    help_compile = "fill the compiler's cache for these cells, beside another job, and train none"
+    how.add_argument("--hang-seconds", type=float, metavar="S", help="seconds without a step after which it exits")
+    help_compile = "only fill the compiler's cache for these cells, while another job may use the GPU"
     how.add_argument("--compile-only", action="store_true", help=help_compile)
 
 
-# Where there is no config.
+# Defaults for --requests, which reads no config.
 _HOW = {"device": "auto", "replicas": "auto", "step": "auto", "threads": 1}
 _HOW |= {"checkpoint_seconds": 60.0, "hang_seconds": 1800.0}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains to the end, each cell from its own checkpoint or result if that belongs to this very run."""
+    """Trains the cells to the end. Each resumes from its checkpoint or reuses its result if it is from the same run."""
     requests, folder, how = _asked(arguments)
     for name, value in how.items():
         if getattr(arguments, name) is None:
@@ -68,14 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
     out: Path = arguments.results / "cells"
     if arguments.compile_only:
         cells, tokens = _open(requests, folder, out)
-        with claim_device(arguments.device, beside=True) as device:
+        with claim_device(arguments.device, shared=True) as device:
             Job(cells=cells, unfinished=[], tokens=tokens, device=device, **options).compile()
         return 0
     with _keeping_reasons([out / request.cell.id for request in requests]) as unfinished:
         cells, tokens = _open(requests, folder, out)
         for part in _parts(arguments, cells, tokens):
             with contextlib.ExitStack() as held:
-                # In one order for everybody: two processes must not wait for each other.
+                # Lock in a fixed order, so that two processes never wait for each other.
                 for folder in sorted(cell.folder for cell in part):
                     held.enter_context(claim_folder(folder))
                 for cell in part:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[list[TrainingRequest], Path, Mapping[str, Any]]:
-    """The cells to train, the folder of their tokens, and how to run them. Raises UserError."""
+    """Returns the cells to train, the folder of their tokens, and default options. Raises UserError."""
     if arguments.requests is not None:
         jobs = chosen_jobs(read_jobs(arguments.requests), arguments.names)
         requests, corpora = [request for job in jobs for request in job.requests], {job.corpus for job in jobs}
@@ -100,20 +100,20 @@ def _asked(arguments: argparse.Namespace) -> tuple[list[TrainingRequest], Path, 
         tokens, execution = {corpus: sweep.tokens(corpus) for corpus in corpora}, sweep.config.execution
         how = {name: getattr(execution, name) for name in _HOW} | {"replicas": str(execution.replicas)}
     if len(corpora) != 1:
-        told = f"the cells are of several corpora ({', '.join(sorted(corpora))})" if corpora else "no cell is named"
-        raise UserError(f"{told}: give the ids of cells of one corpus")
+        problem = f"the cells are of several corpora ({', '.join(sorted(corpora))})" if corpora else "no cell is named"
+        raise UserError(f"{problem}: give the ids of cells of one corpus")
     return requests, tokens[corpora.pop()], how
 
 
 def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: Tokens) -> Sequence[Sequence[CellFiles]]:
-    """The cells in parts that a process may hold at once: one, but for a low limit of open files."""
+    """Splits the cells into parts that a process can lock at once: one part, unless the open-file limit is low."""
     most = _most_locks(len(cells))
     if len(cells) <= most:
         return [cells]
-    print(f"{len(cells)} cells are more than the open files that are allowed: {most} at a time", file=sys.stderr)
+    print(f"{len(cells)} cells exceed the limit of open files: training {most} at a time", file=sys.stderr)
     shapes = stacks_of_shapes(cells, tokens, type_of(arguments.device), arguments.replicas)
     parts: list[list[CellFiles]] = [[]]
-    # Whole stacks as far as they fit, so that cells are trained together as without the limit.
+    # Keep stacks whole where they fit, so that cells are trained together as without the limit.
     for stack in chain.from_iterable(shapes):
         for piece in even_parts(stack, most):
             if len(parts[-1]) + len(piece) > most:
@@ -123,13 +123,13 @@ def _parts(arguments: argparse.Namespace, cells: Sequence[CellFiles], tokens: To
 
 
 def _most_locks(wanted: int) -> int:
-    """How many of so many locks, an open file each, this process may hold: one at least."""
+    """Returns how many of the `wanted` locks this process can hold, at least one; each is an open file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted  # the other half is for libraries, drivers and what is being written
+    needed = 2 * wanted  # the other half is for libraries, drivers and files being written
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return wanted
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    # macOS has limits beside the hard one.
+    # macOS has further limits besides the hard one.
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
         soft = raised
@@ -143,7 +143,7 @@ def _open(requests: Sequence[TrainingRequest], folder: Path, out: Path) -> tuple
 
 @contextlib.contextmanager
 def _keeping_reasons(folders: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yields the folders, for the block to remove from; those left have the error that ends it as their reason."""
+    """Yields the folders, from which the block removes finished ones; an error is recorded in those that are left."""
     unfinished = list(folders)
     try:
         yield unfinished

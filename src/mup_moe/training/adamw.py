@@ -1,7 +1,7 @@
-"""AdamW, in the two forms that suit a CPU and a GPU.
+"""AdamW in two forms, one for CPUs and one for GPUs.
 
-Decoupled weight decay as in torch: a tensor shrinks by (its learning rate * its weight decay) a step,
-so that the table's weight_decay factor alone decides whether decay follows the width.
+Weight decay is decoupled as in torch: each step shrinks a tensor by (its learning rate * its weight decay), so
+that only the table's weight_decay factor determines whether decay scales with width.
 """
 
 import math
@@ -22,7 +22,7 @@ from mup_moe.training.optimizer import CLIP_EPS, ReplicaOptimizer, StackedOptimi
 
 @dataclass(frozen=True)
 class _Group:
-    """The tensors of one replica that share their rates: the highest learning rate, and torch's update of them."""
+    """Tensors of one replica with the same rates. peak: their peak learning rate. update: torch's update of them."""
 
     peak: float
     names: Sequence[str]
@@ -30,7 +30,7 @@ class _Group:
 
 
 class SlicedAdamW(ReplicaOptimizer):
-    """torch's fused AdamW on the slices that belong to each replica: one pass over memory."""
+    """torch's fused AdamW on each replica's slices, which makes one pass over memory."""
 
     def _prepare(self, model: ReplicaModel) -> None:
         self._groups = [self._groups_of(replica) for replica in range(model.replicas)]
@@ -46,10 +46,10 @@ class SlicedAdamW(ReplicaOptimizer):
         settings = self._settings
         taken = [torch.zeros((), device=self._weights[name].value.device) for name in names]
         self._taken += taken
-        # The functional form: torch's optimizer classes import its compiler, a second for every cell.
+        # Use the functional form: torch's optimizer classes import its compiler, which takes a second per cell.
         update = partial(
             adamw,
-            # A slice shares the replica's storage.
+            # Each slice shares storage with the stacked tensor.
             [self._weights[name].value.detach()[replica] for name in names],
             exp_avgs=[self._states["exp_avg"][name][replica] for name in names],
             exp_avg_sqs=[self._states["exp_avg_sq"][name][replica] for name in names],
@@ -79,7 +79,7 @@ class SlicedAdamW(ReplicaOptimizer):
 
 
 class StackedAdamW(StackedOptimizer):
-    """AdamW written out on the stacked tensors."""
+    """AdamW written out for the stacked tensors."""
 
     @staticmethod
     def update(
@@ -91,9 +91,9 @@ class StackedAdamW(StackedOptimizer):
         taken: Tensor,
         settings: TrainingSettings,
     ) -> None:
-        """As of `StackedOptimizer`."""
+        """See `StackedOptimizer.update`."""
         beta1, beta2 = settings.adam_betas
-        # 1 - beta^t, exact while beta^t is near 1.
+        # 1 - beta^t, accurate even when beta^t is close to 1.
         correction1, correction2 = (-torch.expm1(taken * math.log(beta)) if beta else 1.0 for beta in (beta1, beta2))
         exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
         exp_avg.lerp_(gradient, 1 - beta1)
@@ -103,6 +103,6 @@ class StackedAdamW(StackedOptimizer):
 
 
 def adamw_for(model: ReplicaModel, *others: Any) -> ReplicaOptimizer:
-    """The form of AdamW that suits the model's device."""
+    """Returns AdamW in the form that suits the model's device."""
     form = StackedAdamW if operators.prefers_dense(model.device) else SlicedAdamW
     return form(model, *others)

@@ -1,4 +1,4 @@
-"""How many cells a process trains at once, and about how much memory it takes; needs no torch."""
+"""Determines how many cells a process trains at once and estimates its memory. Needs no torch."""
 
 from collections.abc import Iterable
 
@@ -8,42 +8,42 @@ from mup_moe.files import UserError
 from mup_moe.model.inventory import ModelShape, model_size
 from mup_moe.training.request import TrainingRequest
 
-# A CPU gains by sharing each operator's overhead, up to about so many replicas, and loses once a stack
-# has more parameters than its caches take (docs/decisions.md).
+# On a CPU, sharing each operator's overhead saves time up to about this many replicas, and a stack costs time once it
+# has more parameters than fit in the caches (docs/decisions.md).
 _CPU_REPLICAS, _CPU_PARAMETERS = 6, 16_000_000
-# Of a process with torch, with the pages that malloc keeps, or with CUDA; and of the Snakemake around it.
+# Baseline memory of one process (torch and retained malloc pages, or the CUDA context) plus its Snakemake wrapper.
 _CPU_PROCESS_MB, _GPU_PROCESS_MB = 1300, 6000
-# A parameter's gradient and temporaries; what a checkpoint takes while it is written, in its own size.
+# Bytes per parameter for its gradient and temporaries; memory for writing a checkpoint, in multiples of its size.
 _STEP_BYTES, _SAVING = 12, 3
-# Of an activation, forward and backward; a token has some dozens of them per unit of width.
+# Bytes per activation, forward and backward; each token has some dozens of activations per unit of width.
 _ACTIVATION_BYTES, _ACTIVATIONS_PER_WIDTH = 8, 40
 _SLACK = 1.25
 
 
 def replicas_on(device_type: str, wanted: str, parameters: int) -> int | None:
-    """What `replicas` comes to on a device: how many cells at most are trained at once, None for all.
+    """Resolves `replicas` on a device to the most cells that are trained at once; None: all.
 
-    parameters: of one cell. Raises UserError for what is no number.
+    parameters: of one cell. Raises UserError if `wanted` is neither "auto" nor a positive number.
     """
     if wanted == "auto":
         most = max(1, min(_CPU_REPLICAS, _CPU_PARAMETERS // parameters))
         return None if device_type == "cuda" else most
     if not wanted.isascii() or not wanted.isdigit() or int(wanted) == 0:
-        raise UserError(f"--replicas is {wanted!r}: give a number from 1, or auto")
+        raise UserError(f"--replicas is {wanted!r}: give a positive integer, or auto")
     return int(wanted)
 
 
 def replicas_of(shape: ModelShape, model: ModelSettings, device_type: str, wanted: str) -> int | None:
-    """As `replicas_on`, for models of a shape."""
+    """Does the same as `replicas_on`, for models of a shape."""
     if shape.hub is not None:
-        return 1  # a model of transformers has no axis for more
+        return 1  # models of transformers have no replica axis
     return replicas_on(device_type, wanted, model_size(shape, model).parameters)
 
 
 def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[ModelShape, list[TrainingRequest]]:
-    """Cells that can be trained at once, for their models are of one shape."""
+    """Groups cells by the shape of their models; cells of one shape can be trained at once."""
     shapes: dict[ModelShape, list[TrainingRequest]] = {}
-    # Seeds apart, so that one that is added later makes a stack of its own.
+    # Sort by seed, so that a seed that is added later forms its own stack.
     for request in sorted(requests, key=lambda request: request.cell.seed):
         shapes.setdefault(request.shape(vocabulary), []).append(request)
     return shapes
@@ -52,10 +52,10 @@ def by_shape(requests: Iterable[TrainingRequest], vocabulary: int) -> dict[Model
 def memory_mb(
     requests: Iterable[TrainingRequest], vocabulary: int, device_type: str, wanted: str, checkpoints: bool = True
 ) -> int:
-    """The main memory, in MB, that a job of these cells asks for: a generous estimate, not a bound.
+    """Returns the main memory, in MB, that a job of these cells requests: a generous estimate, not a bound.
 
-    device_type: "cuda" where the models are in a GPU's own memory; "auto": whichever takes more. checkpoints: whether
-    it saves what it trains.
+    device_type: "cuda" if the models are in a GPU's own memory; "auto": the device that needs more. checkpoints:
+    whether the job writes checkpoints.
     """
     shapes = by_shape(requests, vocabulary)
     devices = ("cpu", "cuda") if device_type == "auto" else (device_type,)
@@ -74,7 +74,7 @@ def _stack_mb(shape: ModelShape, cells: list[TrainingRequest], device_type: str,
 
 
 def stack_bytes(shape: ModelShape, request: TrainingRequest, replicas: int) -> int:
-    """About what so many replicas of a cell hold while they train: parameters, the optimizer's state, activations."""
+    """Estimates the bytes of a number of replicas in training: parameters, optimizer state and activations."""
     training, model = request.training, request.model
     tokens = training.batch_size * model.sequence
     per_token = 2 * shape.vocabulary + model.blocks * (

@@ -1,4 +1,4 @@
-"""What every optimizer has: a learning rate and weight decay per replica and tensor, and a schedule.
+"""The base of every optimizer: a learning rate and weight decay per replica and tensor, and a schedule.
 
 Axes: R replicas, T tensors.
 """
@@ -18,15 +18,15 @@ from mup_moe.model.layers import weights_of
 from mup_moe.model.replicas import ReplicaModel
 from mup_moe.model.scaling import Factors
 
-# As torch.nn.utils.clip_grad_norm_ has it.
+# The same as in torch.nn.utils.clip_grad_norm_.
 CLIP_EPS = 1e-6
 
-# Gives the compiled form of a function, or None where it is to be called as it is.
+# Returns a function in compiled form, or None if it should be called as it is.
 Compile: TypeAlias = Callable[[Callable[..., Tensor]], Callable[..., Tensor] | None]
 
 
 def schedule(step: int, settings: TrainingSettings) -> float:
-    """The learning rate of a step (from 0) over its peak: linear warm-up, then a cosine."""
+    """Returns the learning rate of a step (from 0) relative to its peak: linear warm-up, then cosine decay."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     span = max(settings.steps - settings.warmup_steps, 1)
@@ -37,8 +37,8 @@ def schedule(step: int, settings: TrainingSettings) -> float:
 class ReplicaOptimizer(ABC):
     """An optimizer whose learning rate and weight decay differ between replicas and tensors.
 
-    model: R replicas, their tensors stacked on the leading axis. factors: per replica, each tensor's factors by
-    name. learning_rates: per replica, the global peak learning rate. settings: what is the same for all.
+    model: R replicas, with tensors stacked on the leading axis. factors: each replica's factors by tensor name.
+    learning_rates: each replica's global peak learning rate. settings: what all replicas share.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class ReplicaOptimizer(ABC):
     ) -> None:
         self._settings = settings
         self._weights = weights_of(model)
-        # By the name of the state, then of the tensor, stacked as the parameters are.
+        # By state name and tensor name, stacked like the parameters.
         self._states = {
             state: {name: torch.zeros_like(weight.value.detach()) for name, weight in self._weights.items()}
             for state in OPTIMIZERS[settings.optimizer].state
         }
-        # Of each tensor by name, for each replica: the learning rate at its highest, and the weight decay.
+        # The peak learning rate and weight decay of each replica, by tensor name.
         self._peaks = {
             name: [rate * row[name].lr for rate, row in zip(learning_rates, factors, strict=True)]
             for name in self._weights
@@ -63,24 +63,24 @@ class ReplicaOptimizer(ABC):
         self._decays = {
             name: [settings.weight_decay * row[name].weight_decay for row in factors] for name in self._weights
         }
-        # How many steps the states have seen, in as many tensors as the update wants.
+        # The number of steps in the states, in as many tensors as the update needs.
         self._taken: list[Tensor] = []
         self._prepare(model)
 
     @abstractmethod
     def _prepare(self, model: ReplicaModel) -> None:
-        """Sets up what an update needs beside the states, `_taken` too."""
+        """Sets up what an update needs besides the states, including `_taken`."""
 
     @abstractmethod
     def _update(self, gradients: dict[str, Tensor], factor_1: Tensor) -> Tensor:
-        """What `step` says, for gradients [R, ...] by name, which it may overwrite."""
+        """Does the work of `step` for gradients [R, ...] by name, which it may overwrite."""
 
     @torch.no_grad()
     def step(self, factor_1: Tensor) -> Tensor:
-        """Clips each replica's gradient and takes a step; the gradient norms [R] before clipping.
+        """Clips each replica's gradient, takes a step, and returns the gradient norms [R] before clipping.
 
-        factor_1: what `schedule` says of the step, one element on the model's device, so that a
-        captured CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
+        factor_1: the value of `schedule` for the step, one element on the model's device, so that a captured
+        CUDA graph follows it. Reads and then clears the gradients of the model's parameters.
         """
         gradients = {}
         for name, weight in self._weights.items():
@@ -91,15 +91,15 @@ class ReplicaOptimizer(ABC):
         return norms_R
 
     def use(self, compile: Compile) -> None:  # noqa: B027 - torch's own kernels gain nothing
-        """Compiles what a step gains by."""
+        """Compiles the parts of a step that benefit from it."""
 
     def set_steps(self, steps: int) -> None:
-        """Says how many steps the tensors in `state` have seen."""
+        """Sets the number of steps that the tensors in `state` come from."""
         for taken in self._taken:
             taken.fill_(steps)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a step changes, stacked over replicas as the parameters are: "state/tensor" -> [R, ...]."""
+        """Returns everything that a step changes, stacked like the parameters: "state/tensor" -> [R, ...]."""
         return {f"{state}/{name}": t for state, of_name in self._states.items() for name, t in of_name.items()}
 
     def clear_gradients(self) -> None:
@@ -109,7 +109,7 @@ class ReplicaOptimizer(ABC):
 
 
 class StackedOptimizer(ReplicaOptimizer):
-    """An optimizer written out on the stacked tensors, to be compiled: as many launches for any number of replicas."""
+    """An optimizer on the stacked tensors, for compilation: the number of launches is the same for any R."""
 
     @staticmethod
     @abstractmethod
@@ -122,10 +122,10 @@ class StackedOptimizer(ReplicaOptimizer):
         taken: Tensor,
         settings: TrainingSettings,
     ) -> None:
-        """Takes one tensor [R, ...] and its state a step further, in place.
+        """Updates one tensor [R, ...] and its state by one step, in place.
 
-        gradient: clipped. rate, decay: the learning rate and weight decay of each replica, [R, 1, ...].
-        taken: the steps taken, this one included; one number on the device.
+        gradient: already clipped. rate, decay: each replica's learning rate and weight decay, [R, 1, ...].
+        taken: the number of steps taken, including this one, as one number on the device.
         """
 
     def _prepare(self, model: ReplicaModel) -> None:
@@ -138,7 +138,7 @@ class StackedOptimizer(ReplicaOptimizer):
         self._taken = [torch.zeros((), device=model.device)]
 
     def use(self, compile: Compile) -> None:
-        """As of `ReplicaOptimizer`."""
+        """See `ReplicaOptimizer.use`."""
         self._clip_and_update = compile(_clip_and_update) or _clip_and_update
 
     def _update(self, gradients: dict[str, Tensor], factor_1: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def _clip_and_update(
     taken: Tensor,
     settings: TrainingSettings,
 ) -> Tensor:
-    """Clips gradients [R, ...] and updates each tensor in place; the gradient norms [R] before clipping."""
+    """Clips gradients [R, ...], updates each tensor in place, and returns the gradient norms [R] before clipping."""
     norms_R = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()
     taken += 1
     for tensor, gradient, state, rate_R, decay_R in zip(
@@ -178,5 +178,5 @@ def _clip_and_update(
 
 
 def optimizer_of(settings: TrainingSettings) -> Callable[..., ReplicaOptimizer]:
-    """What makes the optimizer that the settings name; takes what `ReplicaOptimizer` does."""
+    """Returns the factory of the optimizer that the settings name; it takes the arguments of `ReplicaOptimizer`."""
     return pkgutil.resolve_name(OPTIMIZERS[settings.optimizer].made_by)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What goes on inside models over their first steps: the coordinate check, Lemma B.1, and what an MoE layer adds.
+"""Measures models over their first steps: the coordinate check, Lemma B.1, and what changes an MoE layer's output.
 
 Axes: R replicas, N tokens, D width, K top-k, E experts.
 """
@@ -20,7 +20,7 @@ from mup_moe.training.request import TrainingRequest
 from mup_moe.training.trainer import Trainer
 
 COVARIANCE = ("inner product", "cosine", "router-logit gradient", "router logits", "router-logit change")
-# What changes an MoE layer's output -> the roles whose tensors are taken as they are now.
+# Name of a change of an MoE layer's output -> the roles whose present tensors are used.
 CHANGES = {
     "change": ROLES,
     "change by expert_down": ("expert_down",),
@@ -29,7 +29,7 @@ CHANGES = {
     "change by experts": GROUPS["experts"],
 }
 
-# (quantity, block) -> its value; block "" is outside of the blocks.
+# (quantity, block) -> value; block "" means outside of the blocks.
 Values = dict[tuple[str, str], float]
 Seen = dict[str, Tensor]
 
@@ -39,8 +39,7 @@ def measure(
 ) -> Iterator[tuple[int, tuple[tuple[str, str], float]]]:
     """Trains one model and yields (steps taken, ((quantity, block), value)) at each of the ascending `steps`.
 
-    All are measured on the batch of step 0, so that what changes is the model alone. A model that
-    diverges yields no more.
+    All are measured on the batch of step 0, so that only the model changes. Stops when the model diverges.
     """
     trainer = Trainer([request], tokens.train, tokens.valid, tokens.vocabulary, device)
     look: Callable[[], Values] | None = None
@@ -67,7 +66,7 @@ def _contributions(trainer: Trainer, windows_RBS: Tensor) -> Callable[[], Values
     return lambda: contributions(first)
 
 
-# From the model as it is now, what to call for the values as they are then.
+# Each takes the model in its initial state and returns a function that measures its current values.
 _MEASURES: Mapping[Measure, Callable[[Trainer, Tensor], Callable[[], Values]]] = {
     "activations": _activations,
     "covariance": _covariance,
@@ -76,9 +75,9 @@ _MEASURES: Mapping[Measure, Callable[[Trainer, Tensor], Callable[[], Values]]] =
 
 
 def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
-    """What every tap of the model sees of windows [R, B, S + 1], with its gradient; trains nothing.
+    """Returns what every tap of the model sees for windows [R, B, S + 1], with gradients; trains nothing.
 
-    The gradients are those of the mean cross-entropy, without the auxiliary losses that are minimised too.
+    The gradients are of the mean cross-entropy, without the auxiliary losses that training also minimizes.
     """
     seen: Seen = {}
 
@@ -99,9 +98,9 @@ def observe(trainer: Trainer, windows_RBS: Tensor) -> Seen:
 
 
 def activations(seen: Seen) -> Values:
-    """Mean absolute entries (Tensor Programs V, coordinate check) of what `OBSERVED` lists.
+    """Returns the mean absolute entries (coordinate check of Tensor Programs V) of what `OBSERVED` lists.
 
-    A token that no expert had a row for has no MoE output, and does not count there.
+    A token for which no expert had a row has no MoE output and is left out of that mean.
     """
 
     def size(path: str, tensor: Tensor) -> float:
@@ -120,13 +119,13 @@ def activations(seen: Seen) -> Values:
 
 
 def covariance(seen: Seen, first: Seen) -> Values:
-    """How experts and the gradient they receive align (paper, Lemma B.1), block by block.
+    """Measures how experts align with the gradient that they receive (paper, Lemma B.1), for each block.
 
-    Over the assignments that found a row, with E the expert's output and g the gradient, with respect
-    to the layer's output, of the cross-entropy summed over tokens: the root mean squares of their
-    inner product (the gradient with respect to the gate) and of their cosine. Over tokens and
-    experts: the root mean squares of that loss's gradient with respect to a router logit and of a
-    logit's change since `first`, and the standard deviation of the logits.
+    Let E be an expert's output and g the gradient of the cross-entropy, summed over tokens, with respect to the
+    layer's output. Over the assignments that found a row, the values are the root mean squares of the inner product
+    of E and g (the gradient with respect to the gate) and of their cosine. Over tokens and experts, they are the root
+    mean squares of that loss's gradient with respect to a router logit and of a logit's change since `first`, and the
+    standard deviation of the logits.
     """
     found: Values = {}
     for path, gates_RKN in seen.items():
@@ -136,7 +135,7 @@ def covariance(seen: Seen, first: Seen) -> Values:
         layer = path.removesuffix(".feed_forward.gates")
         experts_RKND = seen[f"{layer}.feed_forward.expert_outputs"].detach()
         logits_RNE = seen[f"{layer}.feed_forward.logits"]
-        # From the mean over N tokens to the sum.
+        # Converts the gradient of the mean over N tokens to that of the sum.
         tokens = gates_RKN.shape[-1]
         inner_RKN = tokens * _gradient(gates_RKN)
         gradient_RND = tokens * _gradient(seen[f"{layer}.feed_forward_output"])
@@ -156,14 +155,14 @@ def covariance(seen: Seen, first: Seen) -> Values:
 
 @dataclass(frozen=True)
 class Layer:
-    """An MoE layer of a model in training, with the tokens that it saw at some step and its parameters then."""
+    """An MoE layer of a model in training, with its inputs and parameters at some step."""
 
     moe: MoE
     x_RND: Tensor
     parameters: Mapping[str, Tensor]
 
     def output(self, roles: Collection[str]) -> Tensor:
-        """Its output [R, N, D] for these tokens, the tensors of some roles being as they are now."""
+        """Returns its output [R, N, D] for these inputs, with the present tensors of the given roles."""
         now = {
             f"{name}.value": weight.value for name, weight in weights_of(self.moe).items() if weight.spec.role in roles
         }
@@ -173,7 +172,7 @@ class Layer:
 
 
 def layers_of(trainer: Trainer, windows_RBS: Tensor) -> dict[str, Layer]:
-    """The MoE layer of each block, by the block's name, as it is now."""
+    """Returns the present MoE layer of each block, by the block's name."""
     found: dict[str, Layer] = {}
 
     def keep(block: str, moe: MoE, inputs: tuple[Tensor], _output: object) -> None:
@@ -192,11 +191,11 @@ def layers_of(trainer: Trainer, windows_RBS: Tensor) -> dict[str, Layer]:
 
 
 def contributions(first: Mapping[str, Layer]) -> Values:
-    """What the tensors of each MoE layer do to its output, block by block, for the tokens of the first step.
+    """Measures how the tensors of each MoE layer change its output, for the inputs of the first step.
 
-    Root mean squares over tokens and width, in float32: of the output at the present parameters, and of the changes
-    that the present tensors of some roles make among the first ones of the others (`CHANGES`). A change of the router
-    includes the experts that it chooses otherwise.
+    The values are root mean squares over tokens and width, in float32: of the output at the present parameters, and of
+    the changes when some roles have their present tensors and the others their first ones (`CHANGES`). A change of the
+    router includes its different choice of experts.
     """
     found: Values = {}
     for block, layer in first.items():
@@ -207,7 +206,7 @@ def contributions(first: Mapping[str, Layer]) -> Values:
 
 
 def _gradient(tensor: Tensor) -> Tensor:
-    assert tensor.grad is not None  # every tap lies between parameters and loss
+    assert tensor.grad is not None  # every tap is between parameters and loss
     return tensor.grad
 
 
@@ -216,6 +215,6 @@ def _rms(x: Tensor) -> float:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """A tap's block and its name there: ("1", "feed_forward.logits"); the block is "" outside of the blocks."""
+    """Splits a tap's path into block and name, as in ("1", "feed_forward.logits"); "" is outside of the blocks."""
     parts = path.split(".", 2)
     return (parts[1], parts[2]) if parts[0] == "blocks" else ("", path)

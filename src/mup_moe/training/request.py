@@ -1,4 +1,4 @@
-"""What decides a cell's result, apart from the tokens and `VERSION`: a plain value that travels as JSON."""
+"""Everything that determines a cell's result except the tokens and `VERSION`, as a plain value that fits in JSON."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from mup_moe.training.version import VERSION
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A cell with all that its set-up, its parametrization's row and its architecture, if not one of ours, say."""
+    """A cell with its set-up's settings, its parametrization row and its architecture, if that is not one of ours."""
 
     cell: Cell
     model: ModelSettings
@@ -27,7 +27,7 @@ class TrainingRequest:
     architecture: Architecture | None = None
 
     def to_json(self, cell: bool = True) -> str:
-        """One line of JSON, equal for equal requests; `from_json` reads it back. cell: whether it says which."""
+        """Returns one line of JSON for `from_json`, equal for equal requests. cell: whether to include the cell id."""
         parts = {"model": _plain(self.model), "training": _plain(self.training)}
         parts |= {"architecture": self.architecture.as_data()} if self.architecture else {}
         rules = self.parametrization.as_row()
@@ -35,7 +35,7 @@ class TrainingRequest:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads `to_json`. Raises UserError for anything else."""
+        """Reads the output of `to_json`. Raises UserError for anything else."""
         try:
             fields: Mapping[str, Any] = json.loads(text)
             cell = Cell.parse(fields["cell"])
@@ -48,42 +48,42 @@ class TrainingRequest:
             return cls(cell, model, TrainingSettings(**training), rules, architecture)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(
-                f"the training request is not one of this version's ({error}): make it again by export-jobs"
+                f"the training request is not from this version ({error}): export it again with export-jobs"
             ) from None
 
     def shape(self, vocabulary: int) -> ModelShape:
-        """The shape of its model."""
+        """Returns the shape of its model."""
         return ModelShape.of(self.cell, self.model, vocabulary, self.architecture)
 
     def base(self, vocabulary: int) -> ModelShape:
-        """The shape at which all factors are 1."""
+        """Returns the base shape, at which all factors are 1."""
         return ModelShape.base_of(self.cell, self.model, vocabulary, self.architecture)
 
     @property
     def rules(self) -> Parametrization:
-        """The row, with the learning rate of the group that the cell names."""
+        """The row, with the learning-rate factor for the group that the cell names."""
         of_group = self.cell.learning_rate_of
         return self.parametrization.scaled(*GroupRate.parse(of_group)) if of_group else self.parametrization
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The packages beside torch whose code computes its model."""
+        """The packages other than torch whose code computes its model."""
         return ("transformers",) if self.architecture else ()
 
     @property
     def digest(self) -> str:
-        """Tells requests apart, whatever tokens they are trained on."""
+        """A digest that identifies the request, regardless of the tokens."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def fingerprint(self, tokens_digest: str) -> str:
-        """A digest of everything that the cell's result depends on, the machine apart."""
+        """Returns a digest of everything that the cell's result depends on except the machine."""
         return fingerprint_of(self.digest, tokens_digest)
 
 
 def fingerprint_of(request: str, tokens_digest: str, version: int = VERSION) -> str:
-    """The `TrainingRequest.fingerprint` of the request with this digest."""
+    """Returns `TrainingRequest.fingerprint` for the request with this digest."""
     return hashlib.sha256(f"{request}\n{tokens_digest}\nversion {version}".encode()).hexdigest()[:16]
 
 
-# A sweep has thousands of cells of a few set-ups.
+# Cached because a sweep has thousands of cells of a few set-ups.
 _plain = cache(without_neutral)

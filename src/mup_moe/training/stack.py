@@ -1,8 +1,7 @@
-"""R cells of one shape, stacked on one device, and the step that takes them all further.
+"""R cells of one shape, stacked on one device, and the step that advances all of them.
 
-A step reads and writes tensors on the device only, and never waits for a number: so one source runs
-eagerly, compiled, or replayed as a CUDA graph. What it needs comes, and what it measured leaves, in
-blocks of steps.
+A step only reads and writes tensors on the device and never waits for a value, so the same code runs eagerly,
+compiled, or replayed as a CUDA graph. Inputs and metrics are transferred in blocks of steps.
 
 Axes: R replicas, U distinct seeds, B sequences, S positions, K steps of a block, M metrics.
 """
@@ -31,32 +30,32 @@ from mup_moe.training.request import TrainingRequest
 
 T = TypeVar("T")
 
-# Steps whose kernels are issued one by one before the graph is captured: torch asks for a few, and
-# the compiler works in the first. They are steps of the run like any other.
+# Steps whose kernels are issued one by one before the graph is captured: torch requires a few, and the first one
+# compiles. They are ordinary steps of the run.
 _BEFORE_CAPTURE = 3
-# What is tried where a step cannot be taken in a mode.
+# The mode to try if a step cannot run in a mode.
 _NEXT_MODE = {"graph": "compiled", "compiled": "eager"}
 _DONE_AS = {"graph": "captured as a CUDA graph", "compiled": "compiled", "eager": "issued operator by operator"}
 _REMEDY = {"graph": "report this", "compiled": "install a C++ compiler (g++) if there is none"}
-# As g++ and clang++ say it.
+# As in the messages of g++ and clang++.
 _MISSING_HEADER = re.compile(r"fatal error: '?(?P<header>[\w./+-]+)'?(?:: No such file|\s+file not found)")
-# From here on torch's compiler says how to see more of its own code.
+# From this text on, an error of torch's compiler only says how to debug the compiler.
 _HINTS = "Set TORCHDYNAMO_VERBOSE"
 _MOST_OF_A_REASON = 300
 _COMPILATIONS = 64
-# Choosing among kernels by their speed takes seconds a kernel, and another choice would round otherwise.
+# Autotuning takes seconds per kernel, and a different choice of kernel would round differently.
 _INDUCTOR: dict[str, Any] = {"triton.autotune_pointwise": False}
 
 
 class Stack:
-    """Models, optimizer and step of cells that differ in parametrization, learning rate and seed only.
+    """Models, optimizer and step of cells that differ only in parametrization, learning rate and seed.
 
-    requests: one per replica. shape: that of all of them. device: where the tensors live; for "graph" the current
-    one. precision: "float32" or "bfloat16" (autocast). step_mode: "eager", "compiled" (torch.compile), or "graph"
-    (compiled, replayed as one CUDA graph). seeds: U of them, those of all requests and maybe more, in the order of
-    the blocks. block_steps: K, the steps that `load_block` takes at most. may_fall_back: a step that cannot be
-    captured is compiled, and one that cannot be compiled is eager, which is said on stderr; otherwise UserError is
-    raised.
+    requests: one per replica. shape: the shape of all of them. device: where the tensors are; for "graph", it must be
+    the current device. precision: "float32" or "bfloat16" (autocast). step_mode: "eager", "compiled" (torch.compile),
+    or "graph" (compiled and replayed as one CUDA graph). seeds: U seeds, including those of all requests, in the order
+    used in the blocks. block_steps: K, the most steps that `load_block` takes. may_fall_back: if a step cannot be
+    captured, compile it, and if it cannot be compiled, run it eagerly, with a message on stderr; otherwise raise
+    UserError.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class Stack:
         base = first.base(shape.vocabulary)
         factors = initialize(self.model, base, [(r.rules, r.cell.seed) for r in requests])
         rates = [request.cell.learning_rate for request in requests]
-        # transformers' models route by shapes that depend on the tokens: no compiler takes such a step whole.
+        # Routing in transformers' models has token-dependent shapes, so their steps cannot be compiled as a whole.
         self.step_mode = "eager" if shape.hub else step_mode
         self._may_fall_back = may_fall_back
         self._optimizer = optimizer_of(first.training)(self.model, factors, rates, first.training)
@@ -99,9 +98,9 @@ class Stack:
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
 
     def losses(self, windows_RBS: Tensor, places: range | None = None) -> dict[str, Tensor]:
-        """The model's losses on windows of S + 1 tokens, in the precision of the training, each [R].
+        """Returns the model's losses on windows of S + 1 tokens, in the training precision, each [R].
 
-        places: of the replicas whose windows those are; None: of all.
+        places: the stack positions of the replicas that the windows belong to; None: all replicas.
         """
         inputs, targets = windows_RBS[..., :-1].contiguous(), windows_RBS[..., 1:].contiguous()
         with torch.autocast(windows_RBS.device.type, torch.bfloat16, enabled=self._precision == "bfloat16"):
@@ -115,13 +114,13 @@ class Stack:
             return losses
 
     def load_block(self, windows_KUBS: Tensor, factor_K: Tensor, position: int) -> None:
-        """Brings the windows of each of the seeds, and the schedule, of up to K steps; the next is `position`."""
+        """Loads each seed's windows and the schedule for up to K steps; the next step is `position`."""
         self._windows_KUBS[: len(windows_KUBS)].copy_(windows_KUBS)
         self._factor_K[: len(factor_K)].copy_(factor_K)
         self._position_1.fill_(position)
 
     def advance(self) -> None:
-        """Takes the next step of the block; `may_fall_back` says what happens where the step mode fails."""
+        """Takes the next step of the block; `may_fall_back` decides what happens if the step mode fails."""
         while True:
             try:
                 self._take_step()
@@ -130,7 +129,7 @@ class Stack:
                 self._fall_back(error)
 
     def _fall_back(self, error: Exception) -> None:
-        """Goes over to the next mode after an error of the compiler, or of the capture; raises any other."""
+        """Switches to the next mode after an error of the compiler or the capture; raises any other error."""
         if self._issued == 0 and allow_nondeterministic(error):
             print(f"results will differ in their last bits from run to run: {error}", file=sys.stderr, flush=True)
             self._optimizer.clear_gradients()
@@ -141,7 +140,7 @@ class Stack:
             failed = "graph"
         else:
             raise error
-        # In a capture, whatever else is wrong looks like a lost GPU.
+        # During a capture, other errors look like a lost GPU too.
         if failed == "compiled" and is_lost_device(error):
             raise error
         if is_out_of_memory(error):
@@ -150,9 +149,9 @@ class Stack:
         what = f"a step cannot be {_DONE_AS[failed]} here ({type(error).__name__}: {reason})"
         if not self._may_fall_back:
             missing = _MISSING_HEADER.search(str(error))
-            remedy = f"install the package that has the header {missing['header']}" if missing else _REMEDY[failed]
+            remedy = f"install the package that provides {missing['header']}" if missing else _REMEDY[failed]
             raise UserError(f"{what}: {remedy}, or set `execution.step` to auto") from error
-        # Nothing has changed yet but gradients: neither a compiler nor a capture runs anything.
+        # Only gradients have changed so far, because neither compiling nor capturing runs anything.
         self.step_mode = _NEXT_MODE[failed]
         print(f"{what}: it is {_DONE_AS[self.step_mode]} instead", file=sys.stderr, flush=True)
         self._optimizer.clear_gradients()
@@ -160,11 +159,11 @@ class Stack:
         self._compiled = self._compile(self.losses)
 
     def _compile(self, function: Callable[..., T]) -> Callable[..., T] | None:
-        """The function compiled; None where the step mode has it called as it is."""
+        """Returns the compiled function; None if the step mode calls it as it is."""
         if self.step_mode == "eager":
-            # Not the function itself: a stack that held a method of its own would outlive its last user.
+            # Do not return the function itself: a stack that holds its own method is a reference cycle and stays alive.
             return None
-        # One compilation for each number of replicas and pattern of multipliers that a process meets.
+        # There is one compilation for each number of replicas and pattern of multipliers in a process.
         torch._dynamo.config.recompile_limit = _COMPILATIONS
         compiled: Callable[..., T] = torch.compile(function, fullgraph=True, dynamic=False, options=_INDUCTOR)
         return compiled
@@ -173,7 +172,7 @@ class Stack:
         if self._side is None:
             self._step()
         elif self.step_mode != "graph" or self._issued < _BEFORE_CAPTURE:
-            # On a stream of their own, as torch asks: what they set up must not be tied to the default one.
+            # torch requires a side stream, so that the state set up here is not tied to the default stream.
             self._side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._side):
                 self._step()
@@ -190,7 +189,7 @@ class Stack:
             with torch.cuda.graph(graph, pool=pool, stream=side):
                 self._step()
         except Exception:
-            # torch leaves both as they were within the capture.
+            # torch does not restore the stream and the pool after a failed capture.
             torch.cuda.set_stream(before)
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
@@ -198,19 +197,19 @@ class Stack:
         return graph
 
     def release(self) -> None:
-        """Gives back what only a step needs, a captured graph's memory above all. The next step prepares it again."""
+        """Frees what only steps need, mainly a captured graph's memory. The next step sets it up again."""
         self._graph = None
         self._issued = 0
         self._optimizer.clear_gradients()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
             gc.collect()
-            # What is trained is not to be lost for what cannot be given back.
+            # A failure to free memory must not lose trained cells.
             with suppress(RuntimeError):
                 torch.cuda.empty_cache()
 
     def metrics(self, first: int, last: int) -> Tensor:
-        """`METRICS` of the block's steps from `first` to before `last`, the next, on the CPU; waits for them."""
+        """Waits for the block's steps from `first` to before `last`, the next one; returns `METRICS` on the CPU."""
         assert int(self._position_1) == last, f"the device has taken {int(self._position_1)} of {last} steps"
         return self._metrics_KRM[first:last].cpu()
 
@@ -221,16 +220,16 @@ class Stack:
         norms_R = self._optimizer.step(self._factor_K.index_select(0, self._position_1))
         metrics = losses | {"gradient_norm": norms_R}
         metrics_RM = torch.stack([metrics[name].detach() for name in METRICS], dim=1)
-        # Not by an index: a scatter of a GPU is several launches.
+        # Use `where` rather than an index, because a scatter takes several launches on a GPU.
         torch.where(self._row_K11 == self._position_1, metrics_RM, self._metrics_KRM, out=self._metrics_KRM)
         self._position_1 += 1
 
     def state(self, replica: int) -> dict[str, Tensor]:
-        """All that changes with a step of one replica, metrics apart, by name; the tensors are views."""
+        """Returns everything except metrics that a step of one replica changes, by name; the tensors are views."""
         return {name: tensor[replica] for name, tensor in self._state().items()}
 
     def load_state(self, steps: int, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Continues from each replica's `state` as it was after `steps` steps, to the bit."""
+        """Resumes bitwise from each replica's `state` after `steps` steps."""
         with torch.no_grad():
             for name, tensor in self._state().items():
                 for replica, state in enumerate(states):

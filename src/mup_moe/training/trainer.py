@@ -21,11 +21,11 @@ from mup_moe.training.optimizer import schedule
 from mup_moe.training.request import TrainingRequest
 from mup_moe.training.stack import Stack
 
-# A block of steps is issued to the device at once. Divergence is looked for between blocks; which
-# step it is found at does not depend on their length.
+# A block of steps is issued to the device at once. Divergence is checked between blocks; the step at which it is
+# detected does not depend on the block length.
 BLOCK_STEPS = 20
 
-# The columns of checkpoints that do not name them.
+# The metric columns of old checkpoints, which do not name them.
 _UNNAMED = ("train_loss", "balance_loss", "z_loss", "gradient_norm", "dropped_fraction", "max_expert_load")
 _LOSS, _NORM = METRICS.index("train_loss"), METRICS.index("gradient_norm")
 
@@ -41,15 +41,15 @@ class Outcome:
 
 
 class Trainer:
-    """Trains cells that differ in parametrization, learning rate and seed only.
+    """Trains cells that differ only in parametrization, learning rate and seed.
 
-    requests: one per replica; ValueError where they disagree on anything else. train, valid: flat token files.
-    vocabulary: their number of ids. device: where tensors live. step_mode, may_fall_back: how steps are issued
+    requests: one per replica; raises ValueError if they differ in anything else. train, valid: flat token files.
+    vocabulary: their number of token ids. device: where the tensors are. step_mode, may_fall_back: how steps are issued
     (`Stack`).
 
     The same requests, tokens, device, step mode and thread count give the same bits, however often the run is
-    interrupted; on a GPU as far as torch's kernels are deterministic. A replica that has diverged is taken out of the
-    stack, where steps are compiled with at least half of the others: it stays as it was and costs no more time.
+    interrupted; on a GPU, as far as torch's kernels are deterministic. Diverged replicas are removed from the stack and
+    cost no more time. If steps are compiled, they are removed once they are more than half of the stack.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class Trainer:
         self.size = model_size(self._shape, first.model)
         self.step = 0
         self.ended: dict[int, Outcome] = {}  # of replicas that are no longer in the stack, by their index
-        self.step_mode = step_mode  # what was asked for, or what that fell back to
+        self.step_mode = step_mode  # as requested, or the mode it fell back to
         self._may_fall_back = may_fall_back
-        # A compiled step is compiled anew for every number of replicas: not for less than half of them.
+        # A compiled step is recompiled for each number of replicas, so remove replicas only by more than half at once.
         self._least_share_to_shed = 0.0 if step_mode == "eager" else 0.5
         self._train = Batches(train, self.settings.batch_size, first.model.sequence)
         self._valid = Batches(valid, self.settings.batch_size, first.model.sequence)
@@ -102,30 +102,30 @@ class Trainer:
             block_steps=BLOCK_STEPS,
             may_fall_back=self._may_fall_back,
         )
-        self._seen = self.step  # the history is known before this step
-        self._loaded: int | None = None  # the first step of the block that the stack has
+        self._seen = self.step  # the history is complete before this step
+        self._loaded: int | None = None  # the first step of the block in the stack
 
     @property
     def model(self) -> ReplicaModel:
-        """The models of the replicas that are in the stack."""
+        """The models of the replicas in the stack."""
         return self._stack.model
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one replica sees in a step."""
+        """The tokens that one replica sees per step."""
         return self.settings.batch_size * self.requests[0].model.sequence
 
     def run(self, until: int | None = None, after_step: Callable[["Trainer"], None] | None = None) -> None:
         """Trains up to step `until` (the last by default), or until every replica has diverged.
 
-        `after_step` is called between steps, when `state` is whole; what it raises ends the run. On a
-        GPU it comes when a step is issued, up to a block before it is done.
+        `after_step` is called between steps, when `states` is consistent; an exception from it aborts the run. On a
+        GPU, it is called when a step has been issued, up to a block before the step is done.
         """
         last = self.settings.steps if until is None else min(until, self.settings.steps)
         while self.step < last:
             first = self.step - self.step % BLOCK_STEPS
             if self._loaded != first:
-                # Drawn while the device is still at the block before.
+                # Draw the block while the device still works on the previous one.
                 block = self._draw_block(first)
                 if self.step == first and not self._shed():
                     break
@@ -140,12 +140,12 @@ class Trainer:
 
     def _draw_block(self, first: int) -> tuple[Tensor, Tensor]:
         steps = range(first, min(first + BLOCK_STEPS, self.settings.steps))
-        # Those of replicas that left, too: the stack can change before the block comes to it.
+        # Include the seeds of removed replicas, since the stack may change before it gets the block.
         windows_K = [torch.stack([self._train.training(seed, step) for seed in self._seeds]) for step in steps]
         return torch.stack(windows_K), torch.tensor([schedule(step, self.settings) for step in steps])
 
     def _collect(self) -> None:
-        """Fetches the metrics of the steps since the last time."""
+        """Fetches the metrics of the steps since the last call."""
         if self._loaded is not None and self._seen < self.step:
             block = slice(self._seen, self.step)
             metrics_TRM = self._stack.metrics(self._seen - self._loaded, self.step - self._loaded)
@@ -153,7 +153,7 @@ class Trainer:
         self._seen = self.step
 
     def _shed(self) -> bool:
-        """Takes diverged replicas out of the stack; whether any is left."""
+        """Removes diverged replicas from the stack; returns False if none is left."""
         self._collect()
         diverged = self._diverged_steps()
         left = [replica for replica in self._active if diverged[replica] is None]
@@ -165,7 +165,7 @@ class Trainer:
             ]
             for replica in set(self._active) - set(left):
                 self.ended[replica] = self._outcome(replica, diverged[replica], math.nan)
-            # The old stack is to go before the new one comes: it may fill the memory.
+            # Free the old stack before building the new one, because it may fill the memory.
             del self._stack
             gc.collect()
             self._build_stack(left)
@@ -173,34 +173,34 @@ class Trainer:
         return bool(left)
 
     def training_batch(self, step: int) -> Tensor:
-        """Windows [R, B, S + 1] of a step, each replica's by its own seed."""
+        """Returns the windows [R, B, S + 1] of a step, drawn with each replica's seed."""
         seeds = (self.requests[replica].cell.seed for replica in self._active)
         return torch.stack([self._train.training(seed, step) for seed in seeds]).to(self.device)
 
     def losses(self, windows_RBS: Tensor) -> dict[str, Tensor]:
-        """The losses of the stack's models on windows, in the precision of the training, each [R]."""
+        """Returns the losses of the stack's models on windows, in the training precision, each [R]."""
         return self._stack.losses(windows_RBS)
 
     def _diverged_steps(self) -> list[int | None]:
-        """For each replica, the step at which it had diverged, if it has.
+        """Returns, for each replica, the step at which it has diverged, or None.
 
-        That is the first with a loss or gradient that is not finite, or the last of a span of steps
-        on end whose loss is `divergence_margin` above a uniform prediction's.
+        That is the first step with a loss or gradient norm that is not finite, or the last step of a span of
+        consecutive steps whose loss is more than `divergence_margin` above that of a uniform prediction.
         """
         history_TRM = self._history_TRM[: self.step].numpy()
         loss_TR, norm_TR = history_TRM[:, :, _LOSS], history_TRM[:, :, _NORM]
         above_TR = loss_TR > self._divergence_loss
         count_TR = above_TR.cumsum(0)
-        # Steps on end: those so far, less those before the last one that was not above.
-        on_end_TR = count_TR - np.maximum.accumulate(count_TR * ~above_TR)
-        bad_TR = ~np.isfinite(loss_TR) | ~np.isfinite(norm_TR) | (on_end_TR >= self._divergence_steps)
+        # Consecutive steps above the limit: the count so far minus the count at the last step that was not above it.
+        consecutive_TR = count_TR - np.maximum.accumulate(count_TR * ~above_TR)
+        bad_TR = ~np.isfinite(loss_TR) | ~np.isfinite(norm_TR) | (consecutive_TR >= self._divergence_steps)
         if not bad_TR.any():
             return [None] * len(self.requests)
         return [int(bad_T.argmax()) if bad_T.any() else None for bad_T in bad_TR.T]
 
     @torch.no_grad()
     def _validate(self, places: range) -> list[float]:
-        """The validation losses of the replicas at these places in the stack."""
+        """Returns the validation losses of the replicas at these positions in the stack."""
         count = self.settings.validation_batches
         total_R = torch.zeros(len(places), dtype=torch.float64, device=self.device)
         try:
@@ -212,12 +212,12 @@ class Trainer:
         except torch.OutOfMemoryError:
             if len(places) == 1:
                 raise
-        # What is trained need not be trained again because it does not fit all at once.
+        # Validate in halves, so that trained cells are not lost because they do not fit together.
         half = len(places) // 2
         return self._validate(places[:half]) + self._validate(places[half:])
 
     def outcomes(self) -> list[Outcome]:
-        """How each cell ended. To be called once `run` has come to its end."""
+        """Returns how each cell ended. Call it only after `run` has finished."""
         diverged = self._diverged_steps()
         running = [replica for replica in self._active if diverged[replica] is None]
         assert not running or self.step == self.settings.steps, f"{self.step} of {self.settings.steps} steps"
@@ -240,7 +240,7 @@ class Trainer:
         return Outcome("finished", history_TM, train_loss, valid_loss)
 
     def states(self) -> dict[int, dict[str, Tensor]]:
-        """All that changes with a step, of each replica in the stack by its index: tensors by name."""
+        """Returns everything that a step changes, as tensors by name, for each replica in the stack by its index."""
         self._collect()
         history_RMT = self._history_TRM[: self.step].permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
         names = [f"history/{name}" for name in METRICS]
@@ -250,19 +250,19 @@ class Trainer:
         }
 
     def load_states(self, step: int, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Continues from a state for every request as it was after `step` steps, to the bit."""
+        """Resumes bitwise from one state per request after `step` steps."""
         self._stack.load_state(step, states)
         for replica, state in enumerate(states):
             if "history" in state:
                 columns = zip(_UNNAMED, state["history"].unbind(1), strict=True)
                 state = {f"history/{name}": history_T for name, history_T in columns}
             for m, name in enumerate(METRICS):
-                # A metric that is newer than the checkpoint was not seen before.
+                # A checkpoint lacks metrics that were added after it was written.
                 self._history_TRM[:step, replica, m] = state.get(f"history/{name}", math.nan)
         self.step = self._seen = step
         self._loaded = None
 
 
 def learning_rate(request: TrainingRequest, step: int) -> float:
-    """The global learning rate of a step (from 0)."""
+    """Returns the global learning rate of a step (from 0)."""
     return request.cell.learning_rate * schedule(step, request.training)

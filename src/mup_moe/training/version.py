@@ -1,11 +1,10 @@
-"""The version of the numbers: what makes a result the result of this code."""
+"""The version of the numbers, which identifies the code that a result comes from."""
 
 VERSION = 1
-"""Raised by hand when a change alters losses or tokens on purpose; then every cell is trained again.
+"""Increased by hand when a change alters losses or tokens on purpose; then every cell is trained again.
 
-tests/golden holds tiny runs whose numbers are those of this version: they fail where numbers change and
-this does not.
+tests/golden has tiny runs with the numbers of this version; its tests fail if the numbers change and this does not.
 """
 
 VERSION_OF_CODE = {"f48dcf356e5e6d53": 1}
-"""The version of results that are older than versions, by their `code`: their numbers are the golden ones."""
+"""The version of results from before there were versions, by their `code`; their numbers match the golden ones."""

@@ -1,1 +1,1 @@
-"""Cells on a machine without Snakemake: export the jobs, run them there, import the cells (docs/offsite.md)."""
+"""Trains cells on a machine without Snakemake: export jobs, run them there, import the cells (docs/offsite.md)."""

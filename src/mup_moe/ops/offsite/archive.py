@@ -1,4 +1,4 @@
-"""Archives of whole cells, which travel: cells-000.tar.gz, cells-001.tar.gz, ..."""
+"""Archives of whole cells, for transfer between machines: cells-000.tar.gz, cells-001.tar.gz, ..."""
 
 import gzip
 import io
@@ -11,17 +11,17 @@ from mup_moe.config.cell import Cell
 from mup_moe.files import UserError, atomic_write, make_folder
 from mup_moe.ops.cell_folder import HISTORY, SUMMARY, Result
 
-# More than any history of 100,000 steps; a damaged archive must not fill the disk.
+# More than a history of 100,000 steps needs; a damaged archive must not fill the disk.
 _MOST_BYTES = 64 * 2**20
-# Numbers in text come to half their size, in a third of the time that the best level takes.
+# Halves the size of numbers in text in a third of the time of the best level.
 _LEVEL = 6
 
 
 class CellArchives:
-    """The archives in a folder, to which cells are added.
+    """The archives in a folder, to which cells can be added.
 
-    part_bytes: the size at which an archive is full. An archive is only ever replaced, in one move, by one
-    that holds more, so that a kill loses nothing that is packed. Raises UserError for a damaged archive.
+    part_bytes: the size at which an archive is full. An archive is only ever replaced atomically by one that
+    has more cells, so a kill loses nothing that was packed. Raises UserError for a damaged archive.
     """
 
     def __init__(self, folder: Path, part_bytes: int) -> None:
@@ -29,7 +29,7 @@ class CellArchives:
         self._folder = folder
         self._part_bytes = part_bytes
         self._paths = sorted(folder.glob("cells-*.tar.gz"))
-        # The files of the last archive's cells, and the summary of every cell of all archives.
+        # The files of the cells in the last archive, and the summaries of the cells in all archives.
         self._open: dict[str, dict[str, bytes]] = {}
         self._summaries: dict[str, bytes] = {}
         for path in self._paths:
@@ -37,7 +37,7 @@ class CellArchives:
             self._summaries |= {cell: files[SUMMARY] for cell, files in self._open.items()}
 
     def add(self, folders: Iterable[Path]) -> list[Path]:
-        """Packs the results in these cells' folders that are not packed yet; the archives that it wrote."""
+        """Packs the results in these folders that are not packed yet, and returns the archives that it wrote."""
         waiting = {}
         for folder in folders:
             files = {path.name: path.read_bytes() for path in Result(folder).kept_files}
@@ -53,7 +53,7 @@ class CellArchives:
         return written
 
     def _extend(self, path: Path, waiting: dict[str, dict[str, bytes]]) -> None:
-        """Adds one cell at least, and more until the archive is full; takes them from those that wait."""
+        """Moves at least one cell from `waiting` into the archive, and more until the archive is full."""
         cells = {cell: files for cell, files in self._open.items() if cell not in waiting}
         with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=_LEVEL) as tar:
             for cell, files in cells.items():
@@ -75,10 +75,10 @@ def _put(tar: tarfile.TarFile, cell: str, files: dict[str, bytes]) -> None:
 
 
 def read_archive(path: Path) -> Iterator[tuple[Cell, dict[str, bytes]]]:
-    """Each cell of an archive with its two files. Raises UserError."""
+    """Yields each cell of an archive with its two files. Raises UserError."""
     found: dict[str, dict[str, bytes]] = {}
     try:
-        # The whole of it first: only at its end does gzip say whether a byte has changed.
+        # Read everything first, because gzip verifies its checksum only at the end.
         with gzip.open(path) as packed:
             content = packed.read()
         with tarfile.open(fileobj=io.BytesIO(content)) as tar:
@@ -86,7 +86,7 @@ def read_archive(path: Path) -> Iterator[tuple[Cell, dict[str, bytes]]]:
                 cell, _, name = member.name.partition("/")
                 Cell.parse(cell)
                 if not member.isfile() or name not in (HISTORY, SUMMARY) or member.size > _MOST_BYTES:
-                    raise ValueError(f"{member.name!r} is not a part of a cell")
+                    raise ValueError(f"{member.name!r} is not part of a cell")
                 file = tar.extractfile(member)
                 assert file is not None, "a regular file"
                 found.setdefault(cell, {})[name] = file.read()
@@ -94,12 +94,12 @@ def read_archive(path: Path) -> Iterator[tuple[Cell, dict[str, bytes]]]:
         raise UserError(f"{path} is not an archive of cells ({error}): pack and copy it again") from None
     for cell, files in found.items():
         if set(files) != {HISTORY, SUMMARY}:
-            raise UserError(f"{path} has only a part of {cell}: pack and copy it again")
+            raise UserError(f"{path} has only part of {cell}: pack and copy it again")
         yield Cell.parse(cell), files
 
 
 def pack_logs(paths: Iterable[Path], archive: Path) -> None:
-    """Packs the logs that are there into one archive, in place of the one before."""
+    """Packs the existing logs into one archive, replacing the previous one."""
     with atomic_write(archive) as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=_LEVEL) as tar:
         for path in paths:
             if path.exists():

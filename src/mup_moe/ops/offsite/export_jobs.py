@@ -1,7 +1,7 @@
-"""Lists the jobs of some figures that are not done yet: python -m mup_moe export-jobs.
+"""Lists the unfinished jobs of some figures: python -m mup_moe export-jobs.
 
-To be run at home, where the config is; the list and the folders of tokens that it names are all that
-another machine needs.
+Run it on the home machine, where the config is. The other machine needs only the list and the token folders that
+it names.
 """
 
 import argparse
@@ -17,23 +17,23 @@ from mup_moe.sweep import Sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `export-jobs`."""
-    add_sweep_arguments(parser, figures="in the order in which to train")
-    parser.add_argument("--out", type=Path, required=True, help="the list, a .jsonl file")
+    """Adds the options of `export-jobs`."""
+    add_sweep_arguments(parser, figures="figures or compositions, in the order in which to train them")
+    parser.add_argument("--out", type=Path, required=True, help="the list to write, a .jsonl file")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the list and says what to take along. Raises UserError."""
+    """Writes the list and prints what to copy to the other machine. Raises UserError."""
     sweep = Sweep(read_layers(arguments).config, arguments.results)
     listed = list(open_jobs(sweep, arguments.figures))
     write_jobs(arguments.out, listed)
     if not listed:
-        print(f"all cells of {', '.join(arguments.figures)} are done: {arguments.out} lists no job")
+        print(f"all cells of {', '.join(arguments.figures)} are done: {arguments.out} lists no jobs")
         return
     cells = sum(len(job.requests) for job in listed)
     travels = [arguments.out, *map(sweep.tokens, dict.fromkeys(job.corpus for job in listed))]
     named = " and ".join(f"{path} ({_bytes_of(path) / 1e6:.1f} MB)" for path in travels)
-    print(f"{cells} cells in {len(listed)} jobs: take along {named}")
+    print(f"{cells} cells in {len(listed)} jobs: copy {named} to the other machine")
 
 
 def _bytes_of(path: Path) -> int:
@@ -41,9 +41,9 @@ def _bytes_of(path: Path) -> int:
 
 
 def open_jobs(sweep: Sweep, figures: Sequence[str]) -> Iterator[ListedJob]:
-    """The jobs of figures or compositions, in their order, without the cells that have a result."""
+    """Yields the jobs of figures or compositions, in that order, without the cells that have a result."""
     shown = sweep.chosen(figures)
-    # A cell belongs to the first figure that shows it: whatever it shares a job with comes along anyway.
+    # Assign each cell to the first figure that shows it; the cells that share its job are listed anyway.
     first = {cell: figure for figure in reversed(shown) for cell in shown[figure]}
     cells_of = {figure: [cell for cell in cells if first[cell] == figure] for figure, cells in shown.items()}
     for name, cells in sweep.jobs_of(cells_of).items():
@@ -56,5 +56,5 @@ def open_jobs(sweep: Sweep, figures: Sequence[str]) -> Iterator[ListedJob]:
 @cache
 def _tokens_digest(folder: Path) -> str:
     if not (folder / MANIFEST).exists():
-        raise UserError(f"{folder / MANIFEST} does not exist: make it first, by snakemake and the same preset")
+        raise UserError(f"{folder / MANIFEST} does not exist: create it by running snakemake with the same preset")
     return Tokens.open(folder).digest

@@ -1,6 +1,6 @@
-"""Brings home the cells that run-jobs packed: python -m mup_moe import-cells ARCHIVE ...
+"""Imports the cells that run-jobs packed: python -m mup_moe import-cells ARCHIVE ...
 
-Afterwards Snakemake finds them as if it had trained them.
+Afterwards, Snakemake treats them as if it had trained them.
 """
 
 import argparse
@@ -12,13 +12,13 @@ from mup_moe.ops.offsite.archive import read_archive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `import-cells`."""
-    parser.add_argument("archives", type=Path, nargs="+", help="the archives of run-jobs")
+    """Adds the options of `import-cells`."""
+    parser.add_argument("archives", type=Path, nargs="+", help="the archives that run-jobs wrote")
     parser.add_argument("--results", type=Path, default=Path("results"))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes every whole cell of the archives. Raises UserError for an archive that holds anything else."""
+    """Imports every cell of the archives. Raises UserError for an archive with anything but whole cells."""
     new = known = 0
     for path in arguments.archives:
         for cell, files in read_archive(path):
@@ -26,4 +26,4 @@ def run(arguments: argparse.Namespace) -> None:
             with claim_folder(folder):
                 adopted = Result(folder).adopt(files[HISTORY], files[SUMMARY])
             new, known = new + adopted, known + (not adopted)
-    print(f"{new} cells are new in {arguments.results / 'cells'}, {known} were there: run snakemake for their figures")
+    print(f"{new} new cells in {arguments.results / 'cells'}, {known} already there: run snakemake for their figures")

@@ -1,4 +1,4 @@
-"""A list of jobs as a file: all that a machine needs to know beside the tokens."""
+"""A list of jobs as a file: everything that another machine needs besides the tokens."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,8 @@ from mup_moe.training.request import TrainingRequest
 class ListedJob:
     """Cells that share a process.
 
-    figure: the first that shows them. corpus: the name of their tokens' folder; tokens: its digest.
+    figure: the first figure that shows them. corpus: the name of the folder of their tokens. tokens: the digest of
+    these tokens.
     """
 
     name: str
@@ -24,7 +25,7 @@ class ListedJob:
     requests: tuple[TrainingRequest, ...]
 
     def left(self, results: Path) -> "ListedJob":
-        """The job of those cells that the results lack, as this version trains them on these tokens."""
+        """Returns the job without the cells that already have a result of this version and these tokens."""
 
         def is_done(request: TrainingRequest) -> bool:
             return Result(results / "cells" / request.cell.id).is_of(request.fingerprint(self.tokens))
@@ -33,7 +34,7 @@ class ListedJob:
 
 
 def write_jobs(path: Path, jobs: Iterable[ListedJob]) -> None:
-    """Writes a line of JSON per job, atomically."""
+    """Writes one line of JSON per job, atomically."""
     with atomic_write(path, "w") as file:
         for job in jobs:
             fields = {"job": job.name, "figure": job.figure, "corpus": job.corpus, "tokens": job.tokens}
@@ -41,7 +42,7 @@ def write_jobs(path: Path, jobs: Iterable[ListedJob]) -> None:
 
 
 def read_jobs(path: Path) -> list[ListedJob]:
-    """Reads `write_jobs`. Raises UserError for anything else."""
+    """Reads a list that `write_jobs` wrote. Raises UserError for any other file."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
@@ -55,12 +56,12 @@ def read_jobs(path: Path) -> list[ListedJob]:
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is not a list of jobs ({error}): make it again with `mup_moe export-jobs`") from None
+        raise UserError(f"{path} is not a list of jobs ({error}): export it again with `mup_moe export-jobs`") from None
 
 
 def chosen_jobs(jobs: Sequence[ListedJob], names: Sequence[str]) -> list[ListedJob]:
-    """The jobs of these names, or all of them where there are no names. Raises UserError for another name."""
+    """Returns the jobs with these names, or all jobs if no names are given. Raises UserError for an unknown name."""
     unknown = set(names) - {job.name for job in jobs}
     if unknown:
-        raise UserError(f"the list has no job {min(unknown)!r}: it has {', '.join(job.name for job in jobs)}")
+        raise UserError(f"the list has no job {min(unknown)!r}: choose from {', '.join(job.name for job in jobs)}")
     return [job for job in jobs if not names or job.name in names]

@@ -1,7 +1,7 @@
-"""Trains the jobs of a list, one after the other, as far as the time goes: python -m mup_moe run-jobs.
+"""Trains the jobs of a list one by one, as far as time allows: python -m mup_moe run-jobs.
 
-To be run where neither Snakemake nor the config is. What is done is packed after every job; what is not
-continues from its checkpoints when the same command runs again.
+Run it on a machine that has neither Snakemake nor the config. It packs finished cells after every job; rerun the
+same command to resume the other cells from their checkpoints.
 """
 
 import argparse
@@ -20,52 +20,54 @@ from mup_moe.ops.offsite.archive import CellArchives, pack_logs
 from mup_moe.ops.offsite.job_list import ListedJob, read_jobs
 from mup_moe.ops.offsite.job_time import JobTimes
 
-# What a job may take to write its checkpoints once it is asked to stop, and to end where it writes none.
+# How long a job may take to stop, with and without writing checkpoints.
 _GRACE_SECONDS, _END_SECONDS = 120.0, 10.0
 _POLL_SECONDS = 0.2
-# As long as a compiler may take once the job is over that it ran beside; after that it hangs.
+# How long a compiler may run on after the job that it ran alongside; then it counts as hung.
 _AHEAD_SECONDS = 60.0
-# A step that comes later is neither compiled nor captured any more.
-_TELLING_STEPS = 20
+# From this step on, no step is compiled or captured any more, so the rate is representative.
+_WARM_UP_STEPS = 20
 _OPTIONS = {"device": str, "replicas": str, "step": str, "threads": int, "checkpoint_seconds": float}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `run-jobs`."""
+    """Adds the options of `run-jobs`."""
     parser.add_argument("--jobs", type=Path, required=True, help="the list that export-jobs wrote")
     parser.add_argument("--results", type=Path, default=Path("results"), help="has data/; gets cells/ and logs/")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after which the rest is left")
-    parser.add_argument("--archive", type=Path, help="folder for cells-000.tar.gz, ... with all that is done, and logs")
-    parser.add_argument("--archive-bytes", type=int, default=10_000_000, help="at which an archive is full")
-    help_measured = "what benchmarks/look.py wrote here: jobs that cannot end in time are left out from the first"
+    parser.add_argument("--minutes", type=float, default=math.inf, help="time limit; unfinished jobs are left")
+    parser.add_argument("--archive", type=Path, help="folder for the finished cells (cells-000.tar.gz, ...) and logs")
+    parser.add_argument("--archive-bytes", type=int, default=10_000_000, help="size at which an archive is full")
+    help_measured = "output of benchmarks/look.py: skip jobs that cannot end in time from the first job on"
     parser.add_argument("--measured", type=Path, help=help_measured)
-    help_ahead = "compile the steps of the next job while one trains (memory for both is needed)"
+    help_ahead = "compile the steps of the next job while one trains (needs memory for both)"
     parser.add_argument("--compile-ahead", action="store_true", help=help_ahead)
     for option, kind in _OPTIONS.items():
-        parser.add_argument(f"--{option.replace('_', '-')}", default=None, type=kind, help="as of `train`")
+        parser.add_argument(f"--{option.replace('_', '-')}", default=None, type=kind, help="as in `train`")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains and packs. Returns 1 if a job failed; running out of time is not a failure.
+    """Trains and packs. Returns 1 if a job or packing failed; running out of time is not a failure.
 
-    SIGTERM and SIGINT end the time. Raises UserError where tokens are not those of the list.
+    SIGTERM and SIGINT end the run as if time had run out. Raises UserError if the tokens are not those of the list.
     """
     jobs = read_jobs(arguments.jobs)
     if not jobs:
-        print(f"{arguments.jobs} lists no job: there is nothing to train", flush=True)
+        print(f"{arguments.jobs} lists no jobs: there is nothing to train", flush=True)
         return 0
     vocabulary = {}
     for corpus, digest in {job.corpus: job.tokens for job in jobs}.items():
         folder = arguments.results / "data" / corpus
         tokens = Tokens.open(folder)
         if tokens.digest != digest:
-            raise UserError(f"{folder} has other tokens than the list: copy the folder from home again")
+            raise UserError(
+                f"{folder} has different tokens from those of the list: copy the folder from the home machine again"
+            )
         vocabulary[corpus] = tokens.vocabulary
     return _Visit(arguments, jobs, JobTimes(vocabulary, arguments.measured)).run()
 
 
 class _Visit:
-    """The jobs of a list, on a machine that is lent for a while."""
+    """Runs the jobs of a list within a time limit."""
 
     def __init__(self, arguments: argparse.Namespace, jobs: Sequence[ListedJob], times: JobTimes) -> None:
         self._arguments, self._jobs, self._times = arguments, jobs, times
@@ -86,7 +88,7 @@ class _Visit:
         return max(0.0, self._deadline - time.monotonic())
 
     def run(self) -> int:
-        """Trains and packs; the exit status."""
+        """Trains and packs; returns the exit status."""
         self._pack()
         try:
             for number, job in enumerate(self._jobs):
@@ -99,8 +101,8 @@ class _Visit:
                     self._train(job, left, self._jobs[number + 1 :])
                     self._pack()
                 elif left.requests:
-                    takes = f"it takes about {self._times.estimate(left):.0f} s of {self._seconds_left:.0f} s left"
-                    print(f"{job.figure} {job.name}: not begun, {takes}", flush=True)
+                    takes = f"it needs about {self._times.estimate(left):.0f} s, {self._seconds_left:.0f} s are left"
+                    print(f"{job.figure} {job.name}: not started, {takes}", flush=True)
         finally:
             if self._ahead is not None:
                 _end(self._ahead, _END_SECONDS)
@@ -108,18 +110,18 @@ class _Visit:
         return 1 if self._failed else 0
 
     def _done(self) -> list[Path]:
-        """The folders of the cells that are done."""
+        """Returns the folders of the finished cells."""
         left = {request.cell for job in self._jobs for request in job.left(self._results).requests}
         cells = [request.cell for job in self._jobs for request in job.requests if request.cell not in left]
         return [self._results / "cells" / cell.id for cell in cells]
 
     def _can_end(self, left: ListedJob) -> bool:
-        """Whether a job ends in the time that is left, as far as is known; one with checkpoints need not."""
+        """Returns whether a job should run: it has checkpoints, or it may end in the time that is left."""
         seconds = self._times.estimate(left)
         return self._keeps_checkpoints or seconds is None or seconds <= self._seconds_left
 
     def _train(self, job: ListedJob, left: ListedJob, later: Sequence[ListedJob]) -> None:
-        """Runs `train` until it ends or the time does."""
+        """Runs `train` until it ends or time runs out."""
         start, rate, ahead = time.monotonic(), 0.0, not self._arguments.compile_ahead
         process = self._start(job)
         try:
@@ -127,11 +129,11 @@ class _Visit:
                 time.sleep(_POLL_SECONDS)
                 if sign := self._sign_of(left):
                     if not ahead:
-                        # Only now: a job that steps has taken the memory that it needs.
+                        # Wait until now: once a job takes steps, it has allocated the memory that it needs.
                         ahead = True
                         self._compile_ahead(later)
-                    # The fastest, for the first ones count compilation in.
-                    rate = max(rate, (sign.step >= _TELLING_STEPS and sign.steps_per_second) or 0.0)
+                    # Take the fastest rate, because the first ones include compilation.
+                    rate = max(rate, (sign.step >= _WARM_UP_STEPS and sign.steps_per_second) or 0.0)
         finally:
             _end(process, _GRACE_SECONDS if self._keeps_checkpoints else _END_SECONDS)
         seconds = time.monotonic() - start
@@ -144,7 +146,7 @@ class _Visit:
         self._failed += process.returncode != 0 and not stopped
 
     def _sign_of(self, job: ListedJob) -> Heartbeat | None:
-        """What a job that trains tells, once it has taken a step; a cell that is done tells no more."""
+        """Returns a heartbeat of a training job after its first step; finished cells have no heartbeat."""
         signs = (Heartbeat.read(self._results / "cells" / request.cell.id) for request in job.requests)
         return next((sign for sign in signs if sign and sign.step > 0), None)
 
@@ -163,7 +165,7 @@ class _Visit:
         return self._results / "logs" / "train" / f"{job.name}.log"
 
     def _compile_ahead(self, later: Sequence[ListedJob]) -> None:
-        """Starts the compiler for the next job that will be begun."""
+        """Starts the compiler for the next job that will run."""
         for job in later:
             left = job.left(self._results)
             if left.requests and self._can_end(left):
@@ -171,7 +173,7 @@ class _Visit:
                 return
 
     def _await_ahead(self) -> None:
-        """Lets a compiler that still runs come to its end: the next job needs what it makes, and its memory."""
+        """Waits for a running compiler to finish: the next job needs its output and its memory."""
         if self._ahead is not None:
             patience = time.monotonic() + _AHEAD_SECONDS
             while self._ahead.poll() is None and self._seconds_left and time.monotonic() < patience:
@@ -180,7 +182,7 @@ class _Visit:
             self._ahead = None
 
     def _pack(self) -> None:
-        """Packs what is done, and the logs. What cannot be packed now is packed after the next job."""
+        """Packs finished cells and logs. If that fails, they are packed after the next job."""
         if self._archives is None:
             return
         try:
@@ -193,7 +195,7 @@ class _Visit:
 
 
 def _end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
-    """Ends a process: asks, and after so many seconds does not ask."""
+    """Terminates a process, and kills it if it has not ended after `seconds`."""
     if process.poll() is None:
         process.terminate()
         try:

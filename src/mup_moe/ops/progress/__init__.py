@@ -1,1 +1,1 @@
-"""How far a run of Snakemake is, and how long the rest will take: a line now and then while it runs."""
+"""Reports the progress of a Snakemake run and the time left, as a line from time to time."""

@@ -1,6 +1,6 @@
-"""What the cells of a run will cost, told to the Snakemake that runs it, which has no torch; when jobs will be done.
+"""Forecasts what the cells of a run will cost, in a separate process, so that Snakemake's needs no torch.
 
-A request, one line of JSON, comes by standard input, and the answer goes to standard output.
+The process reads a request, one line of JSON, from standard input and writes the answer to standard output.
 """
 
 import heapq
@@ -20,7 +20,10 @@ _ABANDONED = 3  # exit status
 
 @dataclass(frozen=True)
 class CellForecast:
-    """step: that a cell goes on from, of `steps`. seconds_of_step: of one process, this cell's share."""
+    """A cell's forecast.
+
+    step: where the cell resumes, of `steps`. seconds_of_step: this cell's share of a step of one process.
+    """
 
     step: int
     steps: int
@@ -29,7 +32,11 @@ class CellForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """cells: by their ids. start_seconds: of a job. is_measured: whether seconds are a benchmark's, or only ratios."""
+    """A run's forecast.
+
+    cells: by their ids. start_seconds: the start-up time of a job. is_measured: whether seconds come from a benchmark;
+    if not, they are meaningful only relative to each other.
+    """
 
     cells: Mapping[str, CellForecast]
     start_seconds: float
@@ -37,10 +44,10 @@ class Forecast:
 
 
 def makespan(running: Sequence[float], waiting: Iterable[float], processes: int) -> float:
-    """Seconds until all jobs are done. running, waiting: the seconds that each still takes.
+    """Returns the seconds until all jobs are done. running, waiting: the seconds that each job still needs.
 
-    Whenever a process is free, the longest job that waits begins, as the widest does under Snakemake. At
-    least as many processes run as there are running jobs.
+    Whenever a process is free, the longest waiting job starts, as the widest one does under Snakemake. There are at
+    least as many processes as running jobs.
     """
     ends = [*running, *[0.0] * (processes - len(running))]
     heapq.heapify(ends)
@@ -50,21 +57,21 @@ def makespan(running: Sequence[float], waiting: Iterable[float], processes: int)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: about."""
+    """Formats seconds for people, rounded."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark: Path) -> Forecast | None:
-    """The forecast of these cells, from a process of its own; None where none can be made.
+    """Returns the forecast of these cells, made in a child process; None if it fails.
 
-    document: the whole config. benchmark: of the training step. The process ends with this one.
+    document: the whole config. benchmark: of the training step. The child ends when this process does.
     """
     request = {"document": document, "cells": list(cells), "results": str(results), "benchmark": str(benchmark)}
     try:
         with subprocess.Popen(
-            # -P: nothing of the working folder is imported.
+            # -P: import nothing from the working folder.
             [sys.executable, "-P", "-m", "mup_moe.ops.progress.forecast"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -74,14 +81,14 @@ def ask_forecast(document: Any, cells: Collection[str], results: Path, benchmark
             assert process.stdin is not None
             assert process.stdout is not None
             print(json.dumps(request), file=process.stdin, flush=True)
-            told = json.loads(process.stdout.read())
+            answer = json.loads(process.stdout.read())
     except (OSError, ValueError):
         return None
-    return Forecast(**told | {"cells": {name: CellForecast(**of_cell) for name, of_cell in told["cells"].items()}})
+    return Forecast(**answer | {"cells": {name: CellForecast(**of_cell) for name, of_cell in answer["cells"].items()}})
 
 
 def _answer(request: dict[str, Any]) -> Forecast:
-    # Here, as the process that asks is to have none of it.
+    # Imported here, so that the parent process does not load any of it.
     from mup_moe.config.cell import Cell
     from mup_moe.config.load import validate
     from mup_moe.files import UserError
@@ -100,14 +107,14 @@ def _answer(request: dict[str, Any]) -> Forecast:
     return Forecast(forecasts, START_SECONDS, not isinstance(costs.machine, UserError))
 
 
-def _end_with_who_asks() -> None:
-    # The pipe is closed when that process ends, however it does.
+def _exit_with_parent() -> None:
+    # The pipe closes when the parent process ends, however it ends.
     sys.stdin.read()
     os._exit(_ABANDONED)
 
 
 if __name__ == "__main__":
     request = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_who_asks, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     print(json.dumps(asdict(_answer(request))), flush=True)
-    os._exit(0)  # the thread that reads would hold up the interpreter's end
+    os._exit(0)  # the reading thread would delay the interpreter's exit

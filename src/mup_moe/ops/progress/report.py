@@ -1,4 +1,4 @@
-"""How much of a sweep is done and how long the rest will take, told while it runs."""
+"""Prints how much of a sweep is done and how long the rest will take, while it runs."""
 
 import atexit
 import sys
@@ -17,37 +17,37 @@ from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.progress.forecast import Forecast, ask_forecast, duration
 from mup_moe.ops.progress.watch import RunWatch, Standing
 
-# Between two lines, and between two looks at the files, which are to cost no more than so much of the time.
+# Seconds between two lines and between two looks at the files, and the share of the time that looks may take.
 _LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
-# A run that is over by then needs no forecast, which costs seconds of a processor.
+# A run that ends before this needs no forecast, which costs seconds of CPU time.
 _SHORT_SECONDS = 8.0
-# Of a line, and of the figures' names in it.
+# The width of a line, and of the figure names in it.
 _COLUMNS, _NAMES = 99, 32
 
 
 def line(standing: Standing, elapsed: float, tokenizing: bool = False) -> str:
-    """One line of progress: the figures being made, a bar of the work, cells done, time spent and left.
+    """Returns one line of progress: current figures, a bar of the work, cells done, time spent and left.
 
-    tokenizing: whether tokens are made first; until a cell begins the line then says that. elapsed: seconds.
+    tokenizing: whether the run makes tokens first; then the line says so until a cell starts. elapsed: seconds.
     """
     names = ", ".join(standing.figures)
     if len(names) > _NAMES:
         names = f"{names[: _NAMES - 3]}..."
     has_begun = bool(standing.cells or standing.figures or standing.failed)
     doing = names or ("training" if has_begun else "tokenizing" if tokenizing else "waiting")
-    told = [f"{tqdm.format_interval(elapsed)} spent"]
+    details = [f"{tqdm.format_interval(elapsed)} spent"]
     if standing.seconds_left and (has_begun or not tokenizing):
-        told.append(f"about {duration(standing.seconds_left)} left")
+        details.append(f"about {duration(standing.seconds_left)} left")
     if standing.failed:
-        told.append(f"{standing.failed} failed")
+        details.append(f"{standing.failed} failed")
     text: str = tqdm.format_meter(
-        int(100 * standing.share + 1e-9),  # all of it only when all is done
+        int(100 * standing.share + 1e-9),  # 100% only when everything is done
         100,
         elapsed,
         prefix=doing,
         ncols=_COLUMNS,
         ascii=True,
-        bar_format=f"{{l_bar}}{{bar}}| {standing.cells}/{standing.total} cells [{', '.join(told)}]",
+        bar_format=f"{{l_bar}}{{bar}}| {standing.cells}/{standing.total} cells [{', '.join(details)}]",
     )
     return text
 
@@ -63,12 +63,12 @@ def report_progress(
     keep_going: bool,
     results: Path = Path("results"),
 ) -> None:
-    """Prints a line to stderr now and then, while there is news, until the caller's process ends.
+    """Prints a line to stderr from time to time, if there is news, until the caller's process ends.
 
-    Runs beside the caller, in a thread that dies with it. document: the whole config. outputs: the files of
-    each job, of which the summaries of cells count. figures: cells by figure; the first that has a cell names
-    it. benchmark: of the training step. processes: how many jobs run at once; None: only that shows.
-    tokenizing: whether tokens are made first. keep_going: whether others begin once a job has failed.
+    Runs in a daemon thread. document: the whole config. outputs: the files of each job; only cells' summaries
+    count. figures: cells by figure; the first figure that has a cell names it. benchmark: of the training step.
+    processes: how many jobs run at once; None: inferred from the jobs seen running. tokenizing: whether the run
+    makes tokens first. keep_going: whether other jobs start after one has failed.
     """
     jobs = [[path.parent.name for path in map(Path, job) if path.name == SUMMARY] for job in outputs]
     if any(jobs):
@@ -89,7 +89,7 @@ class _Reporter:
         self._turn = threading.Lock()
 
     def run(self, ask: Callable[[], Forecast | None]) -> None:
-        """Never ends. ask: for the forecast."""
+        """Prints until the process ends. ask: returns the forecast."""
         time.sleep(_SHORT_SECONDS)
         if (forecast := ask()) is not None:
             with self._turn:
@@ -104,7 +104,7 @@ class _Reporter:
 
     def end(self) -> None:
         """Prints the last line."""
-        # The other thread may be at a file system that hangs.
+        # The other thread may be stuck at a hanging file system.
         if self._turn.acquire(timeout=_LOOK_SECONDS):
             self._print(replace(self._watch.look(), seconds_left=None))
 

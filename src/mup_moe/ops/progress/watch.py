@@ -1,4 +1,4 @@
-"""How far a run of Snakemake is, and how long the rest will take, by the files of its cells. Needs no torch."""
+"""Measures the progress of a Snakemake run and the time left from the files of its cells. Needs no torch."""
 
 import math
 import time
@@ -12,19 +12,19 @@ from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.heartbeat import Heartbeat
 from mup_moe.ops.progress.forecast import Forecast, makespan
 
-# What was seen fades in so many seconds; an expectation counts as so many of a process that were seen.
+# Measurements decay with this time constant, in seconds; a prior counts as much as this many measured seconds.
 _MEMORY_SECONDS, _TRUST_SECONDS = 300.0, 10.0
-# A job is quiet for so long between two stacks; for longer, it waits to be tried again.
+# A job may be quiet for this long between two stacks; if it is quiet for longer, it counts as waiting for a retry.
 _QUIET_SECONDS = 60.0
-# How many looks tell how many processes there are at once: between two jobs there are fewer for a moment.
+# The number of processes is the most over this many looks, since it drops briefly between two jobs.
 _LOOKS = 12
 
 
 class _Cell:
-    """A cell, by its files.
+    """A cell, as seen in its files.
 
-    done: the share of its steps; first: that at which this run begins. step_seconds: its share of a step of a
-    stack, by the forecast, or 1.
+    done: the share of its steps that are done; first: that share when this run begins. step_seconds: the cell's share
+    of a stack's step, from the forecast, or 1.
     """
 
     def __init__(self, folder: Path, is_there: bool) -> None:
@@ -32,15 +32,15 @@ class _Cell:
         self.first = self.done = 0.0
         self.steps, self.step_seconds = 1, 1.0
         self._summary = _stamp(folder / SUMMARY) if is_there else None
-        self.old_failure = self.failure if is_there else None  # of other runs, or of a try that another has followed
-        # The last sign of life; when it was seen first, by our clock; the first one of its process.
+        self.old_failure = self.failure if is_there else None  # from another run, or followed by another attempt
+        # The last heartbeat; when it was first seen, by this host's clock; the first heartbeat of its process.
         self.beat = Heartbeat.read(folder) if is_there else None
         self._seen, self._began = -math.inf, self.beat
         self.is_alive = self.is_silent = False
 
     def look(self, now: float, pace: float | None) -> bool:
-        """Reads the files; whether the cell has a new result. pace: as `_Job.left` has it."""
-        # First: who is done shows a result before the sign of life goes.
+        """Reads the files and returns whether the cell has a new result. pace: as in `_Job.left`."""
+        # Read the heartbeat first: a cell publishes its result before it deletes its heartbeat.
         beat = Heartbeat.read(self._folder)
         if _stamp(self._folder / SUMMARY) not in (None, self._summary):
             self.done, self.is_alive = 1.0, False
@@ -49,12 +49,12 @@ class _Cell:
             if self.beat is None or (beat.host, beat.pid) != (self.beat.host, self.beat.pid) or not self.is_alive:
                 self._began = beat
             self.beat, self._seen = beat, now
-        # By our clock: those of other hosts may differ. What was there at first is nobody's.
+        # Use this host's clock, since others may differ. A heartbeat from before this run counts for nothing.
         age = now - self._seen
         self.is_alive = beat is not None and age < math.inf and beat.is_alive(age)
         self.is_silent = beat is not None and age < math.inf and not self.is_alive
         if self.is_alive and beat is not None:
-            # A sign comes now and then; what is made meanwhile counts as it is made.
+            # Extrapolate the steps since the last heartbeat.
             rate = beat.steps_per_second
             if rate is None and pace:
                 rate = 1 / (self.step_seconds * beat.together * pace)
@@ -64,19 +64,19 @@ class _Cell:
 
     @property
     def seconds(self) -> float:
-        """Of all its steps, by the forecast."""
+        """The seconds of all its steps, from the forecast."""
         return self.steps * self.step_seconds
 
     @property
     def failure(self) -> int | None:
-        """When its last try failed; None where it did not."""
+        """When its last attempt failed; None if it did not."""
         return _stamp(self._folder / heartbeat.FAILURE)
 
     def pace(self, expected: float) -> float:
-        """Seconds of a step of the stack that the cell is in, of which `expected` are expected."""
+        """Returns the seconds per step of the cell's stack, with `expected` as the prior."""
         if self.beat is None or self._began is None:
             return expected
-        # Both by the clock of one host, which may be set back.
+        # Both times are from one host's clock, which may be set back.
         seconds = max(self.beat.time - self._began.time, 0.0)
         steps = max(self.beat.step - self._began.step, 0)
         return (_TRUST_SECONDS + seconds) / (_TRUST_SECONDS / expected + steps)
@@ -93,7 +93,7 @@ class _Job:
         self._start_seconds = 0.0
 
     def learn(self, forecast: Forecast) -> None:
-        """Takes in what its cells cost."""
+        """Stores the forecast of its cells."""
         self._start_seconds = forecast.start_seconds
         for cell in self.cells:
             known = forecast.cells[cell.id]
@@ -102,7 +102,7 @@ class _Job:
             cell.done = max(cell.done, cell.first)
 
     def look(self, here: Collection[str], now: float, pace: float | None) -> list[_Cell]:
-        """Reads the files; the cells that are finished since. here: the folders that there are. pace: as of `left`."""
+        """Reads the files and returns the newly finished cells. here: the existing folders. pace: as in `left`."""
         seen = [cell for cell in self.unfinished if cell.id in here]
         finished = [cell for cell in seen if cell.look(now, pace)]
         for cell in finished:
@@ -118,22 +118,22 @@ class _Job:
         return finished
 
     def is_running(self, now: float) -> bool:
-        """Whether a process trains it, or is between two of its stacks."""
+        """Returns whether a process trains it or is between two of its stacks."""
         return bool(self.unfinished) and not self.has_stopped and now - self._alive <= _QUIET_SECONDS
 
     @property
     def made(self) -> float:
-        """What the forecast says for what this run has made."""
+        """The forecast seconds of the work that this run has done."""
         start = self._start_seconds if self.has_begun else 0.0
         return start + sum(max(cell.done - cell.first, 0.0) * cell.seconds for cell in self.cells)
 
     @property
     def whole(self) -> float:
-        """What the forecast says for all that this run is to make."""
+        """The forecast seconds of all work that this run has to do."""
         return self._start_seconds + sum((1.0 - cell.first) * cell.seconds for cell in self.cells)
 
     def left(self, pace: float, now: float) -> float:
-        """The seconds that it still takes. pace: seconds to each that the forecast says."""
+        """Returns the seconds that it still needs. pace: actual seconds per forecast second."""
         stacks: dict[tuple[str, int], list[_Cell]] = {}
         seconds = 0.0 if self.is_running(now) else self._start_seconds * pace
         for cell in self.unfinished:
@@ -142,7 +142,7 @@ class _Job:
             else:
                 seconds += (1.0 - cell.done) * cell.seconds * pace
         for cells in stacks.values():
-            # They end at once; a cell that has ended before the others left the time to them.
+            # Cells of a stack end together; if one ended earlier, the others run faster.
             expected = sum(cell.step_seconds for cell in cells) * pace
             seconds += max((1.0 - cell.done) * cell.steps * cell.pace(expected) for cell in cells)
         return seconds
@@ -157,10 +157,11 @@ def _stamp(path: Path) -> int | None:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a run stands.
+    """The progress of a run.
 
-    share: done of the work, never less than before. cells: done, of `total`. failed: cells whose last try failed or
-    fell silent. figures: whose cells are trained now, or were last. seconds_left: None where nothing tells yet.
+    share: the share of the work that is done, which never decreases. cells: how many are done, of `total`. failed:
+    cells whose last attempt failed or fell silent. figures: those whose cells are, or were last, in training.
+    seconds_left: None if still unknown.
     """
 
     share: float
@@ -172,11 +173,12 @@ class Standing:
 
 
 class RunWatch:
-    """Watches the cells that a run of Snakemake is to train.
+    """Watches the cells that a Snakemake run has to train.
 
-    jobs: the ids of the cells of each. cells: the folder with a folder for each; what these hold at first is of
-    other runs. figures: cells by figure; the first that has a cell names it. processes: how many jobs run at
-    once, or None where only that shows. keep_going: whether others begin once one has failed. clock: seconds.
+    jobs: the cell ids of each job. cells: the folder with a folder per cell, whose initial files are from other
+    runs. figures: cells by figure; the first figure that has a cell names it. processes: how many jobs run at once;
+    None: inferred from the jobs seen running. keep_going: whether other jobs start after one has failed. clock: returns
+    seconds.
     """
 
     def __init__(
@@ -195,14 +197,14 @@ class RunWatch:
         self._total = sum(len(job) for job in jobs)
         self._forecast: Forecast | None = None
         self._at_once = deque([] if processes is None else [processes] * _LOOKS, maxlen=_LOOKS)
-        # Seconds of processes that were spent, and what the forecast says for what they have made.
+        # Process seconds spent, and the forecast seconds of the work done in them.
         self._spent = self._made = 0.0
         self._before: tuple[float, float, int] | None = None
         self._share = 0.0
         self._figures: tuple[str, ...] = ()
 
     def learn(self, forecast: Forecast) -> None:
-        """Takes in what the cells cost."""
+        """Stores the forecast."""
         self._forecast = forecast
         if forecast.is_measured:
             self._spent = self._made = _TRUST_SECONDS
@@ -210,7 +212,7 @@ class RunWatch:
             job.learn(forecast)
 
     def look(self) -> Standing:
-        """Reads the files."""
+        """Reads the files and returns the progress."""
         now, here = self._clock(), self._folders()
         finished = [cell for job in self._jobs for cell in job.look(here, now, self._pace)]
         running = [job for job in self._jobs if job.is_running(now)]
@@ -235,14 +237,14 @@ class RunWatch:
         )
 
     def _folders(self) -> set[str]:
-        # One listing is cheaper than to ask for each; most have none before their job begins.
+        # One listing is cheaper than a check per cell; most cells have no folder before their job starts.
         try:
             return {path.name for path in self._folder.iterdir()}
         except OSError:
             return set()
 
     def _measure(self, now: float, processes: int) -> None:
-        """Takes in what was made since the last look."""
+        """Adds the work done since the last look."""
         if self._forecast is None:
             self._share = 1 - sum(len(job.unfinished) for job in self._jobs) / self._total
             return
@@ -252,14 +254,14 @@ class RunWatch:
             then, before, at_work = self._before
             fade = math.exp((then - now) / _MEMORY_SECONDS)
             self._spent = self._spent * fade + at_work * (now - then)
-            # What a killed job loses is no sign of slowness.
+            # Work lost when a job was killed does not mean that the run is slow.
             self._made = self._made * fade + max(made - before, 0.0)
         if any(job.has_begun for job in self._jobs):
             self._before = now, made, processes
 
     @property
     def _pace(self) -> float | None:
-        """Seconds to each that the forecast says; None where nothing tells yet."""
+        """Actual seconds per forecast second; None if still unknown."""
         return self._spent / self._made if self._made else None
 
     def _seconds_left(

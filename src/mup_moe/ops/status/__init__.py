@@ -1,1 +1,1 @@
-"""How a sweep stands, told from its files while it runs or afterwards: python -m mup_moe status."""
+"""Reports the state of a sweep from its files, during or after the run: python -m mup_moe status."""

@@ -1,4 +1,4 @@
-"""What training steps cost, by the benchmark of a machine."""
+"""Estimates what training steps cost from the benchmark of a machine."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ _FLAT_RATE = 1e9
 
 @dataclass(frozen=True)
 class Costs:
-    """What steps cost one process.
+    """The cost of training steps for one process.
 
-    flops_of_step: of each cell. machine: whose benchmark tells how long they take, or why none does. Without
-    one, seconds mean something in proportion to each other only.
+    flops_of_step: FLOPs of one step of each cell. machine: the benchmarked machine, or the error if there is no
+    benchmark. Then seconds are meaningful only relative to each other.
     """
 
     flops_of_step: Mapping[Cell, int]
@@ -29,9 +29,9 @@ class Costs:
 
     @classmethod
     def of(cls, sweep: Sweep, cells: Iterable[Cell], benchmark: Path) -> Self:
-        """Counts the FLOPs of these cells. Raises UserError where a tokenizer's files cannot be read.
+        """Counts the FLOPs of these cells. Raises UserError if a tokenizer's files cannot be read.
 
-        benchmark: of the training step, a CSV.
+        benchmark: the CSV of the training-step benchmark.
         """
         vocabulary = cache(partial(_vocabulary, sweep))
         flops = {}
@@ -45,13 +45,13 @@ class Costs:
             return cls(flops, error)
 
     def seconds(self, flops: float, cell: Cell) -> float:
-        """How long one process takes for so much training of models such as a cell's."""
+        """Returns how long one process takes to train `flops` of models such as the cell's."""
         if isinstance(self.machine, UserError):
             return flops / _FLAT_RATE
         return self.machine.seconds(flops, cell.width, cell.architecture)
 
     def seconds_of_step(self, cell: Cell) -> float:
-        """How long a step of a cell takes, where others share the process with it: its share."""
+        """Returns the seconds of one step of a cell; if cells share a process, this cell's share of a step."""
         return self.seconds(self.flops_of_step[cell], cell)
 
 

@@ -1,4 +1,4 @@
-"""Where each cell of a sweep stands, by the files in its folder. Needs no torch."""
+"""Determines the state of each cell of a sweep from the files in its folder. Needs no torch."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -20,17 +20,17 @@ from mup_moe.ops.heartbeat import Failure, Heartbeat
 from mup_moe.sweep import Sweep
 from mup_moe.training.request import TrainingRequest
 
-# How a command begins the sentence by which it ends.
-_SPEAKER = "mup-moe: "
+# The prefix of the error message with which a command ends.
+_PREFIX = "mup-moe: "
 
 
 class State(StrEnum):
-    """Where a cell stands.
+    """The state of a cell.
 
-    DONE, DIVERGED: it has a result. RUNNING: its process gives signs of life. SILENT: its process was
-    killed, or hangs. FAILED: its last try ended without a result, for a reason that is known.
-    INTERRUPTED: it has a checkpoint and no process. OUTDATED: its result is of another config, version or
-    corpus, or damaged, and it will be trained again. WAITING: none of these.
+    DONE, DIVERGED: it has a result. RUNNING: its process sends heartbeats. SILENT: its process was
+    killed or hangs. FAILED: its last attempt ended without a result, for a known reason.
+    INTERRUPTED: it has a checkpoint but no process. OUTDATED: its result is damaged or from another config,
+    version or corpus, and it will be trained again. WAITING: none of these.
     """
 
     DONE = "done"
@@ -47,9 +47,9 @@ class State(StrEnum):
 class CellStatus:
     """A cell of the sweep.
 
-    job: of the workflow, which names its log. step: done of `steps`, or that from which the cell goes on. result: the
-    summary of a cell that has one. heartbeat: of one that runs or has fallen silent; age: of that, in seconds by our
-    clock. reason: of one that failed, in a sentence.
+    job: the workflow's job, which names the log. step: steps done, of `steps`, or the step from which the cell
+    resumes. result: the summary of a cell that has a result. heartbeat: of a running or silent cell; age: of the
+    heartbeat, in seconds by this host's clock. reason: why a failed cell failed, as a sentence.
     """
 
     cell: Cell
@@ -64,10 +64,10 @@ class CellStatus:
 
 
 def survey(sweep: Sweep, cells: Collection[Cell], now: float) -> Iterator[CellStatus]:
-    """Where cells stand, each once, shown by a figure or not. now: seconds since the epoch."""
+    """Yields the status of each cell once, whether a figure shows it or not. now: seconds since the epoch."""
     digests = {corpus: _tokens_digest(sweep.tokens(corpus)) for corpus in sweep.config.corpora}
     for cell in dict.fromkeys(cells):
-        # Of all figures, as the workflow has them: which cells share a job depends on which figures show them.
+        # Use the jobs of all figures, as the workflow does: which cells share a job depends on the figures.
         job, tokens = sweep.job_of.get(cell, cell.id), digests[sweep.corpus(cell)]
         yield _cell_status(sweep.request(cell), job, tokens, sweep.cells / cell.id, now)
 
@@ -75,13 +75,13 @@ def survey(sweep: Sweep, cells: Collection[Cell], now: float) -> Iterator[CellSt
 def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder: Path, now: float) -> CellStatus:
     steps = request.training.steps
     if folder.exists() and not os.access(folder, os.R_OK | os.X_OK):
-        reason = f"{folder} cannot be read: ask its owner to permit it"
+        reason = f"{folder} cannot be read: ask its owner for read permission"
         return CellStatus(request.cell, job, State.FAILED, 0, steps, reason=reason)
-    # First: who is done shows a result before the heartbeat goes.
+    # Read the heartbeat first: a cell publishes its result before it deletes its heartbeat.
     beat = Heartbeat.read(folder)
     kept = Result(folder).kept_files[1]
     summary = _summary(kept.parent)
-    # Tokens that are not there yet will be made as they were: a result is taken to be of them.
+    # If the tokens do not exist yet, assume that they will be the same as those of the result.
     fingerprint = request.fingerprint(tokens or str(summary.get("tokens_digest")))
     if summary.get("fingerprint") == fingerprint:
         state = State.DIVERGED if summary.get("status") == "diverged" else State.DONE
@@ -102,7 +102,7 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
 
 
 def _summary(kept: Path) -> dict[str, Any]:
-    """What a kept result says, whosever it is; nothing where there is none that is whole and can be read."""
+    """Returns the summary of a kept result of any run; empty if there is none that is whole and readable."""
     try:
         return read_result(kept)
     except UserError:
@@ -110,10 +110,10 @@ def _summary(kept: Path) -> dict[str, Any]:
 
 
 def _saved_step(folder: Path, fingerprint: str) -> int:
-    """The step of the latest checkpoint of this run, on whatever device, by what its header says; or 0."""
+    """Returns the step in the header of this run's latest checkpoint, from any device; 0 if there is none."""
     steps = [0]
     for name in (CHECKPOINT, PREVIOUS):
-        # One that is absent or damaged, training leaves aside.
+        # Training ignores absent or damaged checkpoints.
         with suppress(DamagedCheckpointError):
             header = read_header(folder / name)
             if header.fingerprint.startswith(f"{fingerprint}/"):
@@ -129,24 +129,24 @@ def _tokens_digest(folder: Path) -> str | None:
 
 
 def corpus_state(corpus: str, results: Path) -> str:
-    """Where a corpus stands, in words: what was left out of it, or, if nobody works on it, why its last try failed."""
+    """Describes the state of a corpus: what was left out, or why the last attempt failed if no process holds it."""
     folder = results / "data" / corpus
     held = is_held(folder)
     if (folder / WORK).exists():
-        state = "being tokenized" if held else "half tokenized, by nobody now"
+        state = "being tokenized" if held else "partly tokenized, by no running process"
     elif _tokens_digest(folder) is not None:
-        said = remark_of(folder)
-        state = f"tokenized: {said}" if said else "tokenized"
+        remark = remark_of(folder)
+        state = f"tokenized: {remark}" if remark else "tokenized"
     else:
         state = "damaged" if (folder / MANIFEST).exists() else "not tokenized yet"
     log = results / "logs" / "tokenize" / f"{corpus}.log"
-    reason = None if held or (folder / MANIFEST).exists() else _last_words(log)
-    return state if reason is None else f"{state}; its last try failed: {cut(reason)} ({log})"
+    reason = None if held or (folder / MANIFEST).exists() else _final_error(log)
+    return state if reason is None else f"{state}; the last attempt failed: {cut(reason)} ({log})"
 
 
-def _last_words(log: Path) -> str | None:
-    """The sentence by which a command ended, if its log ends with one."""
+def _final_error(log: Path) -> str | None:
+    """Returns the error message with which a command ended, if its log ends with one."""
     with suppress(OSError):
         *_, last = log.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
-        return last.removeprefix(_SPEAKER) if last.startswith(_SPEAKER) else None
+        return last.removeprefix(_PREFIX) if last.startswith(_PREFIX) else None
     return None

@@ -1,4 +1,4 @@
-"""How a whole sweep stands, as a value, and how long the rest of it will take, by what its own cells took."""
+"""The state of a whole sweep as a value, and an estimate of the time left from the rate of its cells."""
 
 import math
 from collections import Counter
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """What a sweep still takes.
+    """The time that a sweep still needs.
 
-    device_seconds: of one process (a CPU's, or a GPU's), summed over the cells that are left; None where nothing
-    tells. processes: that train now. seconds: by them; None if there are none. basis: of this, or why it is not known.
+    device_seconds: seconds of one process (on a CPU or a GPU), summed over the unfinished cells; None if unknown.
+    processes: how many are training now. seconds: the time that they need; None if there are none. basis: what the
+    estimate is based on, or why there is none.
     """
 
     device_seconds: float | None
@@ -36,10 +37,10 @@ class TimeLeft:
 
 
 class SweepStatus:
-    """Figures, and what they need.
+    """The state of figures and of what they need.
 
-    snakemake: whether one works in the folder `results`. corpora: name -> its state in words. probes: name -> how
-    many widths are measured, and of how many.
+    snakemake: whether a Snakemake is running in the folder `results`. corpora: name -> its state in words. probes:
+    name -> whether it is measured.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SweepStatus:
         benchmark: Path,
         now: float,
     ) -> None:
-        """Reads the results. benchmark: of the training step. now: seconds since the epoch."""
+        """Reads the results. benchmark: the training-step benchmark. now: seconds since the epoch."""
         self.results, self.figures, every = sweep.results, figures, list(chain.from_iterable(figures.values()))
         self.snakemake = is_held(sweep.results)
         corpora = dict.fromkeys([*map(sweep.corpus, every), *map(sweep.probe_corpus, probes)])
@@ -60,16 +61,16 @@ class SweepStatus:
         self.time_left = time_left(sweep, list(self.cells.values()), benchmark)
 
     def count(self, cells: Iterable[Cell]) -> dict[str, int]:
-        """State -> how many of these cells are in it; every state is there."""
+        """Counts these cells by state; every state has an entry."""
         counts = Counter(self.cells[cell].state for cell in cells)
         return {state.value: counts[state] for state in State}
 
     def log_of(self, cell: CellStatus) -> Path:
-        """Where a cell's job writes what it says."""
+        """Returns the log file of a cell's job."""
         return self.results / "logs" / "train" / f"{cell.job}.log"
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Returns everything as plain data for JSON."""
         shown_in: dict[Cell, list[str]] = {cell: [] for cell in self.cells}
         for name, shown in self.figures.items():
             for cell in shown:
@@ -94,13 +95,13 @@ class SweepStatus:
 
 
 def time_left(sweep: Sweep, cells: Sequence[CellStatus], benchmark: Path) -> TimeLeft:
-    """What these cells still take. benchmark: of the training step, by which widths compare."""
+    """Estimates the time that these cells still need. benchmark: of the training step, to compare widths."""
     running = [cell for cell in cells if cell.state is State.RUNNING]
     processes = len({(beat.host, beat.pid) for cell in running if (beat := cell.heartbeat)})
     left = [cell for cell in cells if cell.result is None]
     if not left:
         return TimeLeft(0.0, processes, None, "every cell has a result")
-    # Torch is slow to import, and needless once everything is done.
+    # Import late: this import is slow, and not needed once everything is done.
     from mup_moe.ops.status.costs import Costs
 
     try:
@@ -117,14 +118,14 @@ def time_left(sweep: Sweep, cells: Sequence[CellStatus], benchmark: Path) -> Tim
 
 
 def _seconds(work: Iterable[tuple[CellStatus, float]], processes: int) -> float:
-    """Seconds until these processes have trained all jobs. work: cells that are left, and the seconds of each."""
+    """Returns the seconds until these processes finish all jobs. work: unfinished cells and the seconds of each."""
     jobs: dict[str, list[tuple[CellStatus, float]]] = {}
     for cell, seconds in work:
         jobs.setdefault(cell.job, []).append((cell, seconds))
     running: list[float] = []
     waiting: list[float] = []
     for together in jobs.values():
-        # Cells that are trained at once end at once; the others of their job come after them.
+        # Cells that are trained together end together; the other cells of their job come afterwards.
         at_once = {
             (beat.host, beat.pid): (cell.steps - cell.step) / rate
             for cell, _ in together
@@ -137,12 +138,12 @@ def _seconds(work: Iterable[tuple[CellStatus, float]], processes: int) -> float:
 
 
 def _rate(cell: CellStatus) -> float | None:
-    """Steps per second of a cell that runs, if it has told."""
+    """Returns the steps per second of a running cell, if its heartbeat has a rate."""
     return cell.heartbeat.steps_per_second if cell.state is State.RUNNING and cell.heartbeat else None
 
 
 def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Callable[[int], float], str]:
-    """By width, the seconds that training takes to each of the costs, and how that is known. Raises UserError."""
+    """Returns, by width, actual seconds per estimated second, and the basis of that ratio. Raises UserError."""
     done = _by_width((of.width, costs.seconds(flops, of), took) for of, flops, took in _results(cells, folder))
     running = _by_width(
         (cell.cell.width, costs.seconds_of_step(cell.cell) * cell.heartbeat.together * rate, 1.0)
@@ -152,23 +153,23 @@ def _pace(cells: Sequence[CellStatus], costs: "Costs", folder: Path) -> tuple[Ca
     paces = running | done
     if paces:
         nearest = cache(lambda width: min(paces, key=lambda known: abs(math.log2(known / width))))
-        return lambda width: paces[nearest(width)], "by the rate of this sweep so far"
+        return lambda width: paces[nearest(width)], "from the rate of this sweep so far"
     if isinstance(costs.machine, UserError):
         raise UserError(f"no cell of this sweep has been timed yet, and {costs.machine}")
     name = costs.machine.name
-    return lambda _: 1.0, f"by a benchmark of {name}, as no cell of this sweep has been timed yet"
+    return lambda _: 1.0, f"from a benchmark of {name}, because no cell of this sweep has been timed yet"
 
 
 def _results(cells: Iterable[CellStatus], folder: Path) -> list[tuple[Cell, float, float]]:
-    """Cell, FLOPs and seconds of every result from the device that the newest of them is from."""
+    """Returns the cell, FLOPs and seconds of every result from the same device as the newest result."""
     measured: list[tuple[float, Any, tuple[Cell, float, float]]] = []
     for status in cells:
-        told = status.result or {}
-        flops, seconds = told.get("flops"), told.get("wall_seconds")
+        summary = status.result or {}
+        flops, seconds = summary.get("flops"), summary.get("wall_seconds")
         if _is_positive(flops) and _is_positive(seconds):
-            with suppress(FileNotFoundError):  # somebody deletes it
+            with suppress(FileNotFoundError):  # the user has just deleted it
                 made = Result(folder / status.cell.id).kept_files[1].stat().st_mtime
-                measured.append((made, told.get("device"), (status.cell, float(flops), float(seconds))))
+                measured.append((made, summary.get("device"), (status.cell, float(flops), float(seconds))))
     _, device, _ = max(measured, key=lambda one: one[0], default=(0.0, None, None))
     return [one for _, on, one in measured if on == device]
 
@@ -178,7 +179,7 @@ def _is_positive(value: Any) -> TypeGuard[float]:
 
 
 def _by_width(measured: Iterable[tuple[int, float, float]]) -> dict[int, float]:
-    """The pace at each width, from width, seconds by the costs and real seconds of each measurement."""
+    """Returns the pace at each width, given the width, estimated seconds and actual seconds of each measurement."""
     totals: dict[int, tuple[float, float]] = {}
     for width, expected, seconds in measured:
         before = totals.get(width, (0.0, 0.0))
