@@ -4,8 +4,9 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 
-from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import markdown_table, markdown_text
 from mup_moe.analysis.names import estimated
+from mup_moe.analysis.pages import write_page
 from mup_moe.analysis.verdict import CANNOT_TELL, Test, all_tests, verdict_of, without_controls
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
 from mup_moe.files import write_csv
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     write_csv(results / "claims/tests.csv", Test._fields, (test for found in tests.values() for test in found))
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]
     write_csv(results / "claims.csv", list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
-    write_page(results / "claims", "What replicates", report)
+    write_page(results / "claims", report)
 
 
 def claim_row(name: str, claim: ClaimSettings, tests: Sequence[Test]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-r"""Tables as Markdown and LaTeX, and Markdown as HTML.
+r"""Tables as Markdown and LaTeX.
 
 In both, rows whose first cell is empty belong to the row above. The LaTeX is a tabular that needs
 the package booktabs.
@@ -6,48 +6,24 @@ the package booktabs.
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-from mup_moe.files import write_text
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "μ": r"$\mu$"}
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;padding:0 1.5em;"
-    "width:fit-content;max-width:70em}"
-    "p,li{max-width:60em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.35em .7em;text-align:left;"
-    "border-bottom:1px solid #ddd;vertical-align:top}th{border-bottom:2px solid #888}code{background:#f3f3f3}"
-)
-
-
-def html_page(title: str, markdown: str) -> str:
-    """A page of its own, readable in a frame, of Markdown that we wrote."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
-    head = f"<meta charset='utf-8'>\n<title>{title}</title>\n<style>{_STYLE}</style>"
-    return f"<!doctype html>\n{head}\n{body}"
-
-
-def write_page(path: Path, title: str, markdown: str) -> None:
-    """Writes Markdown as it is and as a page: `path`.md and .html."""
-    write_text(path.with_suffix(".md"), markdown)
-    write_text(path.with_suffix(".html"), html_page(title, markdown))
 
 
 def markdown_text(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Returns text that Markdown shows verbatim, on one line."""
     escaped = re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
-    # What makes a list or a rule of a paragraph that starts with it.
+    # At the start of a paragraph these would begin a list or a rule.
     return re.sub(r"^(\d+(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|---))", r"\1\\", escaped)
 
 
 def latex_text(text: str) -> str:
-    """Text that LaTeX shows as it is."""
+    """Returns text that LaTeX shows verbatim."""
     return "".join(_TEX.get(letter, rf"\{letter}" if letter in "#$%&_{}" else letter) for letter in text)
 
 
 def grouped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The rows, with a first cell only where it changes."""
+    """Returns the rows with a first cell only where it changes."""
     found: list[list[str]] = []
     previous = None
     for first, *rest in rows:
@@ -57,13 +33,13 @@ def grouped(rows: Iterable[Sequence[str]]) -> list[list[str]]:
 
 
 def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table of cells that are Markdown already."""
+    """Returns a Markdown table of cells that are Markdown already."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A booktabs tabular of cells that are LaTeX already, with a rule above every row that begins anew."""
+    """Returns a booktabs tabular of cells that are LaTeX already, with a rule above each group of rows."""
     lines = [rf"\begin{{tabular}}{{{'l' * len(headings)}}}", r"\toprule", " & ".join(headings) + r" \\"]
     for cells in rows:
         lines += [r"\midrule"] if cells[0] else []
