@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import gzip
 import html
-import math
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -39,8 +38,8 @@ TITLES = {
     "plan": "The bill",
 }
 # The columns of wide CSV files that a page shows.
-_SHOWN = {
-    "tests": ("claim", "result", "what", "kind", "expect", "estimate", "low", "high", "excess", "verdict", "reason"),
+_CHOSEN = {
+    "tests": ("claim", "verdict", "result", "what", "kind", "expect", "estimate", "low", "high", "excess", "reason"),
     "optima": (
         *("figure", "panel", "axis", "value", "log2_lr", "log2_lr_low", "log2_lr_high", "at_edge", "best_loss"),
         *("regret", "drift", "drift_low", "drift_high", "seeds", "diverged", "missing"),
@@ -83,8 +82,7 @@ const { default: DataTable } = await import(URL.createObjectURL(await unpack("CO
 for (const table of document.querySelectorAll("table")) {
   const long = table.tBodies[0].rows.length > 8;
   new DataTable(table, {
-    autoWidth: false, order: [], paging: false, ordering: { indicators: false, handler: true },
-    columnControl: long ? ["order", ["search", "spacer", "searchList"]] : ["order"],
+    autoWidth: false, order: [], paging: false, columnControl: long ? [["search", "spacer", "searchList"]] : [],
     language: { search: "", searchPlaceholder: "Search", info: "_TOTAL_ rows", infoFiltered: "of _MAX_",
       infoEmpty: "0 rows", zeroRecords: "No row matches." },
     layout: {
@@ -113,8 +111,9 @@ button.addEventListener("click", (event) => {
 });
 """
 # A number, perhaps with what it is measured in or an interval; or an interval alone.
-_NUMBER = re.compile(r"[≥[]?\s*([+-]?[\d,]*\.?\d+(?:e[+-]?\d+)?)(?:\s?([kMGTP])?B?|x|, [^\]]*\]|\s\[[^\]]*\])")
-_PREFIXES = {letter: 1000.0**power for power, letter in enumerate("kMGTP", 1)}
+_NUMBER = re.compile(r"[≥[]?\s*([+-]?(?:[\d,]*\.?\d+(?:e[+-]?\d+)?|inf))(?:\s?([kMGTP])?B?|x|, [^\]]*\]|\s\[[^\]]*\])")
+_LARGE = 1e300  # which DataTables takes as a number, unlike infinity
+_PREFIXES: dict[str | None, float] = {letter: 1000.0**power for power, letter in enumerate("kMGTP", 1)}
 NBSP = "\N{NO-BREAK SPACE}"
 _NOTHING = {"", "--", "[none]"}
 
@@ -126,11 +125,11 @@ def write_page(path: Path, markdown: str) -> None:
 
 
 def rows_page(name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A page of the rows of a CSV file, with numbers rounded to four digits."""
-    shown = [column for column in _SHOWN.get(name, columns) if column in columns]
-    headings = [markdown_text(column.replace("_", " ")) for column in shown]
+    """A page of the rows of a CSV file, with numbers rounded to three decimals."""
+    chosen = [column for column in _CHOSEN.get(name, columns) if column in columns]
+    headings = [markdown_text(column.replace("_", " ")) for column in chosen]
     records = (dict(zip(columns, row, strict=True)) for row in rows)
-    cells = ([markdown_text(_rounded(record[column])) for column in shown] for record in records)
+    cells = ([markdown_text(_shown(record[column])) for column in chosen] for record in records)
     return table_page(name, markdown_table(headings, cells))
 
 
@@ -170,7 +169,7 @@ def rendered(markdown: str) -> str:
         elif opened.type == "tbody_close":
             _repeat_first(rows)
             for column in zip(*rows, strict=True):
-                _mark_numbers(column)
+                _mark(column)
     html_: str = parser.renderer.render(tokens, parser.options, {})
     return html_
 
@@ -184,24 +183,27 @@ def _repeat_first(rows: Iterable[Sequence[_Cell]]) -> None:
         above = content.children
 
 
-def _mark_numbers(column: Sequence[_Cell]) -> None:
-    """Has a column of numbers sort by them, whatever they are measured in; what is no number comes first."""
+def _mark(column: Sequence[_Cell]) -> None:
+    """Makes a column of numbers sort by value, whatever the unit, with missing ones first; gives long text room."""
     texts = ["".join(child.content for child in content.children or ()) for _, content in column]
     found = [_NUMBER.fullmatch(text.replace(MINUS, "-").replace(NBSP, " ")) for text in texts]
-    if not any(found) or not all(number or text in _NOTHING for number, text in zip(found, texts, strict=True)):
-        return
-    for (opened, _), number in zip(column, found, strict=True):
-        opened.attrSet("class", "number")
-        value = float(number[1].replace(",", "")) * _PREFIXES.get(number[2] or "", 1.0) if number else -math.inf
-        opened.attrSet("data-order", f"{value:g}" if number else "-1e300")
+    if any(found) and all(number or text in _NOTHING for number, text in zip(found, texts, strict=True)):
+        for (opened, _), number in zip(column, found, strict=True):
+            value = float(number[1].replace(",", "")) * _PREFIXES.get(number[2], 1.0) if number else -_LARGE
+            opened.attrSet("class", "number")
+            opened.attrSet("data-order", f"{max(-_LARGE, min(value, _LARGE)):g}")
+    elif max(map(len, texts)) > 30:
+        for opened, _ in column:
+            opened.attrJoin("class", "wide")
 
 
-def _rounded(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value of a CSV file as people read it."""
-    text = str(value)
-    if not re.fullmatch(r"[+-]?\d*\.\d+(e[+-]?\d+)?", text, re.I):
-        return "" if text == "nan" else text
-    return f"{float(text):.4g}".replace("-", MINUS)
+    text = {"True": "yes", "False": "no", "nan": ""}.get(str(value), str(value))
+    try:
+        return text if text.isdecimal() else f"{float(text):.3f}".replace("-", MINUS)
+    except ValueError:
+        return text
 
 
 @cache

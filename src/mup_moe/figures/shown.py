@@ -1,7 +1,7 @@
-"""What the figures of a config are: their kinds, what drawing each of them takes, and what the report says.
+"""The kinds of the config's figures, the files that drawing each one needs, and its place and caption in the report.
 
-Standard library and the config only, so that a Snakefile can import it. A figure here is any that is drawn: one of
-the config's figures, compositions, trends, comparisons or probes.
+Imports the standard library and the config only, so that a Snakefile can import it. A figure here is anything that is
+drawn: one of the config's figures, compositions, trends, comparisons or probes.
 """
 
 import json
@@ -10,31 +10,32 @@ from dataclasses import asdict
 from typing import Any
 
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.config.kinds import HEADINGS, KINDS
+from mup_moe.config.cell import ARCHITECTURES
+from mup_moe.config.kinds import BEYOND, HEADINGS, KINDS
 from mup_moe.config.settings import Config, SlopeTest
 from mup_moe.files import UserError
 
 
 def all_names(config: Config) -> list[str]:
-    """Everything that can be drawn."""
+    """Returns everything that can be drawn."""
     return list(config.kinds)
 
 
 def drawn_in_paper(config: Config) -> list[str]:
-    """What the whole paper draws: a figure that is part of a composition or a trend is drawn there."""
+    """Returns what the target `paper` draws: a part of a composition or a trend is not drawn on its own."""
     parts = {part for parts in (config.compositions | config.trends).values() for part in parts}
     return [name for name in all_names(config) if name not in parts]
 
 
 def kind_of(config: Config, name: str) -> str:
-    """The kind of a figure: a key of KINDS. Raises UserError where the config has no such figure."""
+    """Returns the kind of a figure, a key of KINDS. Raises UserError if the config has no such figure."""
     if name not in config.kinds:
         raise UserError(f"the config has no figure {name!r}: choose from {', '.join(all_names(config))}")
     return config.kinds[name]
 
 
 def files_of(config: Config, name: str) -> list[str]:
-    """The files in the folder of results that drawing a figure reads."""
+    """Returns the files in the results folder that drawing a figure reads."""
     parts = _parts(config, name)
     each: dict[str, Callable[[], Iterable[Any]]] = {
         "figure": lambda: parts,
@@ -50,12 +51,12 @@ def files_of(config: Config, name: str) -> list[str]:
 
 
 def inputs_of_table(config: Config, name: str) -> list[str]:
-    """The files in the folder of results that the table of a figure's kind is made of."""
+    """Returns the files in the results folder from which the table of a figure's kind is made."""
     return [f"{part}/{table}.csv" for part in _parts(config, name) for table in ("runs", "optima")]
 
 
 def settings_of(config: Config, name: str) -> str:
-    """All that a figure depends on besides those files and the code, as JSON."""
+    """Returns everything that a figure depends on besides those files and the code, as JSON."""
     probe = config.probes.get(name)
     figures = {part: FigureSpec.of(config, part).settings for part in _parts(config, name)}
     claims = config.claims
@@ -74,32 +75,48 @@ def settings_of(config: Config, name: str) -> str:
 
 
 def predicted(config: Config, probe: str) -> list[SlopeTest]:
-    """What the claims say of a probe's slopes."""
+    """Returns what the claims predict for a probe's slopes."""
     return [slope for claim in config.claims.table.values() for slope in claim.slopes if slope.probe == probe]
 
 
-def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
-    """What the caption of a figure in the report is made of: its kind, what it is about, and its kind's caption."""
+def caption_of(config: Config, name: str) -> tuple[str, str | None, str]:
+    """Returns what a figure's caption in the report is built from: its kind, its subject, and its kind's caption."""
     kind, figure = kind_of(config, name), config.figures.get(name)
     caption = KINDS[kind].caption
     if figure and figure.tunes:
-        caption += f"The learning rate here is that of the {figure.tunes} alone, as a factor on what their rule says."
+        caption += f"The horizontal axis is the learning rate of the {figure.tunes} alone, as a factor on what their rule gives."
     return kind, _subject(config, name), caption
 
 
 def category_of(config: Config, name: str) -> str:
-    """The heading under which the report has a figure."""
+    """Returns the heading of a figure in the report."""
+    if _is_beyond_the_paper(config, name):
+        return BEYOND
     subject = _subject(config, name)
     return KINDS[kind_of(config, name)].category.format(name=name, heading=subject and HEADINGS[subject])
 
 
+def _is_beyond_the_paper(config: Config, name: str) -> bool:
+    """Whether a figure is about another architecture, an axis of ours, one role's learning rate, or rules compared."""
+    parts, probe = _parts(config, name), config.probes.get(name)
+    compared = {part for title in (*config.comparisons, *config.trends) for part in config.parts[title]}
+    shown = [config.figures[part] for part in parts]
+    built = {name for entry in ([probe] if probe else shown) for name in entry.axes.architecture}
+    return (
+        not compared.isdisjoint(parts)
+        or any(figure.tunes for figure in shown)
+        or (probe is not None and probe.over != "width")
+        or not built.issubset(ARCHITECTURES)
+    )
+
+
 def _parts(config: Config, name: str) -> tuple[str, ...]:
-    """The figures of the config that a figure shows: itself, those of a composition, or, for a probe, none."""
+    """Returns the figures of the config that a figure shows: itself, the parts of a composition, or none for a probe."""
     return () if name in config.probes else config.parts.get(name, (name,))
 
 
 def _subject(config: Config, name: str) -> str | None:
-    """What a figure, or the first one of a composition, is about: a key of HEADINGS; None for a probe."""
+    """Returns the subject of a figure, or of a composition's first part, as a key of HEADINGS; None for a probe."""
     for part in _parts(config, name)[:1]:
         figure = config.figures[part]
         return "dense" if figure.axes.architecture == ("dense",) else figure.curve
