@@ -61,8 +61,11 @@ table.dataTable { margin: .25rem 0 !important; width: auto !important }
 table.dataTable > thead > tr > th { padding: .35rem .75rem; font-weight: 600 }
 table.dataTable > tbody > tr > td { padding: .35rem .75rem }
 table.dataTable > tbody > tr:hover > td { background: #eef6f2 }
-div.dt-container .dt-layout-row { margin: .25rem 0; gap: 1rem; justify-content: flex-start; align-items: center }
-div.dt-container .dt-layout-cell { flex: none }
+div.dt-container div.dt-layout-row:not(.dt-layout-table) { position: sticky; left: 2rem; width: max-content;
+  margin: .25rem 0; flex-direction: row; justify-content: flex-start; align-items: center; text-align: left }
+div.dt-container div.dt-layout-row:not(.dt-layout-table) > .dt-layout-cell { display: flex;
+  flex-direction: row; align-items: center; gap: 1rem; margin: 0 }
+div.dt-container div.dt-layout-row .dt-layout-cell > * { margin: 0 }
 div.dt-container .dt-search input { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .6rem; width: 14rem }
 div.dt-buttons > .dt-button { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .7rem; margin: 0;
   background: #fff; font-size: 14px; line-height: 1.4 }

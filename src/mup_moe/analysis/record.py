@@ -23,7 +23,8 @@ from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep, one_of
 
 LISTING = "paper"  # lists all results that were made
-TABLES = {".csv", ".html", ".md", ".tex"}
+# Without the pages, which docs/report.py makes from these: each one holds a library of its own.
+TABLES = {".csv", ".md", ".tex"}
 SUFFIXES = TABLES | {".pdf", ".png"}
 
 
@@ -146,7 +147,7 @@ def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
 def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
     """The table that the kind of a figure has of its own."""
     kind = sweep.config.kinds[name]
-    suffixes = ("csv", "md", "html") if KINDS[kind].table else ()
+    suffixes = ("csv", "md") if KINDS[kind].table else ()
     yield from (sweep.results / name / f"{kind}.{suffix}" for suffix in suffixes)
 
 

@@ -15,7 +15,7 @@ class Kind:
 
     reads: files in the results folder. {name} is the figure's own name; {figure} stands for one file per figure that
     it shows, {reference} for one per figure with a `reference`, {cell} for one per cell.
-    category: the heading in the report, where headings are sorted. {heading} is that of the figure's subject (HEADINGS).
+    category: the heading in the report, which sorts them. {heading} is that of the figure's subject (HEADINGS).
     axes: the axes that may have several values, besides panel, curve, learning_rate and seed.
     caption: what to look for, as reStructuredText for the report; long ones are in workflow/report/figure.rst instead.
     of: the section of the config whose entries have this kind.

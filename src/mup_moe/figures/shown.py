@@ -84,7 +84,7 @@ def caption_of(config: Config, name: str) -> tuple[str, str | None, str]:
     kind, figure = kind_of(config, name), config.figures.get(name)
     caption = KINDS[kind].caption
     if figure and figure.tunes:
-        caption += f"The horizontal axis is the learning rate of the {figure.tunes} alone, as a factor on what their rule gives."
+        caption += f"The learning rate here is that of the {figure.tunes} alone, as a factor on what their rule gives."
     return kind, _subject(config, name), caption
 
 
@@ -111,7 +111,7 @@ def _is_beyond_the_paper(config: Config, name: str) -> bool:
 
 
 def _parts(config: Config, name: str) -> tuple[str, ...]:
-    """Returns the figures of the config that a figure shows: itself, the parts of a composition, or none for a probe."""
+    """Returns the figures that a figure shows: itself, the parts of a composition, or none for a probe."""
     return () if name in config.probes else config.parts.get(name, (name,))
 
 
