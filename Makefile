@@ -1,6 +1,7 @@
 # make install   only set everything up, in .venv; then: . .venv/bin/activate
 # make figure1   set everything up and make results/figure1.pdf
 # make paper     the same for every result of the paper, and results/report.html with all of them
+# make report    the report of the recorded results, without training: docs/_build/report.html
 # make test      set everything up and pass all tests
 # make benchmark how fast this machine trains, beside transformers (an hour)
 # make slurm-test  the tests on a real SLURM, which they bring up (root; apt-get install slurm-wlm munge)
@@ -16,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
+.PHONY: install figure1 paper report test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
 
 install: $(VENV)/run.stamp
 
@@ -26,6 +27,9 @@ figure1: $(VENV)/run.stamp
 paper: $(VENV)/run.stamp
 	$(BIN)/snakemake results/paper --cores $(CORES)
 	$(BIN)/snakemake results/paper --report results/report.html
+
+report: $(VENV)/run.stamp
+	$(BIN)/python docs/report.py docs/_build/report.html
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n 2 --dist loadfile
