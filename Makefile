@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install figure1 paper report test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
+.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check
 
 install: $(VENV)/run.stamp
 
@@ -28,6 +28,7 @@ paper: $(VENV)/run.stamp
 	$(BIN)/snakemake results/paper --cores $(CORES)
 	$(BIN)/snakemake results/paper --report results/report.html
 
+.PHONY: report
 report: $(VENV)/run.stamp
 	$(BIN)/python docs/report.py docs/_build/report.html
 
