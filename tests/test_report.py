@@ -189,7 +189,8 @@ def test_a_table_sorts_by_values_and_repeats_what_a_blank_first_cell_stands_for(
     rows = [["a", "12 k", f"{MINUS}0.10 [{MINUS}0.2, 0.0]"], ["", "900.0", "--"], ["<b>", "1.5 MB", "+3.00 [1.0, inf]"]]
     table = markdown_table(["x", "y", "z"], [[markdown_text(cell) for cell in row] for row in rows])
     page = table_page("t", table).partition("<tbody>")[2]
-    assert re.findall('data-order="(.*?)"', page) == ["12000", "-0.1", "900", "-1e+300", "1.5e+06", "3"]
+    assert re.findall('data-order="(.*?)"', page) == ["12000", "-0.1", "900", "-1e+300", "1500000", "3"]
+    assert re.findall('data-search="(.*?)"', page) == ["12000", "-0.1", "900", "", "1500000", "3"]
     assert [html.unescape(cell) for cell in re.findall("<td.*?>(.*?)</td>", page)[::3]] == ["a", "a", "<b>"]
 
 

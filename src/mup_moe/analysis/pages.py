@@ -61,11 +61,12 @@ table.dataTable { margin: .25rem 0 !important; width: auto !important }
 table.dataTable > thead > tr > th { padding: .35rem .75rem; font-weight: 600 }
 table.dataTable > tbody > tr > td { padding: .35rem .75rem }
 table.dataTable > tbody > tr:hover > td { background: #eef6f2 }
-div.dt-container div.dt-layout-row:not(.dt-layout-table) { position: sticky; left: 2rem; width: max-content;
-  margin: .25rem 0; flex-direction: row; justify-content: flex-start; align-items: center; text-align: left }
-div.dt-container div.dt-layout-row:not(.dt-layout-table) > .dt-layout-cell { display: flex;
-  flex-direction: row; align-items: center; gap: 1rem; margin: 0 }
-div.dt-container div.dt-layout-row .dt-layout-cell > * { margin: 0 }
+div.dt-container div.dt-layout-table > div { overflow: visible }
+div.dt-container div.dt-layout-row:not(.dt-layout-table) { display: block; position: sticky; left: 2rem;
+  width: fit-content; max-width: calc(100vw - 4rem); margin: .25rem 0 }
+div.dt-container div.dt-layout-row:not(.dt-layout-table) div.dt-layout-cell { display: flex; flex-wrap: wrap;
+  align-items: center; gap: .5rem 1rem; margin: 0; text-align: left }
+div.dt-container div.dt-layout-row:not(.dt-layout-table) div.dt-layout-cell > * { margin: 0 }
 div.dt-container .dt-search input { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .6rem; width: 14rem }
 div.dt-buttons > .dt-button { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .7rem; margin: 0;
   background: #fff; font-size: 14px; line-height: 1.4 }
@@ -82,14 +83,18 @@ const style = document.createElement("style");
 style.textContent = await (await unpack("STYLE")).text();
 document.head.prepend(style);
 const { default: DataTable } = await import(URL.createObjectURL(await unpack("CODE", "text/javascript")));
+const plain = (data, row, column, cell) => cell.textContent.replaceAll("\\u2212", "-");
+const download = { extend: "csvHtml5", text: "Download CSV", exportOptions: { format: { body: plain } } };
 for (const table of document.querySelectorAll("table")) {
-  const long = table.tBodies[0].rows.length > 8;
+  const rows = table.tBodies[0].rows, long = rows.length > 8;
+  const numbers = [...rows[0].cells].flatMap((cell, column) => cell.classList.contains("number") ? [column] : []);
   new DataTable(table, {
-    autoWidth: false, order: [], paging: false, columnControl: long ? [["search", "spacer", "searchList"]] : [],
+    autoWidth: false, order: [], paging: false, columnControl: long ? [["searchList"]] : [],
+    columnDefs: long ? [{ targets: numbers, columnControl: [["search"]] }] : [],
     language: { search: "", searchPlaceholder: "Search", info: "_TOTAL_ rows", infoFiltered: "of _MAX_",
       infoEmpty: "0 rows", zeroRecords: "No row matches." },
     layout: {
-      topStart: long ? ["search", { buttons: [{ extend: "csvHtml5", text: "Download CSV" }] }, "info"] : null,
+      topStart: long ? ["search", { buttons: [download] }, "info"] : null,
       topEnd: null, bottomStart: null, bottomEnd: null,
     },
   });
@@ -187,14 +192,15 @@ def _repeat_first(rows: Iterable[Sequence[_Cell]]) -> None:
 
 
 def _mark(column: Sequence[_Cell]) -> None:
-    """Makes a column of numbers sort by value, whatever the unit, with missing ones first; gives long text room."""
+    """Makes numbers sort and filter by value, whatever the unit, with missing ones first; gives long text room."""
     texts = ["".join(child.content for child in content.children or ()) for _, content in column]
     found = [_NUMBER.fullmatch(text.replace(MINUS, "-").replace(NBSP, " ")) for text in texts]
     if any(found) and all(number or text in _NOTHING for number, text in zip(found, texts, strict=True)):
         for (opened, _), number in zip(column, found, strict=True):
             value = float(number[1].replace(",", "")) * _PREFIXES.get(number[2], 1.0) if number else -_LARGE
             opened.attrSet("class", "number")
-            opened.attrSet("data-order", f"{max(-_LARGE, min(value, _LARGE)):g}")
+            opened.attrSet("data-order", f"{max(-_LARGE, min(value, _LARGE)):.9g}")
+            opened.attrSet("data-search", f"{value:.9g}" if number else "")
     elif max(map(len, texts)) > 30:
         for opened, _ in column:
             opened.attrJoin("class", "wide")
