@@ -22,9 +22,9 @@ from mup_moe.files import write_text
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-    _Cell = tuple[Token, Token]  # what opens it, and its content
+    _Cell = tuple[Token, Token]  # the opening tag and the content
 
-# By the name of the table's file.
+# By the stem of the file's name.
 TITLES = {
     "claims": "What replicates",
     "tests": "All tests of the claims",
@@ -52,7 +52,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .25rem } p, li { max-width: 48rem } code 
 table { border-collapse: collapse; margin: .75rem 0; font-size: 14px; font-variant-numeric: tabular-nums }
 th, td { padding: .35rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid #dde3e2 }
 thead th { position: sticky; top: 0; z-index: 1; background: #fff; border-bottom: 2px solid #7b8794 }
-td.number { text-align: right; white-space: nowrap } td.again { color: #9aa5b1 } td.wide { min-width: 16rem }
+td.number { text-align: right; white-space: nowrap } td.again { color: #66727f } td.wide { min-width: 16rem }
 """
 # Over the style of DataTables, which stripes rows and draws boxes.
 _TABLE_STYLE = """
@@ -86,7 +86,8 @@ const { default: DataTable } = await import(URL.createObjectURL(await unpack("CO
 const plain = (data, row, column, cell) => cell.textContent.replaceAll("\\u2212", "-");
 const download = { extend: "csvHtml5", text: "Download CSV", exportOptions: { format: { body: plain } } };
 for (const table of document.querySelectorAll("table")) {
-  const rows = table.tBodies[0].rows, long = rows.length > 8;
+  const rows = table.tBodies[0]?.rows ?? [], long = rows.length > 8;
+  if (!rows.length) continue;
   const numbers = [...rows[0].cells].flatMap((cell, column) => cell.classList.contains("number") ? [column] : []);
   new DataTable(table, {
     autoWidth: false, order: [], paging: false, columnControl: long ? [["searchList"]] : [],
@@ -118,11 +119,11 @@ button.addEventListener("click", (event) => {
   window.scrollBy(now.left + across * now.width - x, now.top + down * now.height - y);
 });
 """
-# A number, perhaps with what it is measured in or an interval; or an interval alone.
+# A number, perhaps with a unit or an interval; or an interval alone.
 _NUMBER = re.compile(r"[≥[]?\s*([+-]?(?:[\d,]*\.?\d+(?:e[+-]?\d+)?|inf))(?:\s?([kMGTP])?B?|x|, [^\]]*\]|\s\[[^\]]*\])")
 _LARGE = 1e300  # which DataTables takes as a number, unlike infinity
 _PREFIXES: dict[str | None, float] = {letter: 1000.0**power for power, letter in enumerate("kMGTP", 1)}
-NBSP = "\N{NO-BREAK SPACE}"
+_NBSP = "\N{NO-BREAK SPACE}"
 _NOTHING = {"", "--", "[none]"}
 
 
@@ -133,7 +134,7 @@ def write_page(path: Path, markdown: str) -> None:
 
 
 def rows_page(name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A page of the rows of a CSV file, with numbers rounded to three decimals."""
+    """Returns a page of the rows of a CSV file, with numbers rounded to three decimals."""
     chosen = [column for column in _CHOSEN.get(name, columns) if column in columns]
     headings = [markdown_text(column.replace("_", " ")) for column in chosen]
     records = (dict(zip(columns, row, strict=True)) for row in rows)
@@ -142,7 +143,7 @@ def rows_page(name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) 
 
 
 def figure_page(name: str, png: bytes) -> str:
-    """A page that shows a picture, which a click enlarges."""
+    """Returns a page that shows a picture, which a click enlarges."""
     width = int.from_bytes(png[16:20])  # of the header of any PNG
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     image = f"<img src='{source}' alt='{html.escape(name)}'>"
@@ -151,14 +152,14 @@ def figure_page(name: str, png: bytes) -> str:
 
 
 def table_page(name: str, markdown: str) -> str:
-    """A page of Markdown that we wrote, titled by the name of its file."""
+    """Returns a page of Markdown that we wrote, titled by the name of its file."""
     title = TITLES.get(name, name)
     heading = "" if markdown.startswith("# ") else f"<h1>{html.escape(title)}</h1>\n"
     return _page(title, heading + rendered(markdown), _TABLE_STYLE, _table_script())
 
 
 def rendered(markdown: str) -> str:
-    """Markdown that we wrote as HTML, with what its tables sort by.
+    """Returns Markdown that we wrote as HTML, with the values that its tables sort by.
 
     A row whose first cell is empty belongs to the row above, and repeats that one's first cell.
     """
@@ -194,7 +195,7 @@ def _repeat_first(rows: Iterable[Sequence[_Cell]]) -> None:
 def _mark(column: Sequence[_Cell]) -> None:
     """Makes numbers sort and filter by value, whatever the unit, with missing ones first; gives long text room."""
     texts = ["".join(child.content for child in content.children or ()) for _, content in column]
-    found = [_NUMBER.fullmatch(text.replace(MINUS, "-").replace(NBSP, " ")) for text in texts]
+    found = [_NUMBER.fullmatch(text.replace(MINUS, "-").replace(_NBSP, " ")) for text in texts]
     if any(found) and all(number or text in _NOTHING for number, text in zip(found, texts, strict=True)):
         for (opened, _), number in zip(column, found, strict=True):
             value = float(number[1].replace(",", "")) * _PREFIXES.get(number[2], 1.0) if number else -_LARGE
@@ -207,7 +208,7 @@ def _mark(column: Sequence[_Cell]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value of a CSV file as people read it."""
+    """Returns a value of a CSV file in the form that pages show."""
     text = {"True": "yes", "False": "no", "nan": ""}.get(str(value), str(value))
     try:
         return text if text.isdecimal() else f"{float(text):.3f}".replace("-", MINUS)
