@@ -1,6 +1,7 @@
 # make install     set everything up in .venv and do nothing else; then: . .venv/bin/activate
 # make figure1     set everything up and make results/figure1.pdf
 # make paper       set everything up and make every result of the paper, and results/report.html with all of them
+# make report      build the report of the recorded results without training: docs/_build/report.html
 # make test        set everything up and run all tests
 # make lint        run all linters
 # make lock        resolve the dependencies of pyproject.toml and rewrite both locks and environment.yml
@@ -30,6 +31,10 @@ figure1: $(VENV)/run.stamp
 paper: $(VENV)/run.stamp
 	$(BIN)/snakemake results/paper --cores $(CORES)
 	$(BIN)/snakemake results/paper --report results/report.html
+
+.PHONY: report
+report: $(VENV)/run.stamp
+	$(BIN)/python docs/report.py docs/_build/report.html
 
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n 2 --dist loadfile

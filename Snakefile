@@ -26,6 +26,7 @@ localrules:
     aggregate,
     optima,
     collect,
+    collect_optima,
     figure,
     reference,
     slopes,

@@ -22,8 +22,8 @@ from scipy.interpolate import PchipInterpolator
 from conftest import CONFIG, ROOT, read_config, run_step
 from mup_moe.analysis import verdict as verdicts
 from mup_moe.analysis.claims import markdown
-from mup_moe.analysis.markup import html_page
 from mup_moe.analysis.names import MINUS
+from mup_moe.analysis.pages import table_page
 from mup_moe.analysis.runs import read_rows
 from mup_moe.analysis.slopes import Slope, read_values, slopes
 from mup_moe.analysis.verdict import judge
@@ -32,8 +32,8 @@ from mup_moe.config.document import read_document
 from mup_moe.config.like import overlay
 from mup_moe.config.load import validate
 from mup_moe.config.settings import ClaimSettings, Config, DriftTest, FigureSettings
-from mup_moe.figures.claims import ClaimTest, draw_rows
 from mup_moe.figures.style import FAINT
+from mup_moe.figures.verdicts import ClaimTest, draw_rows
 from mup_moe.files import write_csv
 
 numbers = st.floats(-3, 3)
@@ -123,7 +123,7 @@ def test_a_page_shows_names_and_texts_as_they_are(table, what, preset):
     numbers = {"expected": 0, "margin": 1, "estimate": 0, "low": -1, "high": 2, "octaves": 3}
     test = verdicts.Test("", what, "", "slope", what, "keeps", reason=what, **numbers)
     report = markdown(replace(CONFIG.claims, table=claims), {name: [test] for name in claims}, preset, 0.9)
-    shown = Shown(html_page("t", report))
+    shown = Shown(table_page("t", report))
     plain = lambda text: " ".join(text.replace("muP", "μP").split())  # noqa: E731
     estimate = ["0.00", f"[{MINUS}1.00, +2.00]"]
     of_test = [plain(what), plain(what), f"interval within {MINUS}1.00 to +1.00", *estimate, "--", "inconclusive"]

@@ -384,7 +384,7 @@ def test_some_figures_and_probes_are_recorded_alone(project):
     folder = project / "results/recorded/smoke"
     kept = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     tables = {f"{figure}/{table}.csv" for figure in ("attribution", "figure2a") for table in ("runs", "optima")}
-    tables |= {f"attribution/attribution.{suffix}" for suffix in ("csv", "md", "html")}
+    tables |= {f"attribution/attribution.{suffix}" for suffix in ("csv", "md")}
     tables |= {"lemma_b1/values.csv.gz", "lemma_b1/values.json", "lemma_b1.csv"}
     tables |= {"config.yaml", "smoke.yaml", "provenance.json"}
     assert kept == tables | {f"{name}.{suffix}" for name in ("figure2a", "lemma_b1") for suffix in ("pdf", "png")}

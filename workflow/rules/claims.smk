@@ -18,9 +18,15 @@ rule claims:
             "results/claims.html",
             caption="../report/claims.rst",
             category="1 Claims",
-            labels={"result": "claims", "format": "HTML"},
+            labels={"result": "claims", "format": "table"},
         ),
         tests="results/claims/tests.csv",
+        tests_html=report(
+            "results/claims/tests.html",
+            caption="../report/tests.rst",
+            category="1 Claims",
+            labels={"result": "claims, all tests", "format": "table"},
+        ),
     log:
         "results/logs/claims.log",
     benchmark:

@@ -1,6 +1,6 @@
 # Draws everything in the config that has a kind of mup_moe/config/kinds.py: figures, compositions, probes and so on.
 from mup_moe.analysis.published import find_reference
-from mup_moe.figures.shown import all_names, category_of, files_of, told_of
+from mup_moe.figures.shown import all_names, category_of, files_of, caption_of
 
 # Find and read published losses before anything runs, so that mistakes show at once.
 REFERENCES = {}
@@ -14,7 +14,7 @@ for name, figure in CONFIG.figures.items():
                 f"config.yaml: `figures.{name}.reference`: {error}"
             ) from None
 # For report/figure.rst. In the config and not in params, because figures do not depend on captions.
-config["captions"] = {name: told_of(CONFIG, name) for name in all_names(CONFIG)}
+config["captions"] = {name: caption_of(CONFIG, name) for name in all_names(CONFIG)}
 
 
 rule figure:
@@ -31,11 +31,12 @@ rule figure:
             category=lambda wildcards: category_of(CONFIG, wildcards.name),
             labels={"result": "{name}", "format": "print (PDF)"},
         ),
-        png=report(
-            "results/{name}.png",
+        png="results/{name}.png",
+        html=report(
+            "results/{name}.html",
             caption="../report/figure.rst",
             category=lambda wildcards: category_of(CONFIG, wildcards.name),
-            labels={"result": "{name}", "format": "image"},
+            labels={"result": "{name}", "format": "figure"},
         ),
     log:
         "results/logs/figure/{name}.log",

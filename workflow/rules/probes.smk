@@ -42,11 +42,12 @@ rule slopes:
     input:
         "results/{probe}/values.csv",
     output:
-        report(
-            "results/{probe}.csv",
+        csv="results/{probe}.csv",
+        html=report(
+            "results/{probe}/slopes.html",
             caption="../report/slopes.rst",
             category=lambda wildcards: category_of(CONFIG, wildcards.probe),
-            labels={"result": "{probe}", "format": "slopes, CSV"},
+            labels={"result": "{probe}", "format": "table of slopes"},
         ),
     log:
         "results/logs/slopes/{probe}.log",

@@ -67,7 +67,7 @@ rule table_of_kind:
             "results/{name}/{kind}.html",
             caption="../report/table_of_kind.rst",
             category=lambda wildcards: category_of(CONFIG, wildcards.name),
-            labels={"result": "{name}", "format": "page"},
+            labels={"result": "{name}", "format": "table"},
         ),
     log:
         "results/logs/{kind}/{name}.log",
@@ -87,16 +87,39 @@ rule table_of_kind:
 
 rule collect:
     input:
-        expand("results/{figure}/{{table}}.csv", figure=CONFIG.figures),
+        expand("results/{figure}/runs.csv", figure=CONFIG.figures),
     output:
-        "results/{table,runs|optima}.csv",
+        "results/runs.csv",
     log:
-        "results/logs/collect/{table}.log",
+        "results/logs/collect/runs.log",
     benchmark:
-        "results/benchmarks/collect/{table}.tsv"
+        "results/benchmarks/collect/runs.tsv"
     conda:
         "../../environment.yml"
     params:
         code=ANALYSIS_CODE,
     shell:
-        "python -m mup_moe collect {wildcards.table} 2> {log}"
+        "python -m mup_moe collect runs 2> {log}"
+
+
+rule collect_optima:
+    input:
+        expand("results/{figure}/optima.csv", figure=CONFIG.figures),
+    output:
+        csv="results/optima.csv",
+        html=report(
+            "results/optima.html",
+            caption="../report/optima.rst",
+            category="1 Claims",
+            labels={"result": "optima", "format": "table"},
+        ),
+    log:
+        "results/logs/collect/optima.log",
+    benchmark:
+        "results/benchmarks/collect/optima.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        code=ANALYSIS_CODE,
+    shell:
+        "python -m mup_moe collect optima 2> {log}"

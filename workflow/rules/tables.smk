@@ -10,7 +10,7 @@ rule table1:
             "results/table1.html",
             caption="../report/table1.rst",
             category="7 Parametrizations and models",
-            labels={"result": "table1", "format": "page"},
+            labels={"result": "table1", "format": "table"},
         ),
         tex="results/table1.tex",
     log:
@@ -44,7 +44,7 @@ rule table2:
             "results/table2.html",
             caption="../report/table2.rst",
             category="7 Parametrizations and models",
-            labels={"result": "table2", "format": "page"},
+            labels={"result": "table2", "format": "table"},
         ),
         tex="results/table2.tex",
     log:
@@ -71,8 +71,8 @@ rule plan:
         html=report(
             "results/plan.html",
             caption="../report/plan.rst",
-            category="8 The bill",
-            labels={"result": "plan", "format": "page"},
+            category="9 The bill",
+            labels={"result": "plan", "format": "table"},
         ),
     log:
         "results/logs/plan.log",

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from mup_moe.analysis.excess import over_lowest
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title, signed
 from mup_moe.analysis.optima import read_optima
+from mup_moe.analysis.pages import write_page
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep, takes
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows_ = list(_with_changes(found))
     out = sweep.results / name / "attribution"
     write_csv(out.with_suffix(".csv"), AttributionRow._fields, rows_)
-    write_page(out, "What each group of roles contributes", markdown_table(_HEADINGS, map(_shown, rows_)))
+    write_page(out, markdown_table(_HEADINGS, map(_shown, rows_)))
 
 
 def _varied(panel: str) -> tuple[str, str]:

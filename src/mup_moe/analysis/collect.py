@@ -5,7 +5,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mup_moe.files import UserError, cannot_be_read, write_csv
+from mup_moe.analysis.pages import rows_page
+from mup_moe.files import UserError, cannot_be_read, write_csv, write_text
 from mup_moe.options import add_config_arguments, read_sweep
 
 
@@ -16,10 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the rows of all figures' tables to one table."""
+    """Writes the rows of all figures' tables to one table, and the optima to a page too. Raises UserError."""
     sweep = read_sweep(arguments)
     of_figure = sweep.runs if arguments.table == "runs" else sweep.optima
-    join_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
+    out = sweep.results / f"{arguments.table}.csv"
+    join_tables([of_figure(name) for name in sweep.config.figures], out)
+    if arguments.table == "optima":
+        columns, *rows = _read_lines(out)
+        write_text(out.with_suffix(".html"), rows_page("optima", columns, rows))
 
 
 def join_tables(tables: Sequence[Path], out: Path) -> None:

@@ -12,9 +12,10 @@ from typing import NamedTuple
 from mup_moe.analysis.curve import find_optimum
 from mup_moe.analysis.excess import UNKNOWN, Excess, Losses, difference, losses_at
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import markdown_table, markdown_text
 from mup_moe.analysis.names import axis_value, signed
 from mup_moe.analysis.optima import read_optima
+from mup_moe.analysis.pages import write_page
 from mup_moe.analysis.runs import figure_curves, read_runs
 from mup_moe.files import write_csv
 from mup_moe.options import read_sweep, takes
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = list(comparison_rows(sweep, name))
     out = sweep.results / name / "comparison"
     write_csv(out.with_suffix(".csv"), ComparisonRow._fields, rows)
-    write_page(out, "Rules beyond the paper", page(rows))
+    write_page(out, page(rows))
 
 
 def comparison_rows(sweep: Sweep, name: str) -> Iterator[ComparisonRow]:

@@ -1,4 +1,4 @@
-r"""Writes tables as Markdown and LaTeX, and Markdown as HTML.
+r"""Writes tables as Markdown and LaTeX.
 
 In both formats, rows with an empty first cell belong to the row above. The LaTeX is a tabular that needs the package
 booktabs.
@@ -6,32 +6,8 @@ booktabs.
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-from mup_moe.files import write_text
 
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "μ": r"$\mu$"}
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;margin:2em auto;padding:0 1.5em;"
-    "width:fit-content;max-width:70em}"
-    "p,li{max-width:60em}table{border-collapse:collapse;margin:1em 0}th,td{padding:.35em .7em;text-align:left;"
-    "border-bottom:1px solid #ddd;vertical-align:top}th{border-bottom:2px solid #888}code{background:#f3f3f3}"
-)
-
-
-def html_page(title: str, markdown: str) -> str:
-    """Renders Markdown that we wrote as a standalone page, which is also readable in a frame."""
-    from markdown_it import MarkdownIt
-
-    body = MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
-    head = f"<meta charset='utf-8'>\n<title>{title}</title>\n<style>{_STYLE}</style>"
-    return f"<!doctype html>\n{head}\n{body}"
-
-
-def write_page(path: Path, title: str, markdown: str) -> None:
-    """Writes Markdown both verbatim and as a page: `path`.md and .html."""
-    write_text(path.with_suffix(".md"), markdown)
-    write_text(path.with_suffix(".html"), html_page(title, markdown))
 
 
 def markdown_text(text: str) -> str:

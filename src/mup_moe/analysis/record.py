@@ -23,7 +23,8 @@ from mup_moe.options import add_sweep_arguments, read_layers
 from mup_moe.sweep import Sweep, one_of
 
 LISTING = "paper"  # the file that lists all results of the workflow
-TABLES = {".csv", ".html", ".md", ".tex"}
+# Without the HTML pages, which docs/report.py makes from these: each page contains a library.
+TABLES = {".csv", ".md", ".tex"}
 SUFFIXES = TABLES | {".pdf", ".png"}
 
 
@@ -148,7 +149,7 @@ def _of_figure(sweep: Sweep, name: str, alone: bool) -> Iterator[Path]:
 def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
     """Yields the files of the table that is specific to a figure's kind."""
     kind = sweep.config.kinds[name]
-    suffixes = ("csv", "md", "html") if KINDS[kind].table else ()
+    suffixes = ("csv", "md") if KINDS[kind].table else ()
     yield from (sweep.results / name / f"{kind}.{suffix}" for suffix in suffixes)
 
 

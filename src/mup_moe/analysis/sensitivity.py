@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.pages import write_page
 from mup_moe.analysis.runs import lacks, read_rows, read_runs
 from mup_moe.config.cell import GroupRate
 from mup_moe.files import write_csv
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = list(sensitivity_rows(read_runs(sweep.runs(name)), name, sweep))
     out = sweep.results / name / "sensitivity"
     write_csv(out.with_suffix(".csv"), SensitivityRow._fields, rows)
-    write_page(out, "What this set-up sees", _page(rows))
+    write_page(out, _page(rows))
 
 
 def sensitivity_rows(runs: pd.DataFrame, name: str, sweep: Sweep) -> Iterator[SensitivityRow]:

@@ -38,6 +38,7 @@ HEADINGS = {
     "granularity": "3 Experts and granularity",
     "dense": "4 Dense models",
 }
+BEYOND = "8 Beyond the paper"
 _TRANSFER_READS = ("{figure}/runs.csv", "{figure}/optima.csv", "{reference}/reference.csv")
 _PROBE_READS = ("{name}/values.csv", "{name}.csv")
 
@@ -65,14 +66,14 @@ tensors of one role, for the same tokens. Above: its size over the axis. Below: 
 which rules keep all sizes constant, and compare with the dotted lines, which are predictions.
 """
 
-CLAIMS = """
+VERDICTS = """
 Every test of every claim: drifts of the best learning rate, what transferring it costs (excess), and for Lemma B.1 the
 slopes minus their predictions. A test passes in the grey bands, or, for SP, outside of them. Look at the controls: each
 is wrong in what its claim is about, so it has to fail. Where one passes, this sweep cannot tell.
 """
 
 KINDS = {
-    "claims": Kind(reads=("{name}/tests.csv",), category="1 Claims", caption=CLAIMS, of="claims"),
+    "verdicts": Kind(reads=("claims/tests.csv",), category="1 Claims", caption=VERDICTS, of="claims"),
     "transfer": Kind(reads=_TRANSFER_READS, category="{heading}"),
     "attribution": Kind(
         reads=("{figure}/attribution.csv",),
@@ -87,16 +88,16 @@ KINDS = {
         caption=SENSITIVITY,
         table=True,
     ),
-    "trend": Kind(reads=("{figure}/optima.csv",), category="{heading}", caption=TREND, of="trends"),
+    "trend": Kind(reads=("{figure}/optima.csv",), category=BEYOND, caption=TREND, of="trends"),
     "composition": Kind(reads=_TRANSFER_READS, category="{heading}", of="compositions"),
     "comparison": Kind(
         reads=("{name}/comparison.csv",),
-        category="{heading}",
+        category=BEYOND,
         caption=COMPARISON,
         of="comparisons",
         table=True,
     ),
     "activations": Kind(reads=_PROBE_READS, category="5 Coordinate check", of="probes"),
     "covariance": Kind(reads=_PROBE_READS, category="6 Lemma B.1", of="probes"),
-    "contributions": Kind(reads=_PROBE_READS, category="3 Experts and granularity", caption=CONTRIBUTIONS, of="probes"),
+    "contributions": Kind(reads=_PROBE_READS, category=BEYOND, caption=CONTRIBUTIONS, of="probes"),
 }

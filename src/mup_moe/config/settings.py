@@ -24,7 +24,7 @@ from mup_moe.parametrization import GROUPS, Parametrization, control, parse_tabl
 DROPLESS = "dropless"
 # Names in results/ other than the files of figures and probes.
 RESERVED = {"benchmarks", "cells", "claims", "data", "logs", "optima", "paper", "plan", "recorded", "report", "runs"}
-RESERVED |= {"table1", "table2"}
+RESERVED |= {"table1", "table2", "verdicts"}
 RESULT_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 
 
@@ -621,7 +621,7 @@ class Config(_Section):
             **dict.fromkeys(self.trends, "trend"),
             **dict.fromkeys(self.comparisons, "comparison"),
             **{name: probe.measure for name, probe in self.probes.items()},
-            **({"claims": "claims"} if self.claims.table else {}),
+            **({"verdicts": "verdicts"} if self.claims.table else {}),
         }
 
     @property

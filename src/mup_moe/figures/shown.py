@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import Any
 
 from mup_moe.analysis.figure_spec import FigureSpec
-from mup_moe.config.kinds import HEADINGS, KINDS
+from mup_moe.config.cell import ARCHITECTURES
+from mup_moe.config.kinds import BEYOND, HEADINGS, KINDS
 from mup_moe.config.settings import Config, SlopeTest
 from mup_moe.files import UserError
 
@@ -78,7 +79,7 @@ def predicted(config: Config, probe: str) -> list[SlopeTest]:
     return [slope for claim in config.claims.table.values() for slope in claim.slopes if slope.probe == probe]
 
 
-def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
+def caption_of(config: Config, name: str) -> tuple[str, str | None, str]:
     """Returns the parts of a figure's caption in the report: its kind, its subject and the caption text."""
     kind, figure = kind_of(config, name), config.figures.get(name)
     caption = KINDS[kind].caption
@@ -91,8 +92,24 @@ def told_of(config: Config, name: str) -> tuple[str, str | None, str]:
 
 def category_of(config: Config, name: str) -> str:
     """Returns the heading under which the report lists a figure."""
+    if _is_beyond_the_paper(config, name):
+        return BEYOND
     subject = _subject(config, name)
     return KINDS[kind_of(config, name)].category.format(name=name, heading=subject and HEADINGS[subject])
+
+
+def _is_beyond_the_paper(config: Config, name: str) -> bool:
+    """Whether a figure is about another architecture, an axis of ours, one role's learning rate, or rules compared."""
+    parts, probe = _parts(config, name), config.probes.get(name)
+    compared = {part for title in (*config.comparisons, *config.trends) for part in config.parts[title]}
+    shown = [config.figures[part] for part in parts]
+    built = {name for entry in ([probe] if probe else shown) for name in entry.axes.architecture}
+    return (
+        not compared.isdisjoint(parts)
+        or any(figure.tunes for figure in shown)
+        or (probe is not None and probe.over != "width")
+        or not built.issubset(ARCHITECTURES)
+    )
 
 
 def _parts(config: Config, name: str) -> tuple[str, ...]:

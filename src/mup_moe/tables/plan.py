@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.markup import markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import markdown_table, markdown_text
+from mup_moe.analysis.pages import write_page
 from mup_moe.analysis.sensitivity import measured, seen
 from mup_moe.config.cell import Cell
 from mup_moe.config.optimizers import OPTIMIZERS
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     shown = [_shown(row) for row in rows]
     notes = [f"The config: {sweep.layers}.", *_notes(rows, machine), *_sights(sweep)]
     table = markdown_table(HEADINGS, ([markdown_text(cell) for cell in line] for line in shown))
-    write_page(out, "The bill", "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""]))
+    write_page(out, "\n".join([table, *(f"- {markdown_text(note)}" for note in notes), ""]))
     print(pd.DataFrame(shown, columns=list(HEADINGS)).to_string(index=False), *notes, sep="\n")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import parametrization_title
+from mup_moe.analysis.pages import write_page
 from mup_moe.files import write_csv, write_text
 from mup_moe.options import read_sweep
 from mup_moe.parametrization import ATTENTION_LOGITS, FACTORS, Parametrization, Power
@@ -45,7 +46,7 @@ def write(table: Mapping[str, Parametrization], folder: Path) -> None:
     """Writes the table in all formats, a row per parametrization and role."""
     rows = list(_rows(table))
     write_csv(folder / "table1.csv", COLUMNS, ([name, role, *factors] for name, role, factors in rows))
-    write_page(folder / "table1", "Parametrizations", markdown_table(_HEADINGS, _cells(rows, _MARKDOWN)))
+    write_page(folder / "table1", markdown_table(_HEADINGS, _cells(rows, _MARKDOWN)))
     write_text(folder / "table1.tex", latex_table(_HEADINGS, _cells(rows, _LATEX)))
 
 

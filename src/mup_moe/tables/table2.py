@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text, write_page
+from mup_moe.analysis.markup import grouped, latex_table, latex_text, markdown_table, markdown_text
 from mup_moe.analysis.names import axis_value, parametrization_title
+from mup_moe.analysis.pages import write_page
 from mup_moe.config.architecture import SHARED_SETTINGS
 from mup_moe.config.cell import Cell
 from mup_moe.config.settings import Config, CorpusSettings, FigureSettings, SetupSettings
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         "Hyperparameters": _hyperparameter_part(shared),
     }
     tables = (f"## {title}\n\n{markdown_table(*_escaped(part, markdown_text))}" for title, part in parts.items())
-    write_page(out, "Models, sweeps and hyperparameters", "\n".join(tables))
+    write_page(out, "\n".join(tables))
     tables = (f"% {title}\n{latex_table(*_escaped(part, latex_text))}" for title, part in parts.items())
     write_text(out.with_suffix(".tex"), "\n".join(tables))
 

@@ -35,9 +35,9 @@ class ClaimTest(NamedTuple):
     verdict: str
 
 
-def draw(config: Config, name: str, results: Path) -> Figure:
-    """The tests of a config's claims. Raises UserError if claims/tests.csv is missing or damaged."""
-    return draw_rows(read_rows(results / f"{name}/tests.csv", ClaimTest), config.claims)
+def draw(config: Config, _name: str, results: Path) -> Figure:
+    """Draws the tests of a config's claims. Raises UserError if claims/tests.csv is missing or damaged."""
+    return draw_rows(read_rows(results / "claims/tests.csv", ClaimTest), config.claims)
 
 
 def draw_rows(tests: Sequence[ClaimTest], settings: ClaimsSettings) -> Figure:
