@@ -45,8 +45,9 @@ def files_of(config: Config, name: str) -> list[str]:
     }
     found = []
     for pattern in KINDS[kind_of(config, name)].reads:
-        word = next(word for word in each if f"{{{word}}}" in pattern)
-        found += [pattern.format_map({"name": name, word: value}) for value in each[word]()]
+        words = [word for word in each if f"{{{word}}}" in pattern]
+        values = each[words[0]]() if words else [None]
+        found += [pattern.format_map({"name": name} | dict.fromkeys(words, value)) for value in values]
     return found
 
 
