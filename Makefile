@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # So that Snakemake's jobs find the same tools as Snakemake itself.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: install figure1 paper test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check docs docs-links
+.PHONY: install figure1 paper report test lint lock benchmark slurm-test faults soak gpu-jobs gpu-check docs docs-links
 
 install: $(VENV)/run.stamp
 
@@ -32,7 +32,6 @@ paper: $(VENV)/run.stamp
 	$(BIN)/snakemake results/paper --cores $(CORES)
 	$(BIN)/snakemake results/paper --report results/report.html
 
-.PHONY: report
 report: $(VENV)/run.stamp
 	$(BIN)/python docs/report.py docs/_build/report.html
 
@@ -56,10 +55,9 @@ benchmark: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/checkpoints.py
 	$(BIN)/python benchmarks/plot.py
 
-# The report is a page of the site if it could be built first; the site also builds without it.
+# The report is part of the site; a build without it works too.
 SPHINX = $(BIN)/sphinx-build -E -W --keep-going -n -c docs -d docs/_build/doctrees
-docs: $(VENV)/dev.stamp
-	test ! -e docs/report.py || { mkdir -p docs/_build && $(BIN)/python docs/report.py docs/_build/report.html; }
+docs: $(VENV)/dev.stamp report
 	$(SPHINX) -b html . docs/_build/html
 
 docs-links: $(VENV)/dev.stamp

@@ -206,7 +206,7 @@ BAD = [
     ("analysis.fit_points", 2, "fit_points"),
     ("execution.threads", 0, "threads"),
     ("parametrizations.mup.router", [1, "fan_in^1/0", 1, 1], "'fan_in^1/0' is not a factor"),
-    (f"{AXES}.seed", [2**63], "seed 9223372036854775808"),
+    (f"{AXES}.seed", [2**63], "seed is 9223372036854775808"),
     (f"{MODEL}.balance_loss", float("inf"), "balance_loss"),
     ("figures.cells", DOCUMENT["figures"]["figure1"], "figures.cells"),
     ("figures", {}, "`figures` is empty"),

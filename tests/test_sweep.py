@@ -48,6 +48,7 @@ def test_the_paper_draws_the_figures_of_a_composition_only_there():
     assert drawn_in_paper(CONFIG) == [
         *("figure1", "figure3", "figure4", "attribution", "attribution4", "sensitivity", "figure2"),
         *CONFIG.probes,
+        "verdicts",
     ]
 
 

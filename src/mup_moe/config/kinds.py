@@ -68,7 +68,7 @@ which rules keep all sizes constant, and compare with the dotted lines, which ar
 
 VERDICTS = """
 Every test of every claim: drifts of the best learning rate, what transferring it costs (excess), and for Lemma B.1 the
-slopes minus their predictions. A test passes in the grey bands, or, for SP, outside of them. Look at the controls: each
+slopes minus their predictions. A test passes in the gray bands, or, for SP, outside of them. Look at the controls: each
 is wrong in what its claim is about, so it has to fail. Where one passes, this sweep cannot tell.
 """
 
