@@ -445,11 +445,11 @@ def test_cells_that_cannot_be_compared_are_not_mixed(figure1, capsys, key, reaso
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, config) == 1
     assert not (folder / "figure1/runs.csv").exists()
-    (told,) = lines_after_config(capsys.readouterr().err)
+    (reported,) = lines_after_config(capsys.readouterr().err)
     shown = ", ".join(cell.id for cell in cells[7:10])
-    assert f"5 {reason} ({shown} and 2 more)" in told
-    assert "delete" in told
-    assert "`analysis.foreign_cells`" in told
+    assert f"5 {reason} ({shown} and 2 more)" in reported
+    assert "delete" in reported
+    assert "`analysis.foreign_cells`" in reported
 
 
 @pytest.mark.parametrize(("key", "reason"), FOREIGN)
@@ -459,8 +459,8 @@ def test_cells_that_cannot_be_compared_are_left_out_by_name_if_the_user_chose_so
     complete = (folder / "figure1/runs.csv").read_text().splitlines()
     write_summaries(folder / "cells", cells[7:12], transferring, **{key: "other"})
     assert run_aggregate(folder, leaving_out(config)) == 0
-    told = lines_after_config(capsys.readouterr().err)
-    assert told == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
+    reported = lines_after_config(capsys.readouterr().err)
+    assert reported == [f"left out {cell.id}: {reason}" for cell in cells[7:12]]
     assert (folder / "figure1/runs.csv").read_text().splitlines() == complete[:8] + complete[13:]
 
 

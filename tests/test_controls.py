@@ -320,9 +320,9 @@ def test_the_bill_says_which_groups_a_sweep_will_see(tmp_path, capsys):
     write_losses(tmp_path, config, loss_of)
     assert run_step("sensitivity", "sensitivity", config=config, results=tmp_path) == 0
     assert run_step("plan", config=config, results=tmp_path) == 0
-    told = "figure1, 2 octaves of width, will see: unembedding; not: experts, router (0.1 nats or more)."
-    assert told in capsys.readouterr().out
-    assert told in (tmp_path / "plan.md").read_text()
+    reported = "figure1, 2 octaves of width, will see: unembedding; not: experts, router (0.1 nats or more)."
+    assert reported in capsys.readouterr().out
+    assert reported in (tmp_path / "plan.md").read_text()
     # Another set-up of the same name has not been measured.
     setup = config.setups["mixtral"]
     longer = replace(setup, training=replace(setup.training, steps=301))

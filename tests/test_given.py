@@ -240,7 +240,7 @@ def test_the_config_that_a_run_writes_is_complete_and_names_its_layers(tmp_path,
     layers = Layers.lay(ROOT / "config.yaml", [], [f"preset={preset}", "execution={threads: 3}"])
     layers.show(path)
     assert path.read_text().startswith(
-        f"# Laid together from config.yaml, preset {preset}, --config execution={{threads: 3}}\n"
+        f"# Merged from config.yaml, preset {preset}, --config execution={{threads: 3}}\n"
     )
     assert read_document(path) == layers.document
     assert read_config(path) == layers.config
@@ -302,7 +302,7 @@ def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_uses(tmp_pa
     assert done.returncode == 0, done.stdout
     first = (project / "results/config.yaml").read_text().splitlines()[0]
     said = f"config.yaml, preset default, {project / 'smoke.yaml'}, --config execution={{threads: 2}}"
-    assert first == f"# Laid together from {said}"
+    assert first == f"# Merged from {said}"
     assert (project / "results/logs/table1.log").read_text().splitlines()[0] == f"config: {said}"
     # Passed back to Snakemake, it is the same config.
     again = snakemake(project, "--configfile", "results/config.yaml", "--cores", "2", "results/table1.csv", "--dry-run")

@@ -52,8 +52,8 @@ def test_cells_of_another_config_are_named_or_left_out_as_the_user_chose(project
     done = smoke(project, TARGET)
     assert done.returncode == 0, done.stdout
     assert {path: path.read_bytes() for path in trained} == trained
-    told = {line.removeprefix("left out ").partition(":")[0] for line in log_lines(project)}
-    assert told == foreign
+    reported = {line.removeprefix("left out ").partition(":")[0] for line in log_lines(project)}
+    assert reported == foreign
     runs = pd.read_csv(project / TABLE)
     assert set(runs["parametrization"]) == {"sp"}
     optima = pd.read_csv(project / "results/figure1/optima.csv")
@@ -97,9 +97,9 @@ def test_cells_of_another_device_and_torch_are_accepted_and_named_in_the_log(pro
     runs.unlink()
     done = smoke(project, TABLE, "--rerun-triggers", "mtime")
     assert done.returncode == 0, done.stdout
-    (told,) = log_lines(project)
-    assert f"1 on cuda with torch 2.11.0+cu126 ({first.name})" in told
-    assert f"{len(before) - 1} on cpu with torch " in told
+    (reported,) = log_lines(project)
+    assert f"1 on cuda with torch 2.11.0+cu126 ({first.name})" in reported
+    assert f"{len(before) - 1} on cpu with torch " in reported
     mine = before["cell"] == first.name
     before.loc[mine, ["device", "torch"]] = ["cuda", "2.11.0+cu126"]
     pd.testing.assert_frame_equal(pd.read_csv(runs), before, check_exact=True)

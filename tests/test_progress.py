@@ -299,9 +299,9 @@ STANDING = Standing(share=0.479, cells=30, total=63, failed=0, figures=("figure1
 
 
 def test_the_line_shows_the_figure_the_progress_and_the_time_left():
-    told = line(STANDING, 60.0)
-    assert re.fullmatch(r"figure1:  47%\|[#\d ]+\| 30/63 cells \[01:00 spent, about 11 min left\]", told)
-    assert len(told) == 99
+    reported = line(STANDING, 60.0)
+    assert re.fullmatch(r"figure1:  47%\|[#\d ]+\| 30/63 cells \[01:00 spent, about 11 min left\]", reported)
+    assert len(reported) == 99
     assert "7 failed" in line(replace(STANDING, failed=7), 60.0)
     assert "left" not in line(replace(STANDING, seconds_left=None), 60.0)
 
@@ -320,9 +320,9 @@ def test_until_a_cell_begins_the_line_shows_tokenizing_or_waiting():
 
 
 def test_the_names_of_many_figures_are_shortened():
-    told = line(replace(STANDING, figures=tuple(f"figure{number}" for number in range(9))), 60.0)
-    assert told.startswith("figure0, figure1, figure2, fi...: ")
-    assert len(told) == 99
+    reported = line(replace(STANDING, figures=tuple(f"figure{number}" for number in range(9))), 60.0)
+    assert reported.startswith("figure0, figure1, figure2, fi...: ")
+    assert len(reported) == 99
 
 
 # ---------------------------------------------------------------- the process that forecasts the costs

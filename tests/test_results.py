@@ -251,19 +251,19 @@ places = st.tuples(st.floats(0, 1, exclude_max=True), st.one_of(st.none(), st.in
 def test_a_flipped_bit_or_a_cut_gives_the_same_table_or_one_sentence(sweep, damage):
     changed = {name: how and disturbed(sweep.whole[name], *how) for name, how in damage.items()}
     with sweep.damaged(changed):
-        status, told = sweep.aggregate()
+        status, reported = sweep.aggregate()
         if status == 0:
             assert sweep.table.read_bytes() == sweep.undisturbed
         else:
             assert not sweep.table.exists()
             assert not set(damage).isdisjoint(KEPT)
-            (sentence,) = told
+            (sentence,) = reported
             assert sentence.startswith("mup-moe: ")
             assert sweep.victim.name in sentence
             assert "delete their folders" in sentence
         # A restored file stays restored, and the message appears only once.
-        if status == 0 and told:
-            assert "restored from its kept copy" in told[0]
+        if status == 0 and reported:
+            assert "restored from its kept copy" in reported[0]
             assert sweep.aggregate() == (0, [])
 
 
@@ -283,11 +283,11 @@ def test_a_changed_digit_is_noticed(sweep, name):
 @pytest.mark.parametrize("damage", [b"{", b"[]", b"", b'{"cell": {}}', b"\xff", None])
 def test_a_result_that_no_copy_can_restore_is_named(sweep, damage):
     with sweep.damaged({FILES[0]: damage, FILES[2]: damage}):
-        status, (told,) = sweep.aggregate()
+        status, (reported,) = sweep.aggregate()
     assert status == 1
-    assert sweep.victim.name in told
-    assert "1 of 3 results in " in told
-    assert " are damaged: " in told
+    assert sweep.victim.name in reported
+    assert "1 of 3 results in " in reported
+    assert " are damaged: " in reported
 
 
 def test_a_summary_of_an_earlier_version_is_not_trusted(sweep):
@@ -296,26 +296,26 @@ def test_a_summary_of_an_earlier_version_is_not_trusted(sweep):
     del summary["summary_sha256"]
     old = json.dumps(summary).encode()
     with sweep.damaged({FILES[0]: old, FILES[2]: old}):
-        status, (told,) = sweep.aggregate()
+        status, (reported,) = sweep.aggregate()
     assert status == 1
-    assert "has no digest" in told
+    assert "has no digest" in reported
 
 
 def test_a_copy_that_another_config_made_restores_nothing(sweep, tmp_path):
     write_result(tmp_path / sweep.victim.name, summary_of(CELLS[1], 9.0, request="another"))
     other = {name: (tmp_path / sweep.victim.name / name).read_bytes() for name in KEPT}
     with sweep.damaged({FILES[0]: b"{", **other}):
-        status, (told,) = sweep.aggregate()
+        status, (reported,) = sweep.aggregate()
     assert status == 1
-    assert "is not JSON" in told
+    assert "is not JSON" in reported
 
 
 def test_another_cells_result_is_refused(sweep):
     other = {name: (sweep.results / CELLS[0].id / name).read_bytes() for name in FILES}
     with sweep.damaged(other):
-        status, (told,) = sweep.aggregate()
+        status, (reported,) = sweep.aggregate()
     assert status == 1
-    assert f"it holds cell {CELLS[0].id}" in told
+    assert f"it holds cell {CELLS[0].id}" in reported
 
 
 def test_only_whole_results_are_imported(sweep, tmp_path):
@@ -363,37 +363,37 @@ def test_a_result_from_before_versions_gets_the_version_with_the_same_numbers(tm
     # The version of any other code is unknown.
     write_result(folder, old | {"code": "another"})
     assert read_result(folder)["fingerprint"] == "of the digest of the code"
-    assert foreign_cells({"a": "r", "b": "r"}, {"a": told_of(version=None), "b": told_of(version=VERSION)}, None) == {
+    assert foreign_cells({"a": "r", "b": "r"}, {"a": made_by(version=None), "b": made_by(version=VERSION)}, None) == {
         "a": "trained by another version"
     }
 
 
-def told_of(tokens="t", version=0, precision="float32", request="r"):
+def made_by(tokens="t", version=0, precision="float32", request="r"):
     """Returns the values that decide whether a cell is foreign."""
     made = {"request": request, "tokens_digest": tokens, "version": version, "precision": precision}
     return {"cell": {"setup": "small"}} | made
 
 
-def foreign_of(told, corpus=None):
-    return foreign_cells(dict.fromkeys(told, "r"), told, corpus)
+def foreign_of(reported, corpus=None):
+    return foreign_cells(dict.fromkeys(reported, "r"), reported, corpus)
 
 
 def test_the_home_group_has_the_current_tokens_then_this_version_then_the_most_cells(corpus):
-    told = {"a": told_of(), "b": told_of(precision="bfloat16"), "c": told_of(precision="bfloat16")}
-    assert foreign_of(told, corpus) == {"a": "trained in another precision"}
-    told["d"] = told_of(version=VERSION)
-    assert set(foreign_of(told, corpus)) == {"a", "b", "c"}
-    told["e"] = told_of(tokens=Tokens.open(corpus).digest)
-    foreign = foreign_of(told, corpus)
+    reported = {"a": made_by(), "b": made_by(precision="bfloat16"), "c": made_by(precision="bfloat16")}
+    assert foreign_of(reported, corpus) == {"a": "trained in another precision"}
+    reported["d"] = made_by(version=VERSION)
+    assert set(foreign_of(reported, corpus)) == {"a", "b", "c"}
+    reported["e"] = made_by(tokens=Tokens.open(corpus).digest)
+    foreign = foreign_of(reported, corpus)
     assert set(foreign) == {"a", "b", "c", "d"}
     assert foreign["b"] == "trained on other tokens and in another precision"
     # Without tokens, cells are not compared by them.
-    assert set(foreign_of(told, corpus / "nowhere")) == {"a", "b", "c", "e"}
+    assert set(foreign_of(reported, corpus / "nowhere")) == {"a", "b", "c", "e"}
 
 
 def test_set_ups_are_not_compared_with_each_other():
-    told = {"a": told_of(), "b": told_of(precision="bfloat16") | {"cell": {"setup": "medium"}}}
-    assert foreign_of(told) == {}
+    reported = {"a": made_by(), "b": made_by(precision="bfloat16") | {"cell": {"setup": "medium"}}}
+    assert foreign_of(reported) == {}
 
 
 @given(
@@ -401,13 +401,13 @@ def test_set_ups_are_not_compared_with_each_other():
 )
 def test_equal_cells_are_not_foreign_and_retrained_cells_join_them(corpus, ways):
     today = {"tokens": Tokens.open(corpus).digest, "version": VERSION}
-    told = {
-        str(number): told_of(request=request, tokens=today["tokens"] if tokens else "t", version=VERSION if new else 0)
+    reported = {
+        str(number): made_by(request=request, tokens=today["tokens"] if tokens else "t", version=VERSION if new else 0)
         for number, (request, tokens, new) in enumerate(ways)
     }
-    foreign = foreign_of(told, corpus)
-    assert {name for name, of_cell in told.items() if of_cell["request"] != "r"} <= set(foreign)
-    kept = [of_cell for name, of_cell in told.items() if name not in foreign]
+    foreign = foreign_of(reported, corpus)
+    assert {name for name, of_cell in reported.items() if of_cell["request"] != "r"} <= set(foreign)
+    kept = [of_cell for name, of_cell in reported.items() if name not in foreign]
     assert all(of_cell == kept[0] for of_cell in kept)
     assert bool(kept) == any(request == "r" for request, *_ in ways)
     # Retraining the named cells satisfies the command in the end: no cell is named twice.
@@ -415,5 +415,5 @@ def test_equal_cells_are_not_foreign_and_retrained_cells_join_them(corpus, ways)
     while foreign:
         assert named.isdisjoint(foreign)
         named |= set(foreign)
-        told |= dict.fromkeys(foreign, told_of(**today))
-        foreign = foreign_of(told, corpus)
+        reported |= dict.fromkeys(foreign, made_by(**today))
+        foreign = foreign_of(reported, corpus)

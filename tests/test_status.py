@@ -137,7 +137,7 @@ def ask(capsys, monkeypatch):
 
 
 @pytest.fixture
-def told(ask):
+def reported(ask):
     """Calls the command; returns its JSON output."""
     return lambda sweep, *options: json.loads(ask(sweep, "--json", *options))
 
@@ -241,11 +241,11 @@ def retrain_an_outdated_cell(sweep, cell):
         (fail_after_a_checkpoint, "failed", 50),
     ],
 )
-def test_the_files_of_a_cell_show_its_state_and_progress(sweep, told, make, state, step):
+def test_the_files_of_a_cell_show_its_state_and_progress(sweep, reported, make, state, step):
     cell = sweep.cells[1]
     make(sweep, cell)
     before = files_in(sweep.results)
-    found = told(sweep)["cells"]
+    found = reported(sweep)["cells"]
     assert (found[cell.id]["state"], found[cell.id]["step"]) == (state, step)
     assert all(other["state"] == "waiting" for name, other in found.items() if name != cell.id)
     assert files_in(sweep.results) == before
@@ -263,40 +263,40 @@ def test_the_files_of_a_cell_show_its_state_and_progress(sweep, told, make, stat
         (-3600, 100.0, "running"),  # a different clock on another host, or a clock that was set back
     ],
 )
-def test_how_old_a_heartbeat_may_be_depends_on_how_long_steps_take(sweep, told, age, rate, state):
+def test_how_old_a_heartbeat_may_be_depends_on_how_long_steps_take(sweep, reported, age, rate, state):
     sweep.beat(sweep.cells[0], age=age, steps_per_second=rate)
-    assert told(sweep)["cells"][sweep.cells[0].id]["state"] == state
+    assert reported(sweep)["cells"][sweep.cells[0].id]["state"] == state
 
 
-def test_a_dead_process_of_this_host_is_silent_at_once(sweep, told):
+def test_a_dead_process_of_this_host_is_silent_at_once(sweep, reported):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     here = socket.gethostname()
     sweep.beat(sweep.cells[0], age=0, host=here, pid=process.pid)
     sweep.beat(sweep.cells[1], age=-50, host=here, pid=process.pid)
     sweep.beat(sweep.cells[2], age=0, host=here, pid=os.getpid())
-    states = [told(sweep)["cells"][cell.id] for cell in sweep.cells[:3]]
+    states = [reported(sweep)["cells"][cell.id] for cell in sweep.cells[:3]]
     assert [cell["state"] for cell in states] == ["silent", "silent", "running"]
     assert states[1]["age"] == 0  # never negative
 
 
-def test_results_of_another_corpus_are_outdated_and_without_a_corpus_all_count_as_done(sweep, told):
+def test_results_of_another_corpus_are_outdated_and_without_a_corpus_all_count_as_done(sweep, reported):
     for cell in sweep.cells:
         sweep.finish(cell)
-    assert told(sweep)["total"]["done"] == 4
+    assert reported(sweep)["total"]["done"] == 4
     (sweep.results / "data" / "tiny" / "manifest.json").unlink()
-    assert told(sweep)["total"]["done"] == 4
+    assert reported(sweep)["total"]["done"] == 4
     sweep.tokenize(seed=1)
-    assert told(sweep)["total"]["outdated"] == 4
+    assert reported(sweep)["total"]["outdated"] == 4
 
 
-def test_another_config_shows_other_cells_and_outdated_ones(sweep, told, tmp_path):
+def test_another_config_shows_other_cells_and_outdated_ones(sweep, reported, tmp_path):
     for cell in sweep.cells:
         sweep.finish(cell)
     document = small_config(width=[32, 128])
     document["setups"]["small"]["training"]["weight_decay"] = 0.5
     other = Sweep(tmp_path, document)
-    assert told(other)["total"] == dict.fromkeys(map(str, State), 0) | {"outdated": 2, "waiting": 2}
+    assert reported(other)["total"] == dict.fromkeys(map(str, State), 0) | {"outdated": 2, "waiting": 2}
 
 
 # ---------------------------------------------------------------- what people read
@@ -321,7 +321,7 @@ def test_a_silent_job_is_shown_with_its_silence_and_the_step_it_resumes_from(swe
     )
 
 
-def test_failures_with_one_reason_are_shown_together_with_the_paths_of_their_logs(sweep, ask, told):
+def test_failures_with_one_reason_are_shown_together_with_the_paths_of_their_logs(sweep, ask, reported):
     for cell in sweep.cells:
         reason = "the GPU's memory\nis too small" if cell.learning_rate == sweep.cells[0].learning_rate else "no disk"
         Failure(reason, time.time()).write(sweep.folder(cell))
@@ -332,28 +332,28 @@ def test_failures_with_one_reason_are_shown_together_with_the_paths_of_their_log
         *("  2 cells: the GPU's memory is too small", *(f"    {log}" for log in logs)),
         *("  2 cells: no disk", *(f"    {log}" for log in logs)),
     ]
-    found = told(sweep)["cells"].values()
+    found = reported(sweep)["cells"].values()
     assert {cell["log"] for cell in found} == set(map(str, logs))
     assert {cell["reason"] for cell in found} == {"the GPU's memory is too small", "no disk"}
 
 
-def test_a_log_is_named_after_the_job_of_the_whole_workflow_whichever_figures_are_chosen(sweep, told):
+def test_a_log_is_named_after_the_job_of_the_whole_workflow_whichever_figures_are_chosen(sweep, reported):
     document = small_config()
     document["figures"]["narrow"]["axes"]["learning_rate"] = [RATES[0]]
     other = Sweep(sweep.results.parent, document)
     # The cell that both figures show has its own job; the other cell of its curve has another one.
-    jobs = {cell["job"] for cell in told(other, "--figures", "narrow")["cells"].values()}
-    assert jobs < {cell["job"] for cell in told(other)["cells"].values()}
+    jobs = {cell["job"] for cell in reported(other, "--figures", "narrow")["cells"].values()}
+    assert jobs < {cell["job"] for cell in reported(other)["cells"].values()}
     assert len(jobs) == 1
     alone = small_config()
     alone["execution"]["lockstep"] = []
-    cells = told(Sweep(sweep.results.parent, alone))["cells"]
+    cells = reported(Sweep(sweep.results.parent, alone))["cells"]
     assert all(Path(cell["log"]).name == f"{name}.log" for name, cell in cells.items())
 
 
-def test_figures_and_compositions_can_be_chosen_and_an_unknown_one_is_refused(sweep, told, capsys):
-    assert list(told(sweep, "--figures", "narrow")["figures"]) == ["narrow"]
-    assert list(told(sweep, "--figures", "all")["figures"]) == ["both", "narrow"]
+def test_figures_and_compositions_can_be_chosen_and_an_unknown_one_is_refused(sweep, reported, capsys):
+    assert list(reported(sweep, "--figures", "narrow")["figures"]) == ["narrow"]
+    assert list(reported(sweep, "--figures", "all")["figures"]) == ["both", "narrow"]
     assert main(["status", "--config", str(sweep.path), "--figures", "figure9"]) == 1
     assert main(["status", "--config", str(sweep.path), "--preset", "huge"]) == 1
     assert main(["status", "--config", str(sweep.path.with_name("absent.yaml"))]) == 1
@@ -377,13 +377,13 @@ def test_the_error_for_a_missing_or_partial_config_says_how_to_name_one(sweep, t
     )
 
 
-def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(tmp_path, told):
+def test_the_preset_is_that_of_the_option_or_else_the_one_that_the_config_names(tmp_path, reported):
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets" / "long.yaml").write_text(f"setups: {{small: {{training: {{steps: {3 * STEPS}}}}}}}")
     (tmp_path / "presets" / "short.yaml").write_text(f"setups: {{small: {{training: {{steps: {STEPS // 2}}}}}}}")
     sweep = Sweep(tmp_path, small_config() | {"preset": "long"})
     for options, steps in (((), 3 * STEPS), (("--preset", "short"), STEPS // 2), (("--preset", "default"), STEPS)):
-        assert {cell["steps"] for cell in told(sweep, *options)["cells"].values()} == {steps}
+        assert {cell["steps"] for cell in reported(sweep, *options)["cells"].values()} == {steps}
 
 
 def test_a_snakemake_that_works_in_the_folder_is_reported_and_not_disturbed(sweep, ask):
@@ -403,20 +403,20 @@ def test_a_snakemake_that_works_in_the_folder_is_reported_and_not_disturbed(swee
         assert not waited  # free for the next one
 
 
-def test_the_state_of_a_corpus_is_reported(sweep, told):
+def test_the_state_of_a_corpus_is_reported(sweep, reported):
     folder = sweep.results / "data" / "tiny"
-    assert told(sweep)["corpora"] == {"tiny": "tokenized"}
+    assert reported(sweep)["corpora"] == {"tiny": "tokenized"}
     (folder / ".work").mkdir()
-    assert told(sweep)["corpora"] == {"tiny": "partly tokenized, by no running process"}
+    assert reported(sweep)["corpora"] == {"tiny": "partly tokenized, by no running process"}
     with claim_folder(folder):
-        assert told(sweep)["corpora"] == {"tiny": "being tokenized"}
+        assert reported(sweep)["corpora"] == {"tiny": "being tokenized"}
     (folder / ".work").rmdir()
     (folder / "valid.bin").write_bytes(b"")
-    assert told(sweep)["corpora"] == {"tiny": "damaged"}
+    assert reported(sweep)["corpora"] == {"tiny": "damaged"}
 
 
 @pytest.mark.parametrize("state", ["not tokenized yet", "partly tokenized, by no running process"])
-def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_it(tmp_path, told, state):
+def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_it(tmp_path, reported, state):
     sweep = Sweep(tmp_path, small_config())
     folder, log = sweep.results / "data" / "tiny", sweep.results / "logs" / "tokenize" / "tiny.log"
     folder.mkdir(parents=True)
@@ -424,15 +424,15 @@ def test_the_reason_of_a_failed_tokenization_is_shown_until_a_process_works_on_i
         (folder / ".work").mkdir()
     log.parent.mkdir(parents=True)
     log.write_text("reading: 0B\rreading: 9B\n")
-    assert told(sweep)["corpora"] == {"tiny": state}  # a killed process gives no reason
+    assert reported(sweep)["corpora"] == {"tiny": state}  # a killed process gives no reason
     log.write_text("reading: 0B\rreading: 9B\nmup-moe: the disk is full: free space\n")
-    assert told(sweep)["corpora"] == {
+    assert reported(sweep)["corpora"] == {
         "tiny": f"{state}; the last attempt failed: the disk is full: free space ({log})",
     }
     with claim_folder(folder):
-        assert "failed" not in told(sweep)["corpora"]["tiny"]
+        assert "failed" not in reported(sweep)["corpora"]["tiny"]
     sweep.tokenize()
-    assert "failed" not in told(sweep)["corpora"]["tiny"]
+    assert "failed" not in reported(sweep)["corpora"]["tiny"]
 
 
 def test_probes_are_listed_if_no_figure_is_chosen(tmp_path, ask):
@@ -446,7 +446,7 @@ def test_probes_are_listed_if_no_figure_is_chosen(tmp_path, ask):
     assert "probe check" not in ask(sweep, "--figures", "both")
 
 
-def test_a_thousand_cells_fit_on_a_screen(tmp_path, ask, told):
+def test_a_thousand_cells_fit_on_a_screen(tmp_path, ask, reported):
     sweep = Sweep(tmp_path, small_config(width=[32 + 4 * i for i in range(100)], seed=list(range(5))))
     sweep.tokenize()
     states = ("waiting", "running", "failed", "silent", "interrupted")
@@ -464,7 +464,7 @@ def test_a_thousand_cells_fit_on_a_screen(tmp_path, ask, told):
     assert as_row(text, "total")["cells"] == len(sweep.cells) == 1000
     assert as_row(text, "total")["running"] == 200
     assert len(text.splitlines()) < 150
-    assert len(told(sweep)["cells"]) == 1000
+    assert len(reported(sweep)["cells"]) == 1000
 
 
 # ---------------------------------------------------------------- any files that may be in the folders
@@ -474,7 +474,7 @@ FILES = ["heartbeat.json", "failure.json", ".kept/summary.json", ".kept/history.
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_loses_only_its_own_information(sweep, told, ask, name):
+def test_a_damaged_file_loses_only_its_own_information(sweep, reported, ask, name):
     cell, *others = sweep.cells
     for other in others:
         sweep.finish(other)
@@ -484,7 +484,7 @@ def test_a_damaged_file_loses_only_its_own_information(sweep, told, ask, name):
         path = sweep.folder(cell) / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(garbage)
-        found = told(sweep)
+        found = reported(sweep)
         assert found["total"]["done"] == 3
         assert found["cells"][cell.id]["state"] == state
         assert "total" in ask(sweep)
@@ -492,9 +492,9 @@ def test_a_damaged_file_loses_only_its_own_information(sweep, told, ask, name):
 
 
 @pytest.mark.parametrize("garbage", GARBAGE)
-def test_a_damaged_manifest_is_reported(sweep, told, garbage):
+def test_a_damaged_manifest_is_reported(sweep, reported, garbage):
     (sweep.results / "data" / "tiny" / "manifest.json").write_bytes(garbage)
-    found = told(sweep)
+    found = reported(sweep)
     assert found["corpora"] == {"tiny": "damaged"}
     assert found["total"]["waiting"] == 4
 
@@ -517,12 +517,12 @@ likely = st.fixed_dictionaries(
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(sign=signs | likely, reason=json_values)
-def test_no_heartbeat_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, sign, reason):
+def test_no_heartbeat_and_no_reason_is_too_odd_to_be_read(sweep, reported, ask, sign, reason):
     for cell in sweep.cells[:2]:
         sweep.folder(cell).mkdir(parents=True, exist_ok=True)
     (sweep.folder(sweep.cells[0]) / "heartbeat.json").write_text(json.dumps(sign))
     (sweep.folder(sweep.cells[1]) / "failure.json").write_text(json.dumps({"reason": reason, "time": reason}))
-    found = told(sweep)
+    found = reported(sweep)
     assert sum(found["total"].values()) == 4
     assert found["cells"][sweep.cells[1].id]["state"] == "failed"
     assert "total" in ask(sweep)
@@ -531,7 +531,7 @@ def test_no_heartbeat_and_no_reason_is_too_odd_to_be_read(sweep, told, ask, sign
 # ---------------------------------------------------------------- the time left
 
 
-def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_processes(sweep, told, ask):
+def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_processes(sweep, reported, ask):
     narrow, other, wide, widest = sweep.cells
     assert [cell.width for cell in sweep.cells] == [32, 32, 64, 64]
     # 2e9 FLOPs/s at width 32.
@@ -540,7 +540,7 @@ def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_pro
     # Half of `other`, three quarters of `wide`, all of `widest`.
     rest = 200 * sweep.flops_of_step(other) + 300 * sweep.flops_of_step(wide) + 400 * sweep.flops_of_step(widest)
     sweep.save(other, 200)
-    left = told(sweep)["time_left"]
+    left = reported(sweep)["time_left"]
     assert left["device_seconds"] == pytest.approx(rest / 2e9)
     assert (left["processes"], left["seconds"]) == (0, None)
     assert "nothing is running: rerun the same snakemake command" in ask(sweep)
@@ -549,43 +549,43 @@ def test_the_time_left_follows_the_rate_of_the_nearest_width_and_the_running_pro
     sweep.beat(other, step=200, steps_per_second=1000.0, pid=1)
     sweep.beat(wide, step=100, steps_per_second=1000.0, pid=2)
     rest = 200 * sweep.flops_of_step(other) / 2e9 + 300 * sweep.flops_of_step(wide) / 1e9
-    left = told(sweep)["time_left"]
+    left = reported(sweep)["time_left"]
     assert left["device_seconds"] == pytest.approx(rest)
     assert left["processes"] == 2
     assert left["seconds"] == pytest.approx(max(0.2, 0.3))
     sweep.beat(wide, step=100, steps_per_second=1.0, pid=2)
-    assert told(sweep)["time_left"]["seconds"] == 300
+    assert reported(sweep)["time_left"]["seconds"] == 300
     assert "time left: about 5 min: " in ask(sweep)
 
 
-def test_one_process_that_trains_several_cells_counts_once_and_a_silent_one_not_at_all(sweep, told):
+def test_one_process_that_trains_several_cells_counts_once_and_a_silent_one_not_at_all(sweep, reported):
     for cell in sweep.cells[:2]:
         sweep.beat(cell, together=2)
     sweep.beat(sweep.cells[2], pid=1, age=1000)
-    assert told(sweep)["time_left"]["processes"] == 1
+    assert reported(sweep)["time_left"]["processes"] == 1
 
 
-def test_only_results_of_the_device_that_was_used_last_give_rates(sweep, told):
+def test_only_results_of_the_device_that_was_used_last_give_rates(sweep, reported):
     measured = (("cuda", 5.0, 3), ("cpu", 90.0, 1), ("cpu", 100.0, 2))
     for cell, (device, seconds, made) in zip(sweep.cells, measured, strict=False):
         sweep.finish(cell, device=device, flops=10**9, wall_seconds=seconds)
         os.utime(Result(sweep.folder(cell)).kept_files[1], (made, made))
     seconds = STEPS * sweep.flops_of_step(sweep.cells[3]) / (1e9 / 5.0)
-    assert told(sweep)["time_left"]["device_seconds"] == pytest.approx(seconds)
+    assert reported(sweep)["time_left"]["device_seconds"] == pytest.approx(seconds)
 
 
-def test_if_no_cell_of_a_width_is_done_the_running_ones_give_the_rate(sweep, told):
+def test_if_no_cell_of_a_width_is_done_the_running_ones_give_the_rate(sweep, reported):
     narrow, other, wide, widest = sweep.cells
     for cell in (narrow, other):
         sweep.finish(cell, flops=10**9, wall_seconds=1.0)
     for cell in (wide, widest):
         sweep.beat(cell, step=100, together=2, steps_per_second=3.0)
     # Both take 300 steps at 3 steps/s, together.
-    assert told(sweep)["time_left"]["device_seconds"] == pytest.approx(100.0)
+    assert reported(sweep)["time_left"]["device_seconds"] == pytest.approx(100.0)
 
 
-def test_before_anything_is_measured_the_benchmark_of_the_plan_gives_the_rate_if_there_is_one(sweep, told, ask):
-    left = told(sweep)["time_left"]
+def test_before_anything_is_measured_the_benchmark_of_the_plan_gives_the_rate_if_there_is_one(sweep, reported, ask):
+    left = reported(sweep)["time_left"]
     assert (left["device_seconds"], left["seconds"]) == (None, None)
     assert "time left: unknown: no cell of this sweep has been timed yet" in ask(sweep)
     (sweep.path.parent / "benchmarks").mkdir()
@@ -593,30 +593,30 @@ def test_before_anything_is_measured_the_benchmark_of_the_plan_gives_the_rate_if
     (sweep.path.parent / "benchmarks" / "step.csv").write_text(table)
     gflops = {32: 2e9, 64: 1e9}
     seconds = sum(STEPS * sweep.flops_of_step(cell) / gflops[cell.width] for cell in sweep.cells)
-    left = told(sweep)["time_left"]
+    left = reported(sweep)["time_left"]
     assert left["device_seconds"] == pytest.approx(seconds)
     assert "A CPU, 1 thread" in left["basis"]
 
 
-def test_when_all_is_done_nothing_is_left(sweep, told, ask):
+def test_when_all_is_done_nothing_is_left(sweep, reported, ask):
     for cell in sweep.cells:
         sweep.finish(cell)
-    assert told(sweep)["time_left"]["device_seconds"] == 0
+    assert reported(sweep)["time_left"]["device_seconds"] == 0
     assert "time left: none: every cell has a result" in ask(sweep)
 
 
 # ---------------------------------------------------------------- with a process that trains
 
 
-def test_a_process_is_seen_running_killed_stopped_and_done(tmp_path, told):
+def test_a_process_is_seen_running_killed_stopped_and_done(tmp_path, reported):
     sweep = Sweep(tmp_path, small_config(width=[32]))
     sweep.tokenize()
-    cells = [told(sweep)["cells"][cell.id] for cell in sweep.cells]
+    cells = [reported(sweep)["cells"][cell.id] for cell in sweep.cells]
     command = [sys.executable, "-m", "mup_moe", "train", *(cell.id for cell in sweep.cells), "--device", "cpu"]
     command += ["--config", str(sweep.path), "--results", str(sweep.results), "--checkpoint-seconds", "0"]
 
     def states() -> list[tuple[str, bool]]:
-        return [(cell["state"], cell["step"] > 0) for cell in told(sweep)["cells"].values()]
+        return [(cell["state"], cell["step"] > 0) for cell in reported(sweep)["cells"].values()]
 
     inject = injector(tmp_path)
 

@@ -314,8 +314,8 @@ def test_the_previous_checkpoint_is_kept_as_a_fallback(tmp_path, capsys):
     kept = Checkpoints(tmp_path, "mine")
     assert kept.load(25) is None
     assert kept.steps == [20]
-    assert "is damaged" in (told := capsys.readouterr().err)
-    assert "resuming from step 20" in told
+    assert "is damaged" in (reported := capsys.readouterr().err)
+    assert "resuming from step 20" in reported
     assert float(kept.load(20).tensors["a"][0]) == 20.0
     assert Checkpoints(tmp_path, "another").steps == []
 

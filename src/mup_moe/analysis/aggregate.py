@@ -106,7 +106,7 @@ def _read_result(folder: Path, request: str) -> dict[str, Any]:
     try:
         return read_result(folder)
     except DamagedResultError as error:
-        if not Result(folder).mend(request):
+        if not Result(folder).restore(request):
             raise
         print(f"{folder} was damaged ({error.reason}): restored from its kept copy", file=sys.stderr)
         return read_result(folder)

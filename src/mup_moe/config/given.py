@@ -22,7 +22,7 @@ from mup_moe.files import write_text
 # Options that are lost entirely: even an entry with the same key does not keep what the other place has below it.
 _DROPPED_WHOLE = ("--config", "--configfile")
 # The first words of the config that a run keeps.
-_LAYERS_MARK = "# Laid together from "
+_LAYERS_MARK = "# Merged from "
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Result:
         except DamagedResultError:
             return {}
 
-    def mend(self, request: str) -> bool:
+    def restore(self, request: str) -> bool:
         """Publishes the kept copy again if it is whole and belongs to the request with this digest; False if not."""
         if self._kept_summary().get("request") != request:
             return False
