@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from mup_moe.library.plan import Plan, parametrize
 
 __all__ = ["CoordinateCheck", "Plan", "UserError", "coordinate_check", "parametrize"]
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 # The module of each public name, imported on first use because a Snakefile needs no torch.
 _HOMES = {
