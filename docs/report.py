@@ -6,6 +6,7 @@ record alone, with its own claims.
 
 import argparse
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from mup_moe import __main__ as cli  # noqa: E402
+from mup_moe.analysis.collect import join_tables  # noqa: E402
 from mup_moe.analysis.pages import figure_page, rows_page, table_page  # noqa: E402
 
 RECORDED = ROOT / "results/recorded"
@@ -29,7 +31,8 @@ def main() -> None:
     """Lays the records out as a folder of results and has Snakemake report on it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="the HTML file to write")
-    parser.add_argument("--record", help="the only record to take, a folder of results/recorded")
+    known = sorted(path.parent.name for path in RECORDED.glob("*/provenance.json"))
+    parser.add_argument("--record", choices=known, help="the only record to take, a folder of results/recorded")
     arguments = parser.parse_args()
     records = [arguments.record] if arguments.record else ["default", *BEYOND]
     out = arguments.out.resolve()
@@ -37,11 +40,14 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         results = Path(folder) / "results"
         for record in records:
-            add(RECORDED / record, results)
+            shutil.copytree(RECORDED / record, results, dirs_exist_ok=True, copy_function=copy_new)
+        join_tables([path for record in records for path in optima_of(RECORDED / record)], results / "optima.csv")
         make_pages(results)
-        given = lay_config(records, Path(folder))
+        given = copy_config(records, Path(folder))
         if not (results / "table1.html").exists():  # comes along with every figure, and follows from the config
-            cli.main(["table1", "--results", str(results), "--config", str(ROOT / "config.yaml"), *map(str, given)])
+            config = ["--config", str(ROOT / "config.yaml"), *(str(Path(folder) / name) for name in given)]
+            if status := cli.main(["table1", "--results", str(results), *config]):
+                sys.exit(status)
         targets = [path.relative_to(folder) for path in sorted(results.rglob("*")) if path.suffix in (".html", ".pdf")]
         command = [sys.executable, "-m", "snakemake", *targets, "--snakefile", ROOT / "Snakefile"]
         # Without lockstep a single rule trains all cells, so that the diagram of the workflow stays small.
@@ -52,22 +58,16 @@ def main() -> None:
     sys.exit("\n".join(said) if done.returncode else 0)
 
 
-def add(record: Path, results: Path) -> None:
-    """Copies what the results do not have yet, and appends the record's best learning rates."""
-    for path in sorted(record.rglob("*")):
-        target = results / path.relative_to(record)
-        if path.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    optima = results / "optima.csv"
-    for path in sorted(record.glob("*/optima.csv")):
-        head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        if not optima.exists():
-            optima.write_text(head, encoding="utf-8")
-        elif not optima.read_text(encoding="utf-8").startswith(head):
-            raise ValueError(f"{path} has other columns than the tables before it: record both with the same version")
-        with optima.open("a", encoding="utf-8") as file:
-            file.writelines(rows)
+def copy_new(source: str, target: str) -> None:
+    """Copies a file that another record does not have."""
+    if not Path(target).exists():
+        shutil.copyfile(source, target)
+
+
+def optima_of(record: Path) -> list[Path]:
+    """Returns the tables of a record's best learning rates: one of all figures, or one per figure."""
+    of_all = record / "optima.csv"
+    return [of_all] if of_all.exists() else sorted(record.glob("*/optima.csv"))
 
 
 def make_pages(results: Path) -> None:
@@ -76,7 +76,7 @@ def make_pages(results: Path) -> None:
         path.with_suffix(".html").write_text(table_page(path.stem, path.read_text(encoding="utf-8")), encoding="utf-8")
     for path in results.glob("*.png"):
         path.with_suffix(".html").write_text(figure_page(path.stem, path.read_bytes()), encoding="utf-8")
-    tables = {results / "optima.csv": "optima.html", results / "claims/tests.csv": "claims/tests.html"}
+    tables = {results / "claims/tests.csv": "claims/tests.html"}
     tables |= {
         path.parent.with_suffix(".csv"): f"{path.parent.name}/slopes.html" for path in results.glob("*/values.json")
     }
@@ -87,17 +87,17 @@ def make_pages(results: Path) -> None:
             (results / name).write_text(rows_page(Path(name).stem, columns, rows), encoding="utf-8")
 
 
-def lay_config(records: Sequence[str], folder: Path) -> list[Path]:
-    """Copies the config files of the records into a folder. Where there are several, the claims are the first one's."""
-    given = []
+def copy_config(records: Sequence[str], folder: Path) -> list[str]:
+    """Copies the config files of the records into a folder, claims of the first one only; returns their names."""
+    given: list[str] = []
     for record in records:
-        names = yaml.safe_load((RECORDED / record / "provenance.json").read_text(encoding="utf-8"))["config"]
+        names = json.loads((RECORDED / record / "provenance.json").read_text(encoding="utf-8"))["config"]
         for name in names if record == records[0] else names[1:]:
             document = yaml.safe_load((RECORDED / record / name).read_text(encoding="utf-8"))
             if record != records[0]:
                 document.pop("claims", None)
-            given.append(folder / f"{len(given)}-{name}")
-            given[-1].write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
+            given.append(f"{len(given)}-{name}")
+            (folder / given[-1]).write_text(yaml.safe_dump(document, allow_unicode=True), encoding="utf-8")
     return given
 
 

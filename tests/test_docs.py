@@ -25,9 +25,10 @@ HOST = "../../"
 
 
 def tracked() -> list[str]:
-    """The files of the repository, with those that are not committed yet."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    """The files of the repository."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a clone, so its pages are not known", allow_module_level=True)
     return sorted({name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()})
 
 
@@ -199,7 +200,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 def test_the_public_ci_runs_the_same_as_ours():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "make docs", "make docs-links"]
+    commands = [step["run"] for step in steps if "run" in step and not step["run"].startswith("git config")]
+    assert commands == [".ci/run", "make docs", "make docs-links"]
     assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
 
 

@@ -178,7 +178,8 @@ def test_a_checkout_in_a_folder_that_cannot_be_used_is_refused(tmp_path, name, e
     directory = tmp_path / "work" if elsewhere else checkout
     done = snakemake(checkout, "-n", TARGET, "--configfile", "smoke.yaml", "--directory", directory)
     assert done.returncode != 0
-    assert f"the path of the checkout, {checkout}, contains {{}}, <> or a colon, which does not work" in done.stdout
+    sentence = f"the path of the checkout, {checkout}, contains {{}}, <> or a colon, which does not work"
+    assert f"{sentence}: rename that folder" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -304,6 +304,10 @@ def test_a_dry_run_writes_no_config_and_a_run_writes_the_one_that_it_uses(tmp_pa
     said = f"config.yaml, preset default, {project / 'smoke.yaml'}, --config execution={{threads: 2}}"
     assert first == f"# Merged from {said}"
     assert (project / "results/logs/table1.log").read_text().splitlines()[0] == f"config: {said}"
+    # Versions up to 0.10.0 wrote other words there.
+    kept = tmp_path / "kept.yaml"
+    kept.write_text((project / "results/config.yaml").read_text().replace("# Merged from", "# Laid together from"))
+    assert Layers.lay(kept, [], []).of_run == said
     # Passed back to Snakemake, it is the same config.
     again = snakemake(project, "--configfile", "results/config.yaml", "--cores", "2", "results/table1.csv", "--dry-run")
     assert "Nothing to be done" in again.stdout, again.stdout

@@ -1,4 +1,4 @@
-"""Concatenates the tables of all figures: python -m mup_moe collect runs. Needs no pandas."""
+"""Concatenates the tables of all figures: python -m mup_moe collect runs. Does not need pandas."""
 
 import argparse
 import csv
@@ -17,18 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes the rows of all figures' tables to one table, and the optima to a page too. Raises UserError."""
+    """Writes the rows of all figures' tables to one table. Raises UserError."""
     sweep = read_sweep(arguments)
     of_figure = sweep.runs if arguments.table == "runs" else sweep.optima
-    out = sweep.results / f"{arguments.table}.csv"
-    join_tables([of_figure(name) for name in sweep.config.figures], out)
-    if arguments.table == "optima":
-        columns, *rows = _read_lines(out)
-        write_text(out.with_suffix(".html"), rows_page("optima", columns, rows))
+    join_tables([of_figure(name) for name in sweep.config.figures], sweep.results / f"{arguments.table}.csv")
 
 
 def join_tables(tables: Sequence[Path], out: Path) -> None:
-    """Writes the distinct rows of the tables that exist, in order; writes nothing if none exists.
+    """Writes the distinct rows of the tables that exist, in order, and optima as a page too; nothing if none exists.
 
     If figures share a cell, the row of the newest table counts. Raises UserError if columns differ or a table is empty.
     """
@@ -50,7 +46,10 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
             if key not in newest or newest[key][0] < stamp:
                 newest[key] = stamp, line
     if header:
-        write_csv(out, header, [line for _, line in newest.values()])
+        rows = [line for _, line in newest.values()]
+        write_csv(out, header, rows)
+        if out.stem == "optima":
+            write_text(out.with_suffix(".html"), rows_page(out.stem, header, rows))
 
 
 def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -11,6 +11,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,9 @@ _CHOSEN = {
         *("regret", "drift", "drift_low", "drift_high", "seeds", "diverged", "missing"),
     ),
 }
+# Columns of names, which are shown as they are: a name may look like a number.
+_NAMES = {"claim", "expect", "figure", "kind", "panel", "parametrization", "quantity", "reason", "result", "setup"}
+_NAMES |= {"value", "verdict", "what"}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; margin: 0; padding: 1.5rem 2rem 3rem }
 h1 { font-size: 1.5rem; margin: 0 0 .75rem } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem }
@@ -68,11 +72,9 @@ div.dt-container div.dt-layout-row:not(.dt-layout-table) div.dt-layout-cell { di
   align-items: center; gap: .5rem 1rem; margin: 0; text-align: left }
 div.dt-container div.dt-layout-row:not(.dt-layout-table) div.dt-layout-cell > * { margin: 0 }
 div.dt-container .dt-search input { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .6rem; width: 14rem }
-div.dt-buttons > .dt-button { border: 1px solid #9aa5b1; border-radius: 4px; padding: .3rem .7rem; margin: 0;
-  background: #fff; font-size: 14px; line-height: 1.4 }
 """
-# itables ships DataTables with its extensions as a module. Long tables get a search field, a filter per column, and a
-# download of the rows that are shown.
+# itables ships DataTables with its extensions as a module. Long tables get a search field and a filter per
+# column.
 _TABLE_SCRIPT = """
 const unpack = async (packed, type) => {
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
@@ -80,11 +82,9 @@ const unpack = async (packed, type) => {
   return new Blob([await new Response(stream).blob()], { type });
 };
 const style = document.createElement("style");
-style.textContent = await (await unpack("STYLE")).text();
+style.textContent = await (await unpack("$STYLE$")).text();
 document.head.prepend(style);
-const { default: DataTable } = await import(URL.createObjectURL(await unpack("CODE", "text/javascript")));
-const plain = (data, row, column, cell) => cell.textContent.replaceAll("\\u2212", "-");
-const download = { extend: "csvHtml5", text: "Download CSV", exportOptions: { format: { body: plain } } };
+const { default: DataTable } = await import(URL.createObjectURL(await unpack("$CODE$", "text/javascript")));
 for (const table of document.querySelectorAll("table")) {
   const rows = table.tBodies[0]?.rows ?? [], long = rows.length > 8;
   if (!rows.length) continue;
@@ -95,7 +95,7 @@ for (const table of document.querySelectorAll("table")) {
     language: { search: "", searchPlaceholder: "Search", info: "_TOTAL_ rows", infoFiltered: "of _MAX_",
       infoEmpty: "0 rows", zeroRecords: "No row matches." },
     layout: {
-      topStart: long ? ["search", { buttons: [download] }, "info"] : null,
+      topStart: long ? ["search", "info"] : null,
       topEnd: null, bottomStart: null, bottomEnd: null,
     },
   });
@@ -138,8 +138,11 @@ def rows_page(name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) 
     chosen = [column for column in _CHOSEN.get(name, columns) if column in columns]
     headings = [markdown_text(column.replace("_", " ")) for column in chosen]
     records = (dict(zip(columns, row, strict=True)) for row in rows)
-    cells = ([markdown_text(_shown(record[column])) for column in chosen] for record in records)
-    return table_page(name, markdown_table(headings, cells))
+    cells = (
+        [markdown_text(str(record[column]) if column in _NAMES else _shown(record[column])) for column in chosen]
+        for record in records
+    )
+    return table_page(name, markdown_table(headings, cells), grouped=False)
 
 
 def figure_page(name: str, png: bytes) -> str:
@@ -151,17 +154,17 @@ def figure_page(name: str, png: bytes) -> str:
     return _page(name, f"{button}\n<script>{_FIGURE_SCRIPT}</script>", _FIGURE_STYLE)
 
 
-def table_page(name: str, markdown: str) -> str:
-    """Returns a page of Markdown that we wrote, titled by the name of its file."""
+def table_page(name: str, markdown: str, grouped: bool = True) -> str:
+    """Returns a page of Markdown that we wrote, titled by the name of its file. grouped: as for `rendered`."""
     title = TITLES.get(name, name)
     heading = "" if markdown.startswith("# ") else f"<h1>{html.escape(title)}</h1>\n"
-    return _page(title, heading + rendered(markdown), _TABLE_STYLE, _table_script())
+    return _page(title, heading + rendered(markdown, grouped), _TABLE_STYLE, _table_script())
 
 
-def rendered(markdown: str) -> str:
+def rendered(markdown: str, grouped: bool = True) -> str:
     """Returns Markdown that we wrote as HTML, with the values that its tables sort by.
 
-    A row whose first cell is empty belongs to the row above, and repeats that one's first cell.
+    grouped: a row whose first cell is empty belongs to the row above, and repeats that one's first cell.
     """
     from markdown_it import MarkdownIt
 
@@ -176,7 +179,8 @@ def rendered(markdown: str) -> str:
         elif opened.type == "td_open":
             rows[-1].append((opened, content))
         elif opened.type == "tbody_close":
-            _repeat_first(rows)
+            if grouped:
+                _repeat_first(rows)
             for column in zip(*rows, strict=True):
                 _mark(column)
     html_: str = parser.renderer.render(tokens, parser.options, {})
@@ -211,19 +215,20 @@ def _shown(value: Any) -> str:
     """Returns a value of a CSV file in the form that pages show."""
     text = {"True": "yes", "False": "no", "nan": ""}.get(str(value), str(value))
     try:
-        return text if text.isdecimal() else f"{float(text):.3f}".replace("-", MINUS)
+        return text if text.isdecimal() else f"{round(float(text), 3) + 0.0:.3f}".replace("-", MINUS)
     except ValueError:
         return text
 
 
 @cache
 def _table_script() -> str:
-    from itables import options
-
-    module = Path(options.dt_bundle)
+    # Not by an import: itables reads settings from the working folder and the home when it is imported.
+    spec = find_spec("itables")
+    assert spec, "a dependency"
+    module = Path(str(spec.origin)).with_name("html") / "dt_bundle.js"
     packed = (gzip.compress(path.read_bytes(), mtime=0) for path in (module.with_suffix(".css"), module))
     style, code = (base64.b64encode(data).decode() for data in packed)
-    return f"<script type='module'>{_TABLE_SCRIPT.replace('STYLE', style).replace('CODE', code)}</script>\n"
+    return f"<script type='module'>{_TABLE_SCRIPT.replace('$STYLE$', style).replace('$CODE$', code)}</script>\n"
 
 
 def _page(title: str, body: str, style: str, script: str = "") -> str:

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         shown, suffixes = [*(arguments.figures or ()), *probes], TABLES if arguments.tables else SUFFIXES
         sources += [path for name in shown for path in _shown(results, name, suffixes)] if alone else []
         sources += [path for name in (shown if alone else sweep.config.comparisons) for path in _of_kind(sweep, name)]
-        sources += _of_claims(results) if arguments.claims else []
+        sources += _of_claims(results, suffixes) if arguments.claims else []
         for source in sources if alone else [*sources, *_of_paper(results, suffixes)]:
             target = made / source.relative_to(results)
             make_folder(target.parent)
@@ -153,8 +153,9 @@ def _of_kind(sweep: Sweep, name: str) -> Iterator[Path]:
     yield from (sweep.results / name / f"{kind}.{suffix}" for suffix in suffixes)
 
 
-def _of_claims(results: Path) -> list[Path]:
-    return [*_shown(results, "claims", TABLES), results / "claims/tests.csv"]
+def _of_claims(results: Path, suffixes: Container[str]) -> list[Path]:
+    shown = (path for name in ("claims", "verdicts") for path in _shown(results, name, suffixes))
+    return [*shown, results / "claims/tests.csv"]
 
 
 def _shown(results: Path, name: str, suffixes: Container[str]) -> Iterator[Path]:

@@ -21,8 +21,8 @@ from mup_moe.files import write_text
 
 # Options that are lost entirely: even an entry with the same key does not keep what the other place has below it.
 _DROPPED_WHOLE = ("--config", "--configfile")
-# The first words of the config that a run keeps.
-_LAYERS_MARK = "# Merged from "
+# The first words of the config that a run keeps, now and up to version 0.10.0.
+_LAYERS_MARKS = ("# Merged from ", "# Laid together from ")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Layers:
 
     def show(self, path: Path) -> None:
         """Writes the complete config for readers, as YAML with a first line that names its layers."""
-        write_text(path, f"{_LAYERS_MARK}{self}\n{document_text(self.document)}")
+        write_text(path, f"{_LAYERS_MARKS[0]}{self}\n{document_text(self.document)}")
 
     def keep(self, folder: Path, version: int) -> Path:
         """Writes the config for the jobs of a run to a file that is unique to this config. Returns its path.
@@ -86,7 +86,8 @@ def _read_base(path: Path) -> tuple[dict[str, Any], str | None]:
         )
     with path.open(encoding="utf-8") as file:
         first = file.readline().rstrip("\n")
-    return document, first.removeprefix(_LAYERS_MARK) if first.startswith(_LAYERS_MARK) else None
+    mark = next((mark for mark in _LAYERS_MARKS if first.startswith(mark)), None)
+    return document, first.removeprefix(mark) if mark else None
 
 
 def read_given(files: Sequence[Path], entries: Sequence[str]) -> dict[str, Any]:

@@ -68,8 +68,9 @@ which rules keep all sizes constant, and compare with the dotted lines, which ar
 
 VERDICTS = """
 Every test of every claim: drifts of the best learning rate, what transferring it costs (excess), and for Lemma B.1 the
-slopes minus their predictions. A test passes in the gray bands, or, for SP, outside of them. Look at the controls: each
-is wrong in what its claim is about, so it has to fail. Where one passes, this sweep cannot tell.
+slopes minus their predictions. A best learning rate that should stay passes inside the gray bands; one that should
+move (C1, C5, and SP in C6) passes outside. Look at the controls: each is wrong in what its claim is about, so it has to
+fail. If one passes, this sweep cannot tell.
 """
 
 KINDS = {

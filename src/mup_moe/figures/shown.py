@@ -103,10 +103,13 @@ def _is_beyond_the_paper(config: Config, name: str) -> bool:
     """Whether a figure is about another architecture, an axis of ours, one role's learning rate, or rules compared."""
     parts, probe = _parts(config, name), config.probes.get(name)
     compared = {part for title in (*config.comparisons, *config.trends) for part in config.parts[title]}
+    # A figure that a claim rests on stays where its claim is, also if a trend or a comparison shows it again.
+    compared -= set(config.claims.figures)
     shown = [config.figures[part] for part in parts]
     built = {name for entry in ([probe] if probe else shown) for name in entry.axes.architecture}
     return (
-        not compared.isdisjoint(parts)
+        name in (*config.comparisons, *config.trends)
+        or not compared.isdisjoint(parts)
         or any(figure.tunes for figure in shown)
         or (probe is not None and probe.over != "width")
         or not built.issubset(ARCHITECTURES)

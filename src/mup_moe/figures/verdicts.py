@@ -12,6 +12,7 @@ from mup_moe.config.settings import ClaimsSettings, Config
 from mup_moe.figures.dots import Column, draw_dots
 from mup_moe.figures.plotting import Figure, Line2D, sns
 from mup_moe.figures.style import FAINT, INK, draw_legend
+from mup_moe.files import UserError
 
 REACH = 6.0  # margins: a larger excess is drawn at the end of the axis
 SPREAD = 0.36  # of a row's height, which the points of one row share
@@ -37,7 +38,11 @@ class ClaimTest(NamedTuple):
 
 def draw(config: Config, _name: str, results: Path) -> Figure:
     """Draws the tests of a config's claims. Raises UserError if claims/tests.csv is missing or damaged."""
-    return draw_rows(read_rows(results / "claims/tests.csv", ClaimTest), config.claims)
+    path = results / "claims/tests.csv"
+    tests = read_rows(path, ClaimTest)
+    if not tests:
+        raise UserError(f"{path} has no tests: delete it and run the same command again")
+    return draw_rows(tests, config.claims)
 
 
 def draw_rows(tests: Sequence[ClaimTest], settings: ClaimsSettings) -> Figure:
