@@ -172,7 +172,7 @@ def architectures() -> Iterator[Sentence]:
     yield says("attention ({} to {}), output logits ({} to {}) and router logits ({} to {}) are small", *mup)
     assert not any((rows(check, parametrization="mup")["low"] > 0).any() for check in checks)
     moe = last("mup", "feed-forward")
-    yield says("by {} to {}, and the intervals of six of its eight blocks", signed(max(moe), 1), signed(min(moe), 1))
+    yield says("with slopes of {} to {}, and the intervals of six of the eight blocks", signed(max(moe), 1), signed(min(moe), 1))
     where = {"parametrization": "mup", "quantity": "feed-forward", "step": 10}
     assert sum((rows(check, **where)["high"] < 0).sum() for check in checks) == 6
     own = slopes("default/coordinate_check.csv", **where)
@@ -194,7 +194,7 @@ def search() -> Iterator[Sentence]:
     )
     see = [sensitivity(f"power/see-{name}", "experts", 2) for name in ("base", "final-norm", "four", "authors")]
     yield says(
-        "two octaves too high costs {} nats in the default of before, {} with a final LayerNorm, "
+        "two octaves too high costs {} nats in the former default, {} with a final LayerNorm, "
         "{} with all four changes, and {} with the authors' constants.",
         nats(see[0], 3),
         nats(see[1]),
@@ -530,7 +530,7 @@ def granularity() -> Iterator[Sentence]:
     layer = [slopes(probe, parametrization="g-blind", quantity="change", step=step) for step in (5, 10)]
     assert len(set(signed_all(layer[0]))) == 1
     yield says(
-        "after five steps ({} in both blocks), and by half after ten ({} and {}).",
+        "after five steps ({} in both blocks), and by half an octave after ten ({} and {}).",
         signed_all(layer[0])[0],
         *signed_all(layer[1]),
     )
@@ -702,7 +702,7 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
         "criterion": ("the margin of all drifts (0.3)", "the margin of a claim (0.3)"),
         "setting": ("0.3 M tokens", "has 16 times the weight at G = 16"),
         "how far a number can be trusted": (
-            "three seeds cannot tell 0.02 nats",
+            "three seeds cannot resolve 0.02 nats",
             "one degree of freedom (±0.1 to ±0.5)",
         ),
     },
