@@ -172,7 +172,8 @@ def architectures() -> Iterator[Sentence]:
     yield says("attention ({} to {}), output logits ({} to {}) and router logits ({} to {}) are small", *mup)
     assert not any((rows(check, parametrization="mup")["low"] > 0).any() for check in checks)
     moe = last("mup", "feed-forward")
-    yield says("with slopes of {} to {}, and the intervals of six of the eight blocks", signed(max(moe), 1), signed(min(moe), 1))
+    falling = signed(max(moe), 1), signed(min(moe), 1)
+    yield says("with slopes of {} to {}, and the intervals of six of the eight blocks", *falling)
     where = {"parametrization": "mup", "quantity": "feed-forward", "step": 10}
     assert sum((rows(check, **where)["high"] < 0).sum() for check in checks) == 6
     own = slopes("default/coordinate_check.csv", **where)
