@@ -600,7 +600,7 @@ def readme() -> Iterator[Sentence]:
     yield says("where SP drifts by {} to {}", high, low)
     routers = [of for sweep in ("default", "evening") for of in judged(sweep, "mup-without-router")]
     assert max(routers) < 0.04
-    yield says("by less than {} nats", "0.04")
+    yield says("by at most {} nats", "0.04")
     blind = [judged("switch", f"{name}-without-experts")[0] for name in RULED]
     yield says("a wrong rule for them costs it {} to {} nats", *ends(blind))
 
