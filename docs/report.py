@@ -65,7 +65,7 @@ def add(record: Path, results: Path) -> None:
         if not optima.exists():
             optima.write_text(head, encoding="utf-8")
         elif not optima.read_text(encoding="utf-8").startswith(head):
-            raise ValueError(f"{path} has other columns than the tables before it: record both with the same version")
+            raise ValueError(f"{path} has different columns from earlier tables: record both with the same version")
         with optima.open("a", encoding="utf-8") as file:
             file.writelines(rows)
 
