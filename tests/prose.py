@@ -155,7 +155,7 @@ def attributed(sweep: str, figure: str, panel: str, column: str) -> float:
 
 
 def sensitivity(folder: str, group: str, octaves: int) -> float:
-    """Nats lost where a group's learning rate is so many octaves off."""
+    """Returns the nats lost where a group's learning rate is this many octaves off."""
     found = rows(f"{folder}/sensitivity.csv", group=group, log2_factor=octaves)
     return float(found["lost"].iloc[0])
 

@@ -143,7 +143,7 @@ CELL = "small_moe_mup_w32_e8_g1_lr2^-6_s0"
         ({f"{CELL}/../../evil": b"x"}, tarfile.REGTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b""}, tarfile.SYMTYPE, "not an archive of cells"),
         ({f"{CELL}/summary.json": b"{}"}, tarfile.REGTYPE, "only part"),
-        ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "is not whole"),
+        ({f"{CELL}/summary.json": b"{}", f"{CELL}/history.csv": b"step\n"}, tarfile.REGTYPE, "is damaged"),
     ],
 )
 def test_an_archive_of_anything_else_is_refused(tmp_path, capsys, files, kind, sentence):

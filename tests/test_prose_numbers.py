@@ -172,7 +172,8 @@ def architectures() -> Iterator[Sentence]:
     yield says("attention ({} to {}), output logits ({} to {}) and router logits ({} to {}) are small", *mup)
     assert not any((rows(check, parametrization="mup")["low"] > 0).any() for check in checks)
     moe = last("mup", "feed-forward")
-    yield says("by {} to {}, and the intervals of six of its eight blocks", signed(max(moe), 1), signed(min(moe), 1))
+    falling = signed(max(moe), 1), signed(min(moe), 1)
+    yield says("with slopes of {} to {}, and the intervals of six of the eight blocks", *falling)
     where = {"parametrization": "mup", "quantity": "feed-forward", "step": 10}
     assert sum((rows(check, **where)["high"] < 0).sum() for check in checks) == 6
     own = slopes("default/coordinate_check.csv", **where)
@@ -194,7 +195,7 @@ def search() -> Iterator[Sentence]:
     )
     see = [sensitivity(f"power/see-{name}", "experts", 2) for name in ("base", "final-norm", "four", "authors")]
     yield says(
-        "two octaves too high costs {} nats in the default of before, {} with a final LayerNorm, "
+        "two octaves too high costs {} nats in the former default, {} with a final LayerNorm, "
         "{} with all four changes, and {} with the authors' constants.",
         nats(see[0], 3),
         nats(see[1]),
@@ -530,7 +531,7 @@ def granularity() -> Iterator[Sentence]:
     layer = [slopes(probe, parametrization="g-blind", quantity="change", step=step) for step in (5, 10)]
     assert len(set(signed_all(layer[0]))) == 1
     yield says(
-        "after five steps ({} in both blocks), and by half after ten ({} and {}).",
+        "after five steps ({} in both blocks), and by half an octave after ten ({} and {}).",
         signed_all(layer[0])[0],
         *signed_all(layer[1]),
     )
@@ -599,7 +600,7 @@ def readme() -> Iterator[Sentence]:
     yield says("where SP drifts by {} to {}", high, low)
     routers = [of for sweep in ("default", "evening") for of in judged(sweep, "mup-without-router")]
     assert max(routers) < 0.04
-    yield says("by less than {} nats", "0.04")
+    yield says("by at most {} nats", "0.04")
     blind = [judged("switch", f"{name}-without-experts")[0] for name in RULED]
     yield says("a wrong rule for them costs it {} to {} nats", *ends(blind))
 
@@ -648,7 +649,7 @@ PAGES = {
 # Tables that are not checked here, by the beginning of their header: tests/test_packaging.py compares them with the
 # record, or they are not recorded, which the page says.
 TABLES = {
-    "README.md": ("| best learning rate of |",),
+    "README.md": ("| claim |",),
     "docs/results.md": ("| claim | default |", "| claim | architectures |", "| architecture |", "| figure | change |"),
     "docs/granularity.md": ("| claim | granularity |", "| Rule | Source |", "| rule | G |"),
 }
@@ -702,7 +703,7 @@ ALLOWED: dict[str, dict[str, tuple[str, ...]]] = {
         "criterion": ("the margin of all drifts (0.3)", "the margin of a claim (0.3)"),
         "setting": ("0.3 M tokens", "has 16 times the weight at G = 16"),
         "how far a number can be trusted": (
-            "three seeds cannot tell 0.02 nats",
+            "three seeds cannot resolve 0.02 nats",
             "one degree of freedom (±0.1 to ±0.5)",
         ),
     },

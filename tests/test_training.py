@@ -303,7 +303,7 @@ def test_the_previous_checkpoint_is_kept_as_a_fallback(tmp_path, capsys):
         save(step)
     kept = Checkpoints(tmp_path, "mine")
     assert kept.steps == [30, 20]
-    kept.go_on_from(20)
+    kept.resume_from(20)
     # The abandoned checkpoint must not be taken for a newer one than what is saved next.
     assert Checkpoints(tmp_path, "mine").steps == [20]
     save(25)

@@ -182,7 +182,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: create it with the rule that declares it") from None
+        raise UserError(f"{path} does not exist: make it first by naming it as a Snakemake target") from None
     except OSError as error:
         raise cannot_be_read(path, error) from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -106,7 +106,7 @@ def test_a_damaged_result_is_restored_or_refused(
         assert f"/{cell.name} was damaged" in finish(command)
         curve.assert_as_undisturbed()
     with ledger.trial(
-        "damaged file", "a result and its kept copy", "stops with one sentence; retraining gives the same bytes"
+        "damaged file", "a result and its kept copy", "stops with a one-sentence error; retraining gives the same bytes"
     ) as trial:
         finish(curve.within(curve.undisturbed).aggregate(table))
         for folder in (cell, cell / ".kept"):

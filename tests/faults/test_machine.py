@@ -15,7 +15,7 @@ from mup_moe.files import read_json
 from mup_moe.ops.heartbeat import Failure
 
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-SENTENCE_THEN_RESUMES = f"stops with one sentence; a rerun {RESUMES}"
+SENTENCE_THEN_RESUMES = f"stops with a one-sentence error; a rerun {RESUMES}"
 
 
 def has_reason(cell: Path, said: str) -> bool:
@@ -116,7 +116,7 @@ def test_cells_that_do_not_fit_in_main_memory_do_not_stop_the_others(
     large = make_request(width=64, steps=4, batch_size=1024)
     command = curve.train(also=[large])
     where = "models of one shape among others that fit"
-    expected = "stops with one sentence after training the others; a rerun with more memory trains those too"
+    expected = "stops with a one-sentence error after training the others; a rerun with more memory trains those too"
     with ledger.trial("too little main memory", where, expected) as trial:
         leave = chance.randrange(40 * 2**20)
         said = one_sentence(run(command, inject("fill_memory", number=chance.randint(10, 55), leave=leave)))

@@ -102,7 +102,7 @@ def test_a_workflow_resumes_however_often_it_is_killed(
 def test_a_second_snakemake_does_not_disturb_the_first(
     ledger: Ledger, inject: Inject, sweep: Path, quiet: Path
 ) -> None:
-    expected = "the second is refused in one sentence; the first ends with the same bytes"
+    expected = "the second stops with a one-sentence error; the first ends with the same bytes"
     with ledger.trial("two Snakemakes", "in one folder", expected) as trial:
         first = launch(sweep, environment=inject("SIGSTOP", number=100))
         wait_until(lambda: list(sweep.glob("results/cells/*/checkpoint.safetensors")), first)

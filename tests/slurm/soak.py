@@ -187,7 +187,7 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
         "cells lost": len(theirs) - len(ours),
         "cells retrained from before a checkpoint": again,
         "cells finished twice": twice,
-        "tries of a cell, mean and maximum": f"{sum(tries) / len(tries):.1f}, {max(tries)}",
+        "attempts per cell, mean and maximum": f"{sum(tries) / len(tries):.1f}, {max(tries)}",
         "starts of Snakemake": soak.starts,
         "`runs.csv`, except seconds, compared with the quiet run": "equal"
         if equal
@@ -218,7 +218,7 @@ def report(arguments: argparse.Namespace, soak: Soak, quiet: Path, quiet_seconds
 
 
 def _went_back(story: list[dict[str, object]]) -> bool:
-    """Returns whether a try began before a checkpoint of an earlier one."""
+    """Returns whether an attempt began before a checkpoint of an earlier one."""
     least = 0
     for line in story:
         step = int(str(line["step"]))

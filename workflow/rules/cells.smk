@@ -12,7 +12,7 @@ def for_cells(value, cells):
 def memory_of(cells):
     """Returns the memory of a job as a function that Snakemake calls for each attempt."""
     wanted = for_cells(SWEEP.memory_mb, cells)
-    return lambda wildcards, attempt: memory_for_try(wanted(wildcards), attempt)
+    return lambda wildcards, attempt: memory_for_attempt(wanted(wildcards), attempt)
 
 
 def manifest_of(cells):

@@ -61,9 +61,9 @@ def literal(paths):
 GPU = {"cuda": {"gpu": 1}, "cpu": {"gpu": 0}, "auto": {}}[CONFIG.execution.device]
 
 
-def memory_for_try(memory, attempt):
-    """Returns the memory for a try of a job: more each time, but at most three times as much.
+def memory_for_attempt(memory, attempt):
+    """Returns the memory for an attempt at a job: more each time, but at most three times as much.
 
-    The cap is there because most tries run out of time, not of memory.
+    The cap is there because most failed attempts run out of time, not of memory.
     """
     return memory * min(attempt, 3)

@@ -21,7 +21,7 @@ rule probe:
     threads: CONFIG.execution.threads
     resources:
         **GPU,
-        mem_mb=lambda wildcards, attempt: memory_for_try(
+        mem_mb=lambda wildcards, attempt: memory_for_attempt(
             SWEEP.probe_memory_mb(wildcards.probe), attempt
         ),
     params:

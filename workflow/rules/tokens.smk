@@ -30,7 +30,7 @@ rule tokenize:
     threads: 8
     resources:
         gpu=0,
-        mem_mb=lambda wildcards, attempt: memory_for_try(2000, attempt),
+        mem_mb=lambda wildcards, attempt: memory_for_attempt(2000, attempt),
     params:
         settings=lambda wildcards: digest(CONFIG.corpora[wildcards.corpus]),
         version=VERSION,

@@ -152,7 +152,7 @@ def foreign_cells(
     If they do not, one group that agrees is kept and the other groups are foreign. The kept group is the one trained on
     the tokens in that folder; ties go to the group of this version, then to the largest, then to the first named. A set
     that agrees throughout therefore has no foreign cells, whatever version made it, and a cell that is deleted and
-    trained again joins the kept group if it has the same precision.
+    retrained joins the kept group if it has the same precision.
     """
     reasons = {}
     of_setup: dict[str, dict[tuple[str, ...], list[str]]] = {}

@@ -36,8 +36,8 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
             raise UserError(f"{path} is empty: delete it and run the same command again")
         if header and columns != header:
             raise UserError(
-                f"{path} has other columns than another figure's table, probably from another version: delete it and"
-                " run the same command again"
+                f"{path} has different columns from another figure's table, probably from another version: delete it"
+                " and run the same command again"
             )
         header = columns
         stamp = path.stat().st_mtime_ns

@@ -99,5 +99,5 @@ def read_optima(path: Path, name: str, spec: FigureSpec) -> dict[Any, list[Optim
     rows = sorted(read_rows(path, OptimumRow), key=lambda row: row.value)
     panels = {panel: [row for row in rows if (row.figure, row.panel) == (name, str(panel))] for panel in spec.panels}
     if any(tuple(row.value for row in of_panel) != spec.values for of_panel in panels.values()):
-        raise UserError(f"{path} does not hold the curves of {name}: make it again from the same config")
+        raise UserError(f"{path} does not contain the curves of {name}: remake it with the same config")
     return panels

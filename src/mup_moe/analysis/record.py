@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.claims and arguments.figures is None:
         raise UserError("--claims needs --figures: the record of a whole sweep always includes its claims")
     if arguments.figures is None and not (results / LISTING).exists():
-        raise UserError(f"{results / LISTING} does not exist: make it first, with everything that it lists")
+        raise UserError(f"{results / LISTING} does not exist: make it first with `snakemake results/{LISTING}`")
     tables = [results / "runs.csv"] if arguments.figures is None else map(sweep.runs, sweep.chosen(arguments.figures))
     cells = dict.fromkeys(name for table in tables for name in read_runs(table).index)
     summaries = {name: read_result(results / "cells" / name) for name in cells}
@@ -122,7 +122,7 @@ def _check_claims(sweep: Sweep, kept: Container[str]) -> None:
     tests = [test for of_claim in all_tests(sweep.config, results).values() for test in of_claim]
     path = results / "claims/tests.csv"
     if not path.exists() or path.read_text(encoding="utf-8") != csv_text(Test._fields, tests):
-        raise UserError(f"{path} does not match this config and these runs: make results/claims.csv again")
+        raise UserError(f"{path} does not match this config and these runs: remake results/claims.csv")
 
 
 def _keep_config(layers: Layers, folder: Path) -> list[str]:

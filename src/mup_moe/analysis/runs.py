@@ -27,7 +27,7 @@ def read_table(path: Path, columns: Mapping[str, type]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: make it with the rule that writes it") from None
+        raise UserError(f"{path} does not exist: make it first by naming it as a Snakemake target") from None
     except OSError as error:
         raise cannot_be_read(path, error) from None
     except ValueError as error:

@@ -88,7 +88,7 @@ def load(path: Path) -> Tokenizer:
     try:
         return _literal(Tokenizer.from_file(str(path)))
     except Exception as error:
-        raise UserError(f"{path} cannot be read ({error}): create it with the rule that declares it") from error
+        raise UserError(f"{path} cannot be read ({error}): make it first by naming it as a Snakemake target") from error
 
 
 def _byte_level(model: models.BPE) -> Tokenizer:

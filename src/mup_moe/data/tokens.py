@@ -25,7 +25,7 @@ class Tokens:
     """A tokenized corpus. Each document's tokens are followed by `end_of_text`."""
 
     train: TokenArray  # tokens of the training documents, shape (tokens,), read-only, memory-mapped
-    valid: TokenArray  # tokens of the held-out documents, likewise
+    valid: TokenArray  # tokens of the held-out documents, in the same form
     vocabulary: int
     end_of_text: int
     digests: dict[str, str]  # SHA-256 of each split's file, in hexadecimal, from the manifest
@@ -56,7 +56,7 @@ class Tokens:
         for split in SPLITS:
             path = folder / f"{split}.bin"
             if not path.is_file():
-                raise UserError(f"{path} does not exist: create it with the rule that declares it")
+                raise UserError(f"{path} does not exist: make it first by naming it as a Snakemake target")
             expected, size = lengths[split] * dtype.itemsize, path.stat().st_size
             if size != expected or size == 0:
                 raise _damaged(path, f"{size} bytes instead of the manifest's {expected}")

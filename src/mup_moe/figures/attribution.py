@@ -9,7 +9,7 @@ from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import Config
 from mup_moe.figures.dots import Column, draw_dots
 from mup_moe.figures.plotting import Figure
-from mup_moe.figures.style import INK, group_colours
+from mup_moe.figures.style import INK, group_colors
 
 REACH = 6.0  # in margins: a larger excess is drawn at the end of the axis
 
@@ -25,7 +25,7 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
 
     The dot of a row of the table is black; that of a control has the color of its group of roles.
     """
-    colours = {"": INK, **group_colours()}
+    colors = {"": INK, **group_colors()}
     drifts = Column(
         "best learning rate",
         "drift (octaves per octave)",
@@ -41,4 +41,4 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
         ceiling=REACH * excess_margin,
     )
     names = [parametrization_title(row.panel) for row in rows]
-    return draw_dots(names, [drifts, excesses], [colours[row.group] for row in rows], [not row.group for row in rows])
+    return draw_dots(names, [drifts, excesses], [colors[row.group] for row in rows], [not row.group for row in rows])

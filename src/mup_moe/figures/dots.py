@@ -32,7 +32,7 @@ class Column:
 def draw_dots(
     names: Sequence[str],
     columns: Sequence[Column],
-    colours: Sequence[Any],
+    colors: Sequence[Any],
     bold: Sequence[bool],
     places: Sequence[float] | None = None,
 ) -> Figure:
@@ -46,8 +46,8 @@ def draw_dots(
     for axes, column in zip(grid, columns, strict=True):
         if column.band:
             axes.axvspan(*column.band, color=BAND, lw=0)
-        for place, (value, low, high), colour in zip(places, column.points, colours, strict=True):
-            look = {"color": colour, "ms": 4.5, "mew": 0.9, "lw": 1.0}
+        for place, (value, low, high), color in zip(places, column.points, colors, strict=True):
+            look = {"color": color, "ms": 4.5, "mew": 0.9, "lw": 1.0}
             beyond = value > column.ceiling
             at = min(value, column.ceiling)
             ends = np.nan_to_num(np.clip([low, high], column.floor, column.ceiling), nan=at, posinf=at, neginf=at)
@@ -70,7 +70,7 @@ def draw_dots(
         else:
             axes.axvline(0, color=FAINT, lw=0.7)
     grid[0].set_yticks(range(len(names)), list(names))
-    of_row = {round(place): colour for place, colour in zip(places, colours, strict=True)}
+    of_row = {round(place): color for place, color in zip(places, colors, strict=True)}
     for row, (label, heavy) in enumerate(zip(grid[0].get_yticklabels(), bold, strict=True)):
         label.set(color=of_row[row], fontweight="bold" if heavy else "normal", parse_math=False)
     grid[0].set_ylim(len(names) - 0.4, -0.6)

@@ -136,10 +136,10 @@ def _draw_optima(axes: Axes, rows: Sequence[OptimumRow], scale: Scale, style: St
     found = [row for row in rows if np.isfinite(row.log2_lr)]
     axes.plot([row.log2_lr for row in found], [row.best_loss for row in found], color=INK, lw=1.0, zorder=3)
     for row in found:
-        colour = style.palette[row.value]
+        color = style.palette[row.value]
         if row.value == style.base:
             axes.plot([row.log2_lr] * 2, [scale.bottom, scale.top], color=FAINT, lw=0.7, ls=DOTTED, zorder=1)
         # A bound beyond the grid is infinite, so its line runs out of the panel.
         ends = np.clip([row.log2_lr_low, row.log2_lr_high], *scale.lr)
-        axes.plot(ends, [row.best_loss] * 2, color=colour, lw=0.9, marker="|", ms=4, mew=0.9, zorder=3.5)
-        axes.plot(row.log2_lr, row.best_loss, mfc="white" if row.at_edge else colour, zorder=4, **OPTIMUM)
+        axes.plot(ends, [row.best_loss] * 2, color=color, lw=0.9, marker="|", ms=4, mew=0.9, zorder=3.5)
+        axes.plot(row.log2_lr, row.best_loss, mfc="white" if row.at_edge else color, zorder=4, **OPTIMUM)

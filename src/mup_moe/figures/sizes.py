@@ -65,8 +65,8 @@ def draw_sizes(
             spans = [at for at, step in enumerate(steps) if step in prediction.steps]
             if prediction.quantity == quantity and spans:
                 ends = [spans[0] - 0.4, spans[-1] + 0.4]
-                colour = palette.get(prediction.parametrization, INK)
-                below.plot(ends, [prediction.slope] * 2, color=colour, lw=1.1, ls=DOTTED, zorder=1)
+                color = palette.get(prediction.parametrization, INK)
+                below.plot(ends, [prediction.slope] * 2, color=color, lw=1.1, ls=DOTTED, zorder=1)
         below.set(xlabel="steps taken", xlim=(-0.5, len(steps) - 0.5))
         widen(below, 0.1)
         below.yaxis.set_major_locator(MaxNLocator(5))

@@ -35,7 +35,7 @@ RC: dict[Any, Any] = {
 }
 
 
-def group_colours() -> dict[str, Any]:
+def group_colors() -> dict[str, Any]:
     """Returns a color for each group of roles, the same in every figure."""
     return dict(zip(GROUPS, sns.color_palette("colorblind", len(GROUPS)), strict=True))
 
@@ -49,8 +49,8 @@ def drawing_style() -> Iterator[None]:
 
 def shades(values: Sequence[int]) -> dict[int, Any]:
     """Returns a color per value, light to dark; crest is perceptually uniform and varies in lightness."""
-    colours = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(values)))
-    return dict(zip(values, map(tuple, colours), strict=True))
+    colors = sns.color_palette("crest", as_cmap=True)(np.linspace(0.05, 1.0, len(values)))
+    return dict(zip(values, map(tuple, colors), strict=True))
 
 
 def new_figure(width: float, height: float) -> Figure:

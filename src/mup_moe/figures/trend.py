@@ -49,7 +49,7 @@ def draw_points(panels: Mapping[str, Sequence[Point]], margin: float) -> Figure:
     """Draws a panel per row of the table: drift against steps, a line per base width. The band shows the margin."""
     every = [point for points in panels.values() for point in points]
     bases, steps = (sorted({getattr(point, axis) for point in every}) for axis in ("base_width", "steps"))
-    colours = shades(bases)
+    colors = shades(bases)
     figure = new_figure(WIDTH if len(panels) > 1 else NARROW, HEIGHT + 0.6)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
     for axes, (panel, points) in zip(grid.flat, panels.items(), strict=True):
@@ -61,7 +61,7 @@ def draw_points(panels: Mapping[str, Sequence[Point]], margin: float) -> Figure:
             # Side by side, so that intervals at the same number of steps do not hide each other.
             x = x * 2 ** (0.06 * (number - (len(bases) - 1) / 2))
             errors = np.nan_to_num([y - low, high - y])
-            axes.errorbar(x, y, errors, color=colours[base], lw=1.2, elinewidth=0.8, capsize=2, marker="o", ms=3.5)
+            axes.errorbar(x, y, errors, color=colors[base], lw=1.2, elinewidth=0.8, capsize=2, marker="o", ms=3.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(steps, map(str, steps))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -69,7 +69,7 @@ def draw_points(panels: Mapping[str, Sequence[Point]], margin: float) -> Figure:
         axes.set_title(parametrization_title(panel), loc="left", fontsize=RC["axes.titlesize"], fontweight="bold")
     grid.flat[0].set_ylabel("drift (octaves per octave)")
     sns.despine(fig=figure)
-    handles = {str(base): Line2D([], [], color=colours[base], lw=1.6, marker="o", ms=3.5) for base in bases}
+    handles = {str(base): Line2D([], [], color=colors[base], lw=1.6, marker="o", ms=3.5) for base in bases}
     handles = {"base width": Line2D([], [], ls=""), **handles}
     draw_legend(figure, handles, loc="outside upper center", handlelength=1.4)
     return figure

@@ -65,13 +65,13 @@ def draw_rows(tests: Sequence[ClaimTest], settings: ClaimsSettings) -> Figure:
         band = (-settings.slope_margin, settings.slope_margin)
         columns.append(Column("slope", "minus prediction", np.where(slope, over, np.nan).tolist(), band=band))
     palette = sns.color_palette("colorblind")
-    colours = {"replicated": palette[0], "inconclusive": palette[1], "not replicated": palette[3], CONTROL: FAINT}
+    colors = {"replicated": palette[0], "inconclusive": palette[1], "not replicated": palette[3], CONTROL: FAINT}
     looks = [CONTROL if test.kind == "control" else test.verdict for test in drawn]
     tested = [row[0].kind != "control" for row in rows.values()]
-    figure = draw_dots(list(rows), columns, [colours[look] for look in looks], tested, places)
+    figure = draw_dots(list(rows), columns, [colors[look] for look in looks], tested, places)
     for text, is_test in zip(figure.axes[0].get_yticklabels(), tested, strict=True):
         text.set_color(INK if is_test else FAINT)
-    handles = {look: Line2D([], [], color=colours[look], marker="o", ms=4.5) for look in colours if look in looks}
+    handles = {look: Line2D([], [], color=colors[look], marker="o", ms=4.5) for look in colors if look in looks}
     draw_legend(figure, handles, loc="outside upper center", handlelength=1.4)
     return figure
 

@@ -140,7 +140,7 @@ class Plan:
             or parameters[name].shape != self.entries[name].spec.shape
         )
         if changed:
-            raise UserError(f"the model's parameter {changed[0]!r} does not match the plan: make the plan again")
+            raise UserError(f"the model's parameter {changed[0]!r} does not match the plan: make a new plan")
         if meta := [name for name, parameter in parameters.items() if parameter.is_meta]:
             raise UserError(f"the parameter {meta[0]!r} is on the meta device: call the model's `to_empty` first")
         for name, entry in self.entries.items():

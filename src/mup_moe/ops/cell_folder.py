@@ -109,18 +109,18 @@ class Result:
         return self._kept / HISTORY, self._kept / SUMMARY
 
     def is_of(self, fingerprint: str) -> bool:
-        """Returns whether the kept copy is whole and is from the run with this fingerprint, on any machine."""
+        """Returns whether the kept copy is complete and is from the run with this fingerprint, on any machine."""
         return self._kept_summary().get("fingerprint") == fingerprint
 
     def _kept_summary(self) -> dict[str, Any]:
-        """Returns the kept summary; empty if the kept copy is not whole."""
+        """Returns the kept summary; empty if the kept copy is incomplete or damaged."""
         try:
             return read_result(self._kept)
         except DamagedResultError:
             return {}
 
     def restore(self, request: str) -> bool:
-        """Publishes the kept copy again if it is whole and belongs to the request with this digest; False if not."""
+        """Publishes the kept copy again if it is complete and belongs to the request with this digest; False if not."""
         if self._kept_summary().get("request") != request:
             return False
         with claim_folder(self._folder):
@@ -130,7 +130,7 @@ class Result:
     def adopt(self, history: bytes, summary: bytes) -> bool:
         """Keeps and publishes a result from another machine; False if the same result is already here.
 
-        Raises UserError and changes nothing if the result is not whole, is of another cell, or would replace
+        Raises UserError and changes nothing if the result is damaged, is of another cell, or would replace
         a different result.
         """
         name = self._folder.name
@@ -140,7 +140,7 @@ class Result:
                 raise ValueError(f"it is the result of {verified['id']}")
             fingerprint = verified["fingerprint"]
         except (ValueError, KeyError) as error:
-            raise UserError(f"the result of {name} is not whole ({error}): pack and copy it again") from None
+            raise UserError(f"the result of {name} is damaged ({error}): pack and copy it again") from None
         present = self._kept_summary().get("fingerprint")
         if present is None:
             _write_all({self: (history, summary)})

@@ -148,7 +148,7 @@ class Checkpoints:
             self._report(f"{path} is damaged ({error})")
             return None
 
-    def go_on_from(self, step: int) -> None:
+    def resume_from(self, step: int) -> None:
         """Makes the checkpoint of one of `steps` the newest, so that the next save does not overwrite it."""
         path = self._paths[step]
         if path.name != CHECKPOINT:
@@ -182,5 +182,5 @@ def load_together(available: Sequence[Checkpoints]) -> list[Checkpoint | None]:
             break
     for of_cell, saved in zip(available, loaded, strict=True):
         if saved:
-            of_cell.go_on_from(saved.step)
+            of_cell.resume_from(saved.step)
     return loaded

@@ -209,7 +209,7 @@ class Stack:
                 torch.cuda.empty_cache()
 
     def metrics(self, first: int, last: int) -> Tensor:
-        """Waits for the block's steps from `first` to before `last`, the next one; returns `METRICS` on the CPU."""
+        """Waits for the block's steps `first` to `last`, the latter excluded; returns their `METRICS` on the CPU."""
         assert int(self._position_1) == last, f"the device has taken {int(self._position_1)} of {last} steps"
         return self._metrics_KRM[first:last].cpu()
 

@@ -1,7 +1,7 @@
 """The version of the numbers, which identifies the code that a result comes from."""
 
 VERSION = 1
-"""Increased by hand when a change alters losses or tokens on purpose; then every cell is trained again.
+"""Increased by hand when a change alters losses or tokens on purpose; then every cell is retrained.
 
 tests/golden has tiny runs with the numbers of this version; its tests fail if the numbers change and this does not.
 """

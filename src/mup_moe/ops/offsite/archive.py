@@ -13,7 +13,7 @@ from mup_moe.ops.cell_folder import HISTORY, SUMMARY, Result
 
 # More than a history of 100,000 steps needs; a damaged archive must not fill the disk.
 _MOST_BYTES = 64 * 2**20
-# Halves the size of numbers in text in a third of the time of the best level.
+# Halves the size of numbers in text, in a third of the time of the highest level.
 _LEVEL = 6
 
 

@@ -1,1 +1,1 @@
-"""Reports the progress of a Snakemake run and the time left, as a line from time to time."""
+"""Reports the progress of a Snakemake run and the time left, in an occasional line."""

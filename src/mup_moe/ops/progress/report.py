@@ -17,7 +17,7 @@ from mup_moe.ops.cell_folder import SUMMARY
 from mup_moe.ops.progress.forecast import Forecast, ask_forecast, duration
 from mup_moe.ops.progress.watch import RunWatch, Standing
 
-# Seconds between two lines and between two looks at the files, and the share of the time that looks may take.
+# Seconds between lines and between reads of the files, and the share of the time that reading may take.
 _LINE_SECONDS, _LOOK_SECONDS, _LOOK_SHARE = 15.0, 5.0, 0.05
 # A run that ends before this needs no forecast, which costs seconds of CPU time.
 _SHORT_SECONDS = 8.0

@@ -30,7 +30,7 @@ class State(StrEnum):
     DONE, DIVERGED: it has a result. RUNNING: its process sends heartbeats. SILENT: its process was
     killed or hangs. FAILED: its last attempt ended without a result, for a known reason.
     INTERRUPTED: it has a checkpoint but no process. OUTDATED: its result is damaged or from another config,
-    version or corpus, and it will be trained again. WAITING: none of these.
+    version or corpus, and it will be retrained. WAITING: none of these.
     """
 
     DONE = "done"
@@ -102,7 +102,7 @@ def _cell_status(request: TrainingRequest, job: str, tokens: str | None, folder:
 
 
 def _summary(kept: Path) -> dict[str, Any]:
-    """Returns the summary of a kept result of any run; empty if there is none that is whole and readable."""
+    """Returns the summary of a kept result of any run; empty if there is none that is complete and readable."""
     try:
         return read_result(kept)
     except UserError:
