@@ -27,10 +27,12 @@ install: $(VENV)/run.stamp
 
 figure1: $(VENV)/run.stamp
 	$(BIN)/snakemake results/figure1.pdf --cores $(CORES)
+	@echo 'Look at results/figure1.png, or figure1.pdf.'
 
 paper: $(VENV)/run.stamp
 	$(BIN)/snakemake results/paper --cores $(CORES)
 	$(BIN)/snakemake results/paper --report results/report.html
+	@echo 'Open results/report.html.'
 
 report: $(VENV)/run.stamp
 	$(BIN)/python docs/report.py docs/_build/report.html

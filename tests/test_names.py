@@ -184,7 +184,7 @@ def test_the_whole_paper_is_made_with_names_that_read_like_other_values(tmp_path
     assert done.returncode == 0, done.stdout
     results = project / "results"
     drawn = {Path(path).stem for path in (results / "paper").read_text().split() if path.endswith(".pdf")}
-    assert drawn == {"false", "true"}
+    assert drawn == {"false", "true", "verdicts"}
     runs = rows_of(results / "runs.csv")
     assert {(row["setup"], row["parametrization"]) for row in runs} == {("na", rule) for rule in ("null", "nan", "007")}
     panels = {(row["figure"], row["panel"]) for row in rows_of(results / "optima.csv")}

@@ -210,7 +210,7 @@ def test_a_deleted_cell_is_trained_again_as_a_target_and_its_figure_follows(proj
         ("small_moe_ntk_w8_e4_g1_lr2^-6_s0", "'ntk'"),
         ("big_moe_mup_w8_e4_g1_lr2^-6_s0", "'big'"),
         ("small_moe_mup_w9_e4_g1_lr2^-6_s0", "not divisible"),
-        ("small_moe_mup_w8_e4_g1_lr0.5_s0", "is called"),
+        ("small_moe_mup_w8_e4_g1_lr0.5_s0", "the id of that cell is"),
     ],
 )
 def test_a_cell_that_cannot_be_built_is_refused(finished, cell, sentence):

@@ -56,7 +56,7 @@ class Power:
                 raise ValueError(f"{text!r}: `{name}` is not the size of a layer: write `{_NOT_IN_RULES[name]}`")
             if not match or (name and name not in VARIABLES):
                 raise ValueError(
-                    f"{text!r} is not a factor: write a product of powers of {', '.join(VARIABLES)},"
+                    f"{text!r} is not an expression: write a product of powers of {', '.join(VARIABLES)},"
                     " such as 1 or 1/fan_in"
                 )
             if match and name:
@@ -120,23 +120,27 @@ class Parametrization:
         known = (*ROLES, ATTENTION_LOGITS)
         for role in row:
             if role not in known:
-                raise ValueError(f"`parametrizations.{name}.{role}` is not a role: the roles are {', '.join(known)}")
+                several = GROUPS.get(role.replace("_", "-"), ())
+                meant = f"write {' and '.join(several)}" if len(several) > 1 else f"the roles are {', '.join(known)}"
+                raise ValueError(f"`parametrizations.{name}.{role}` is not a role: {meant}")
         for role in known:
             if role not in row:
                 raise ValueError(
                     f"`parametrizations.{name}.{role}` is missing: give every role a rule, or name a row with `like`"
                 )
-        try:
-            logits = Power.parse(row[ATTENTION_LOGITS])
-            if {"fan_in", "fan_out"} & {variable for variable, _ in logits.exponents}:
-                raise ValueError(
-                    f"`{ATTENTION_LOGITS}` does not scale a tensor, so it has no fan_in or fan_out:"
-                    " use head_size or width"
-                )
-            rules = {role: Rule.parse(row[role]) for role in ROLES}
-        except ValueError as error:
-            raise ValueError(f"`parametrizations.{name}`: {error}") from None
-        return cls(name, rules, logits)
+        parsed: dict[str, Any] = {}
+        for role in known:
+            try:
+                parsed[role] = (Power if role == ATTENTION_LOGITS else Rule).parse(row[role])
+            except ValueError as error:
+                raise ValueError(f"`parametrizations.{name}.{role}`: {error}") from None
+        logits = parsed.pop(ATTENTION_LOGITS)
+        if {"fan_in", "fan_out"} & {variable for variable, _ in logits.exponents}:
+            raise ValueError(
+                f"`parametrizations.{name}.{ATTENTION_LOGITS}` does not scale a tensor, so it has no fan_in or fan_out:"
+                " use head_size or width"
+            )
+        return cls(name, parsed, logits)
 
     def as_row(self) -> dict[str, Any]:
         """Returns the row as plain data, which `Parametrization.parse` reads back."""

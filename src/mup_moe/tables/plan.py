@@ -243,8 +243,8 @@ def _sights(sweep: Sweep) -> Iterator[str]:
             yield f"{name}, {octaves:g} octaves of width, {seen(rows, octaves, margin)} ({margin:g} nats or more)."
         else:
             yield (
-                f"{name}: which roles it can see is not measured for the set-up {figure.setup}; a figure of kind"
-                " sensitivity does that in a minute."
+                f"{name}: which roles it can see is not measured for the set-up {figure.setup}: a figure of kind"
+                " sensitivity measures it."
             )
 
 
@@ -252,11 +252,13 @@ def _notes(rows: Iterable[PlanRow], machine: Machine) -> list[str]:
     """Explains the numbers of the table in sentences."""
     low, high = machine.width[[0, -1]].astype(int)
     notes = [
-        f"Hours: of one device, {machine.name}, as measured at widths {low} to {high} (beyond them, at the rate of"
-        f" the nearest), and {START_SECONDS} s for each job to start. Divide by how many run side by side.",
-        "Disk: tokens and results, which stay. Checkpoint: of the largest cell, for each that is running; there are"
-        " three while one is written: it, the last one and the one before.",
-        "Total: every cell once, whichever figures share it.",
+        f"Hours: on one {machine.name}, the device that benchmarks/ has measured, at widths {low} to {high} (beyond"
+        f" them at the rate of the nearest width), plus {START_SECONDS} s to start each job. Divide by the number of"
+        " jobs that run at once. On another device, divide the FLOPs by its rate instead.",
+        "Disk: tokens and results, which are kept. Checkpoint: of the largest cell. Each running cell has two, and"
+        " three while one is written.",
+        "New: cells that are not trained yet. Total: every cell once, also if figures share it; its parameters are"
+        " those of the largest model.",
     ]
     return notes + [
         f"muTransfer in {row.sweep}: tuning the learning rate of one parametrization costs"

@@ -148,5 +148,9 @@ def _time_left(left: TimeLeft, snakemake: bool) -> str:
     if left.seconds is not None:
         by = f"{left.processes} {_plural(left.processes, 'process', 'processes')}"
         return f"time left: about {duration(left.seconds)}: {work} by {by}, {left.basis}"
-    start = "no cell is being trained at the moment" if snakemake else f"nothing is running: rerun {_AGAIN}"
+    start = (
+        "no cell is being trained at the moment"
+        if snakemake
+        else f"nothing is running: rerun {_AGAIN}, or ask for the figures that are missing"
+    )
     return f"time left: {work}, {left.basis}; {start}"
