@@ -218,7 +218,7 @@ def _of_corpus(corpus: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"config.yaml: `corpora.{corpus}`: {error}") from None
+        raise UserError(f"config: `corpora.{corpus}`: {error}") from None
 
 
 def digest(*parts: object) -> str:

@@ -61,9 +61,12 @@ def merge_config():
 
 try:
     LAYERS = merge_config()
+except ConfigError as error:
+    raise WorkflowError(f"config: {error}") from None
+try:
     CONFIG = LAYERS.config
 except ConfigError as error:
-    raise WorkflowError(f"config.yaml: {error}") from None
+    raise WorkflowError(f"config ({LAYERS}): {error}") from None
 if workflow.is_main_process:
     logger.info(f"Config: {LAYERS}")
 elif "layers" not in workflow.config_settings.overwrite_config:

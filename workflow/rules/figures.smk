@@ -11,7 +11,7 @@ for name, figure in CONFIG.figures.items():
             (REFERENCES[name],) = literal([str(find_reference(CONFIG, name))])
         except UserError as error:
             raise WorkflowError(
-                f"config.yaml: `figures.{name}.reference`: {error}"
+                f"config ({LAYERS}): `figures.{name}.reference`: {error}"
             ) from None
 # For report/figure.rst. In the config and not in params, because figures do not depend on captions.
 config["captions"] = {name: caption_of(CONFIG, name) for name in all_names(CONFIG)}
