@@ -529,7 +529,7 @@ def test_the_newest_row_of_a_cell_in_several_tables_counts(tmp_path):
     assert (tmp_path / "out").read_text() == "cell,loss\na,1\nb,2\nc,2\n"
 
 
-@pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("cell,other\na,1\n", "has other columns")])
+@pytest.mark.parametrize(("content", "said"), [("", "is empty"), ("cell,other\na,1\n", "has different columns")])
 def test_tables_that_do_not_fit_together_are_refused(tmp_path, content, said):
     tables = [tmp_path / "one", tmp_path / "two"]
     for path, text in zip(tables, ("cell,loss\na,1\n", content), strict=True):
