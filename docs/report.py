@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from mup_moe import __main__ as cli  # noqa: E402
 from mup_moe.analysis.collect import join_tables  # noqa: E402
-from mup_moe.analysis.pages import figure_page, rows_page, table_page  # noqa: E402
+from mup_moe.analysis.pages import figure_page, table_page, write_rows_page  # noqa: E402
 
 RECORDED = ROOT / "results/recorded"
 BEYOND = ("architectures", "granularity")
@@ -84,7 +84,7 @@ def make_pages(results: Path) -> None:
         if table.exists():
             with table.open(encoding="utf-8", newline="") as file:
                 columns, *rows = csv.reader(file)
-            (results / name).write_text(rows_page(Path(name).stem, columns, rows), encoding="utf-8")
+            write_rows_page(results / name, columns, rows)
 
 
 def copy_config(records: Sequence[str], folder: Path) -> list[str]:

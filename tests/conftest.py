@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -186,6 +187,11 @@ def write_tokens(folder: Path, tokens: np.ndarray) -> None:
 
 PARTS = ("Snakefile", "config.yaml", "environment.yml", "requirements.lock")
 PARTS += ("benchmarks", "presets", "profiles", "reference", "src", "workflow")
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The blocks of code in a language on a page of Markdown, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def copy_project(folder: Path) -> Path:

@@ -1,14 +1,13 @@
 """The recipes of docs/extending.md, run on the miniature sweep exactly as written."""
 
 import csv
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from conftest import ROOT, smoke
+from conftest import ROOT, code_blocks, smoke
 from mup_moe.config.like import overlay
 
 pytestmark = pytest.mark.workflow
@@ -19,7 +18,7 @@ CELLS = 2 * 2 * 3  # of figure1
 def recipe(title: str) -> list[str]:
     """Returns the blocks of code below a heading, in order."""
     section = (ROOT / "docs/extending.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-    return re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    return code_blocks(section, r"\w+")
 
 
 def insert(path: Path, before: str, text: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import CONFIG, ROOT, copy_project, snakemake
+from conftest import CONFIG, ROOT, code_blocks, copy_project, snakemake
 from mup_moe.config.document import read_document
 from mup_moe.config.like import overlay
 from mup_moe.config.load import validate
@@ -18,11 +18,6 @@ from mup_moe.config.load import validate
 README = (ROOT / "README.md").read_text()
 PAGES = {name: (ROOT / name).read_text() for name in ("README.md", "docs/configuration.md")}
 DEFAULT = ROOT / "results/recorded/default"
-
-
-def blocks(page: str, language: str) -> list[str]:
-    """The blocks of code in a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def table_rows(page: str, start: str) -> list[list[str]]:
@@ -73,7 +68,7 @@ def test_the_table_of_rules_is_that_of_the_config(title, name):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_examples_of_configs_are_valid(page):
-    examples = [yaml.safe_load(text) for text in blocks(PAGES[page], "yaml")]
+    examples = [yaml.safe_load(text) for text in code_blocks(PAGES[page], "yaml")]
     examples += [yaml.safe_load(text) for text in re.findall(r"`(figures: \{.*?\})`", PAGES[page])]
     assert len(examples) >= {"README.md": 1, "docs/configuration.md": 2}[page]
     document = read_document(ROOT / "config.yaml")
@@ -82,7 +77,7 @@ def test_examples_of_configs_are_valid(page):
 
 
 def test_the_snippet_for_a_model_of_ones_own_prints_its_plan():
-    (snippet,) = blocks(README, "python")
+    (snippet,) = code_blocks(README, "python")
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "router" in done.stdout
@@ -93,7 +88,7 @@ def test_the_snippet_for_a_model_of_ones_own_prints_its_plan():
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with the `mine.yaml` of the README."""
     folder = copy_project(tmp_path_factory.mktemp("newcomer") / "checkout")
-    (example,) = blocks(README, "yaml")
+    (example,) = code_blocks(README, "yaml")
     (folder / "mine.yaml").write_text(example)
     return folder
 
@@ -102,7 +97,7 @@ COMMANDS = sorted(
     {
         line.split(" #")[0].strip()
         for page in PAGES.values()
-        for text in [*blocks(page, "sh"), *re.findall(r"`(snakemake [^`]+)`", page)]
+        for text in [*code_blocks(page, "sh"), *re.findall(r"`(snakemake [^`]+)`", page)]
         for line in text.splitlines()
         if line.startswith("snakemake ") and "--report" not in line  # which needs results: tests/test_report.py
     }

@@ -12,17 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import CONFIG, ROOT, make_project
+from conftest import CONFIG, ROOT, code_blocks, make_project
 from mup_moe.config.like import overlay
 
 pytestmark = pytest.mark.workflow
 
 PAGE = (ROOT / "docs/your-model.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    """Returns the blocks of code in a language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in site.glob("setuptools*"):
         shutil.rmtree(path)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    run(folder, blocks("sh")[0], PIP_NO_DEPS="1", PIP_NO_BUILD_ISOLATION="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
+    quiet = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    run(folder, code_blocks(PAGE, "sh")[0], **quiet)
     assert (site / "mup_moe/defaults.yaml").read_text() == (ROOT / "config.yaml").read_text()
     return folder
 
@@ -57,7 +53,7 @@ def run(folder: Path, command: str, **variables: str) -> str:
 @pytest.fixture(scope="module")
 def said(checkout: Path) -> str:
     """The output of the snippets, run one after the other."""
-    (checkout / "page.py").write_text("\n".join(blocks("python")) + "\nprint(mup_moe.__file__)\n")
+    (checkout / "page.py").write_text("\n".join(code_blocks(PAGE, "python")) + "\nprint(mup_moe.__file__)\n")
     return run(checkout, "python page.py")
 
 
@@ -69,7 +65,7 @@ def test_the_snippets_run_with_the_installed_package(said, checkout):
 
 
 def test_the_plan_of_a_hub_model_is_printed(said, checkout):
-    command = blocks("sh")[1]
+    command = code_blocks(PAGE, "sh")[1]
     assert said
     assert "ParamGroupConfig" in run(checkout, command)
     for form in re.findall(r"`--as (\w+)`", PAGE):
@@ -86,11 +82,11 @@ setups:
 
 
 def test_the_sweep_of_mixtral_and_of_ones_own_architecture_is_one_command(checkout):
-    (mine,) = blocks("yaml")
+    (mine,) = code_blocks(PAGE, "yaml")
     corpora = {"corpora": yaml.safe_load((checkout / "smoke.yaml").read_text())["corpora"]}
     small = overlay(corpora, *map(yaml.safe_load, (SMALL, mine)))
     (checkout / "mine.yaml").write_text(yaml.safe_dump(small))
-    run(checkout, blocks("sh")[2])
+    run(checkout, code_blocks(PAGE, "sh")[2])
     assert (checkout / "results/mine.pdf").read_bytes().startswith(b"%PDF")
     trained = {path.name.split("_")[1] for path in (checkout / "results/cells").iterdir()}
     assert trained == {"mixtral", "mine"}
@@ -107,4 +103,4 @@ def test_the_page_names_all_role_tables_in_at_most_120_lines():
     section = PAGE.split("\n## Roles\n")[1].split("```")[0]
     assert set(re.findall("`([a-z0-9-]+)`", section)) >= set(CONFIG.roles)
     assert PAGE.count("\n") <= 120
-    assert len(blocks("sh")) == 3
+    assert len(code_blocks(PAGE, "sh")) == 3

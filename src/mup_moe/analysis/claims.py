@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from mup_moe.analysis.markup import markdown_table, markdown_text
 from mup_moe.analysis.names import estimated
-from mup_moe.analysis.pages import rows_page, write_page
+from mup_moe.analysis.pages import write_page, write_rows_page
 from mup_moe.analysis.verdict import CANNOT_TELL, Test, all_tests, verdict_of, without_controls
 from mup_moe.config.settings import ClaimSettings, ClaimsSettings
-from mup_moe.files import write_csv, write_text
+from mup_moe.files import write_csv
 from mup_moe.options import read_sweep
 
 # What the verdict of a test says of a control, which should fail the test.
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     report = markdown(settings, tests, sweep.layers, sweep.config.analysis.confidence)
     all_of_them = [test for found in tests.values() for test in found]
     write_csv(results / "claims/tests.csv", Test._fields, all_of_them)
-    write_text(results / "claims/tests.html", rows_page("tests", Test._fields, all_of_them))
+    write_rows_page(results / "claims/tests.html", Test._fields, all_of_them)
     rows = [claim_row(name, claim, tests[name]) for name, claim in settings.table.items()]
     write_csv(results / "claims.csv", list(rows[0]) if rows else ["claim"], (list(row.values()) for row in rows))
     write_page(results / "claims", report)

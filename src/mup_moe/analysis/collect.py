@@ -5,8 +5,8 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mup_moe.analysis.pages import rows_page
-from mup_moe.files import UserError, cannot_be_read, write_csv, write_text
+from mup_moe.analysis.pages import write_rows_page
+from mup_moe.files import UserError, cannot_be_read, write_csv
 from mup_moe.options import add_config_arguments, read_sweep
 
 
@@ -49,7 +49,7 @@ def join_tables(tables: Sequence[Path], out: Path) -> None:
         rows = [line for _, line in newest.values()]
         write_csv(out, header, rows)
         if out.stem == "optima":
-            write_text(out.with_suffix(".html"), rows_page(out.stem, header, rows))
+            write_rows_page(out.with_suffix(".html"), header, rows)
 
 
 def join_finished_tables(results: Path, figures: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -145,6 +145,11 @@ def rows_page(name: str, columns: Sequence[str], rows: Iterable[Iterable[Any]]) 
     return table_page(name, markdown_table(headings, cells), grouped=False)
 
 
+def write_rows_page(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes the page of the rows of a CSV file, titled by the stem of its name."""
+    write_text(path, rows_page(path.stem, columns, rows))
+
+
 def figure_page(name: str, png: bytes) -> str:
     """Returns a page that shows a picture, which a click enlarges."""
     width = int.from_bytes(png[16:20])  # of the header of any PNG

@@ -8,11 +8,11 @@ from typing import NamedTuple, cast, get_args
 import numpy as np
 import pandas as pd
 
-from mup_moe.analysis.pages import rows_page
+from mup_moe.analysis.pages import write_rows_page
 from mup_moe.analysis.runs import read_table
 from mup_moe.analysis.transfer import regress
 from mup_moe.config.settings import CurveAxis
-from mup_moe.files import UserError, write_csv, write_text
+from mup_moe.files import UserError, write_csv
 from mup_moe.options import read_sweep, takes
 from mup_moe.sweep import one_of
 
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     name = one_of(arguments.probe, sweep.config.probes, "probes")
     found = list(slopes(read_values(sweep.probe_values(name)), sweep.config.analysis.confidence))
     write_csv(sweep.slopes(name), Slope._fields, found)
-    write_text(sweep.results / name / "slopes.html", rows_page("slopes", Slope._fields, found))
+    write_rows_page(sweep.results / name / "slopes.html", Slope._fields, found)
 
 
 def read_values(path: Path) -> pd.DataFrame:

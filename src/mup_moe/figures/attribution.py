@@ -7,11 +7,9 @@ from mup_moe.analysis.attribution import AttributionRow
 from mup_moe.analysis.names import parametrization_title
 from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import Config
-from mup_moe.figures.dots import Column, draw_dots
+from mup_moe.figures.dots import Column, draw_dots, excess_column
 from mup_moe.figures.plotting import Figure
 from mup_moe.figures.style import INK, group_colors
-
-REACH = 6.0  # in margins: a larger excess is drawn at the end of the axis
 
 
 def draw(config: Config, name: str, results: Path) -> Figure:
@@ -32,13 +30,11 @@ def draw_rows(rows: Sequence[AttributionRow], drift_margin: float, excess_margin
         [(row.drift, row.drift_low, row.drift_high) for row in rows],
         band=(-drift_margin, drift_margin),
     )
-    excesses = Column(
+    excesses = excess_column(
         "loss at the base's best rate",
         "excess at the far end (nats)",
         [(row.excess, row.excess_low, row.excess_high) for row in rows],
-        band=(0, excess_margin),
-        floor=0,
-        ceiling=REACH * excess_margin,
+        excess_margin,
     )
     names = [parametrization_title(row.panel) for row in rows]
     return draw_dots(names, [drifts, excesses], [colors[row.group] for row in rows], [not row.group for row in rows])

@@ -10,6 +10,7 @@ from mup_moe.figures.plotting import Figure, MaxNLocator, sns
 from mup_moe.figures.style import BAND, FAINT, RC, WIDTH, new_figure
 
 LINE_HEIGHT = 0.2  # inches
+REACH = 6.0  # in margins: a larger excess is drawn at the end of its panel
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,23 @@ class Column:
     ceiling: float = np.inf
 
 
+def excess_column(title: str, label: str, points: Sequence[tuple[float, float, float]], margin: float) -> Column:
+    """Returns the column of an excess, in nats; the gray band is what passes the test of a claim."""
+    return Column(title, label, points, band=(0, margin), floor=0, ceiling=REACH * margin)
+
+
 def draw_dots(
     names: Sequence[str],
     columns: Sequence[Column],
     colors: Sequence[Any],
     bold: Sequence[bool],
     places: Sequence[float] | None = None,
+    inks: Sequence[Any] | None = None,
 ) -> Figure:
-    """Draws the rows from top to bottom as given, each in its color.
+    """Draws the rows from top to bottom as given.
 
-    places: the row of each point, and its color is then that of the point; by default there is one point per row.
+    colors: of the points. places: the row of each point; by default there is one point per row. inks: the colors of the
+    names; by default those of the points.
     """
     figure = new_figure(WIDTH, 0.75 + LINE_HEIGHT * len(names))
     places = range(len(names)) if places is None else places
@@ -70,9 +78,8 @@ def draw_dots(
         else:
             axes.axvline(0, color=FAINT, lw=0.7)
     grid[0].set_yticks(range(len(names)), list(names))
-    of_row = {round(place): color for place, color in zip(places, colors, strict=True)}
-    for row, (label, heavy) in enumerate(zip(grid[0].get_yticklabels(), bold, strict=True)):
-        label.set(color=of_row[row], fontweight="bold" if heavy else "normal", parse_math=False)
+    for label, ink, heavy in zip(grid[0].get_yticklabels(), inks or colors, bold, strict=True):
+        label.set(color=ink, fontweight="bold" if heavy else "normal", parse_math=False)
     grid[0].set_ylim(len(names) - 0.4, -0.6)
     sns.despine(fig=figure, left=True)
     return figure

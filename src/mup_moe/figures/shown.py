@@ -108,8 +108,7 @@ def _is_beyond_the_paper(config: Config, name: str) -> bool:
     shown = [config.figures[part] for part in parts]
     built = {name for entry in ([probe] if probe else shown) for name in entry.axes.architecture}
     return (
-        name in (*config.comparisons, *config.trends)
-        or not compared.isdisjoint(parts)
+        not compared.isdisjoint(parts)
         or any(figure.tunes for figure in shown)
         or (probe is not None and probe.over != "width")
         or not built.issubset(ARCHITECTURES)

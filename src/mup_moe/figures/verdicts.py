@@ -9,12 +9,11 @@ import numpy as np
 from mup_moe.analysis.names import panel_title
 from mup_moe.analysis.runs import read_rows
 from mup_moe.config.settings import ClaimsSettings, Config
-from mup_moe.figures.dots import Column, draw_dots
+from mup_moe.figures.dots import Column, draw_dots, excess_column
 from mup_moe.figures.plotting import Figure, Line2D, sns
 from mup_moe.figures.style import FAINT, INK, draw_legend
 from mup_moe.files import UserError
 
-REACH = 6.0  # margins: a larger excess is drawn at the end of the axis
 SPREAD = 0.36  # of a row's height, which the points of one row share
 CONTROL = "control (has to fail)"
 
@@ -59,8 +58,7 @@ def draw_rows(tests: Sequence[ClaimTest], settings: ClaimsSettings) -> Figure:
     if not slope.all():
         band = (-settings.drift_margin, settings.drift_margin)
         columns.append(Column("drift", "octaves per octave", np.where(slope, np.nan, over).tolist(), band=band))
-        ends = {"floor": 0, "ceiling": REACH * settings.excess_margin}
-        columns.append(Column("excess", "nats", excesses, band=(0, settings.excess_margin), **ends))
+        columns.append(excess_column("excess", "nats", excesses, settings.excess_margin))
     if slope.any():
         band = (-settings.slope_margin, settings.slope_margin)
         columns.append(Column("slope", "minus prediction", np.where(slope, over, np.nan).tolist(), band=band))
@@ -68,9 +66,8 @@ def draw_rows(tests: Sequence[ClaimTest], settings: ClaimsSettings) -> Figure:
     colors = {"replicated": palette[0], "inconclusive": palette[1], "not replicated": palette[3], CONTROL: FAINT}
     looks = [CONTROL if test.kind == "control" else test.verdict for test in drawn]
     tested = [row[0].kind != "control" for row in rows.values()]
-    figure = draw_dots(list(rows), columns, [colors[look] for look in looks], tested, places)
-    for text, is_test in zip(figure.axes[0].get_yticklabels(), tested, strict=True):
-        text.set_color(INK if is_test else FAINT)
+    inks = [INK if is_test else FAINT for is_test in tested]
+    figure = draw_dots(list(rows), columns, [colors[look] for look in looks], tested, places, inks)
     handles = {look: Line2D([], [], color=colors[look], marker="o", ms=4.5) for look in colors if look in looks}
     draw_legend(figure, handles, loc="outside upper center", handlelength=1.4)
     return figure
